@@ -1,0 +1,82 @@
+# reptool's habits. A fresh machine needs Python 3.10 or newer (with venv), make and pip's usual access to packages.
+#
+# Two virtual environments, each made by the first target that needs it and again when pyproject.toml changes:
+#   .venv         PyTorch for the CPU, and everything but the public model collections
+#   .venv-models  a PyTorch release that a torchvision release exists for, timm and torchvision (about 6 GB)
+#
+# Where pip finds a CPU build of $(TORCH) it takes that; from PyPI the same line works and brings whatever build
+# PyPI has for the platform (on Linux x86-64 a CUDA one of several GB, which runs on the CPU as well). pip's own
+# settings (PIP_FIND_LINKS, PIP_INDEX_URL, pip.conf) choose another source; TORCH=... chooses another release.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_MODELS ?= torch==2.14.1 torchvision==0.29.1
+WORKERS ?= 2
+SECONDS ?= 300
+MODEL ?= timm:repvgg_a0
+ARGS ?=
+
+VENV := .venv
+VENV_MODELS := .venv-models
+READY := $(VENV)/.ready
+READY_MODELS := $(VENV_MODELS)/.ready
+
+# One thread for each of the processes that pytest runs side by side.
+PYTEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST_ARGS := -n $(WORKERS) --durations=10
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-model test test-models fuzz lint types format bench zoo clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+demo: $(READY) ## train a small network, collapse it, check every prediction, export, compare
+	$(VENV)/bin/python -m reptool.demo $(ARGS)
+
+demo-model: $(READY_MODELS) ## the same for somebody else's model, MODEL=timm:repvgg_a0 (timm:, torchvision:, package.module:callable)
+	$(VENV_MODELS)/bin/python -m reptool.demo --model '$(MODEL)' $(ARGS)
+
+test: $(READY) ## all tests but those of public models
+	$(PYTEST_ENV) $(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m "not models" $(ARGS)
+
+test-models: $(READY_MODELS) ## the tests of public models
+	$(PYTEST_ENV) $(VENV_MODELS)/bin/python -m pytest $(PYTEST_ARGS) -m models $(ARGS)
+
+fuzz: $(READY) ## random whole networks for SECONDS=300, printing a reproducer on failure
+	$(VENV)/bin/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+lint: $(READY) ## ruff: rules and format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(READY) ## mypy, strict
+	$(VENV)/bin/mypy
+
+format: $(READY) ## let ruff rewrite what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(READY_MODELS) ## time deploy() against torch.fx's fuse on public models
+	$(VENV_MODELS)/bin/python benchmarks/fuse_times.py $(ARGS)
+
+zoo: $(READY_MODELS) ## deploy a list of public models and show what was left in each
+	$(VENV_MODELS)/bin/python benchmarks/zoo.py $(ARGS)
+
+clean: ## remove both environments and every cache
+	rm -rf $(VENV) $(VENV_MODELS) .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml
+	@echo "setting up $(VENV): $(TORCH) and the packages for tests, demo and checks; once, some minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(VENV)/bin/python -m pip install --quiet -e '.[test,demo,lint]'
+	@touch $@
+
+$(READY_MODELS): pyproject.toml
+	@echo "setting up $(VENV_MODELS): $(TORCH_MODELS), timm and the packages for tests and demo; once, about 6 GB"
+	$(PYTHON) -m venv $(VENV_MODELS)
+	$(VENV_MODELS)/bin/python -m pip install --quiet $(TORCH_MODELS)
+	$(VENV_MODELS)/bin/python -m pip install --quiet -e '.[test,demo,models]'
+	@touch $@
