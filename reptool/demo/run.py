@@ -71,8 +71,8 @@ def collapse_and_compare(
     same = compare(console, "PyTorch", before, predictions(outputs_of(deployed, images)))
     export_onnx(deployed, example, onnx_path)
     exported = predictions(run_onnx(onnx_path, images))
-    same &= compare(console, f"ONNX Runtime, {onnx_path}", before, exported)
-    console.print(f"the ONNX file holds {show.operators(onnx_operators(onnx_path))}")
+    same &= compare(console, "ONNX Runtime", before, exported)
+    console.print(f"{onnx_path.name} holds {show.operators(onnx_operators(onnx_path))}")
     console.print(show.comparison(*measure(model, deployed, example), batch=len(example)))
     return same
 
