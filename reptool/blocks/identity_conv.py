@@ -1,0 +1,48 @@
+"""A 1x1 convolution that starts as the identity: kernel = I + W with W = 0 at first."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._checks import check_channels
+
+
+class IdentityConv1x1(nn.Module):
+    """1x1 convolution without bias whose weight is added to the identity of each group.
+
+    Args:
+        channels: channels C of input and output (N, C, H, W).
+        groups: groups of the convolution.
+
+    Raises:
+        InputError: groups that do not divide the channels.
+
+    Paper:
+        Ding et al., "Diverse Branch Block: Building a Convolution as an Inception-like Unit", CVPR 2021.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(1, 6, 4, 4)
+        >>> torch.equal(IdentityConv1x1(6, groups=2)(x), x)
+        True
+    """
+
+    identity: Tensor
+
+    def __init__(self, channels: int, groups: int = 1) -> None:
+        super().__init__()
+        check_channels("IdentityConv1x1", channels, channels, groups)
+        shape = (channels, channels // groups, 1, 1)
+        self.groups = groups
+        self.weight = nn.Parameter(torch.zeros(shape))
+        self.register_buffer("identity", nn.init.dirac_(torch.empty(shape), groups))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        return F.conv2d(x, self.identity + self.weight, groups=self.groups)
+
+    def extra_repr(self) -> str:
+        """Arguments that the children do not show."""
+        return f"{self.weight.shape[0]}, groups={self.groups}"
