@@ -1,0 +1,245 @@
+"""All option combinations of the blocks worth testing, and random statistics that let errors show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from reptool.blocks import ACBlock, DiverseBranchBlock, RefConv, RepVGGBlock
+
+CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+ACB_TABLE = [(3, 1), (3, 0), (5, 1), (5, 2), (5, 3), (5, 4), (5, 6)]
+CHANNELS = 8
+
+
+class Option(NamedTuple):
+    """A block under test, and the one convolution it stands for."""
+
+    id: str
+    build: Callable[[], nn.Module]
+    plain: Callable[[], nn.Module]
+    in_channels: int
+    dim: int = 2
+
+    def inputs(self, size: int = 13, batch: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
+        """A random input with a different size on every axis."""
+        return torch.randn(batch, self.in_channels, *range(size, size + self.dim), dtype=dtype)
+
+
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give batch norms random statistics and constant parameters random values, in place; returns the module.
+
+    Fresh statistics hide border errors, a weight of zero hides everything: running_mean ~ N, running_var in
+    [.5, 2], weight in +-[.5, 1.5], bias ~ N. Any other parameter whose entries are all equal gets N(0, 0.3).
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(like: Tensor, low: float, high: float) -> Tensor:
+        return torch.rand(like.shape, generator=generator) * (high - low) + low
+
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator))
+            norm.running_var.copy_(uniform(norm.running_var, 0.5, 2.0))
+            if norm.affine:
+                sign = torch.randint(0, 2, norm.weight.shape, generator=generator) * 2 - 1
+                norm.weight.copy_(uniform(norm.weight, 0.5, 1.5) * sign)
+                norm.bias.copy_(torch.randn(norm.bias.shape, generator=generator))
+        of_norms = {id(p) for norm in norms for p in norm.parameters()}
+        for parameter in module.parameters():
+            if id(parameter) not in of_norms and parameter.numel() and parameter.max() == parameter.min():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return module
+
+
+def _plain(
+    in_channels: int, out_channels: int, kernel: Any, dim: int = 2, **options: Any
+) -> Callable[[], nn.Module]:
+    return lambda: CONV[dim](in_channels, out_channels, kernel, **options)
+
+
+def _name(block: str, **options: Any) -> str:
+    return block + "-" + "-".join(f"{key}{value}".replace(" ", "") for key, value in options.items())
+
+
+def rep_vgg_options() -> Iterator[Option]:
+    """RepVGGBlock."""
+    for kernel, stride, groups, identity, dilation in product(
+        (1, 3, 5), (1, 2), (1, 2, 8), (None, False), (1, 2)
+    ):
+        if kernel == 1 and dilation > 1:
+            continue
+        geometry = {"stride": stride, "dilation": dilation, "groups": groups}
+        yield Option(
+            _name("repvgg", k=kernel, s=stride, g=groups, id=identity, d=dilation),
+            lambda k=kernel, i=identity, g=geometry: RepVGGBlock(8, 8, k, identity=i, **g),
+            _plain(8, 8, kernel, padding=dilation * (kernel // 2), **geometry),
+            8,
+        )
+    for padding, stride in product((0, 1, 3, 4), (1, 2)):
+        yield Option(
+            _name("repvgg", k=5, p=padding, s=stride, o=12),
+            lambda p=padding, s=stride: RepVGGBlock(8, 12, 5, s, p, groups=4, activation=None),
+            _plain(8, 12, 5, padding=padding, stride=stride, groups=4),
+            8,
+        )
+    for mode in ("reflect", "replicate", "circular"):
+        yield Option(
+            _name("repvgg", mode=mode),
+            lambda m=mode: RepVGGBlock(8, 8, 3, padding_mode=m),
+            _plain(8, 8, 3, padding=1, padding_mode=mode),
+            8,
+        )
+    for dim, stride in product((1, 3), (1, 2)):
+        yield Option(
+            _name("repvgg", dim=dim, s=stride),
+            lambda d=dim, s=stride: RepVGGBlock(8, 8, 3, s, dim=d),
+            _plain(8, 8, 3, dim, stride=stride, padding=1),
+            8,
+            dim,
+        )
+    yield Option(
+        "repvgg-rectangular",
+        lambda: RepVGGBlock(8, 8, (1, 7)),
+        _plain(8, 8, (1, 7), padding=(0, 3)),
+        8,
+    )
+
+
+def ac_options() -> Iterator[Option]:
+    """ACBlock."""
+    for (kernel, padding), stride, groups in product(ACB_TABLE, (1, 2, 3), (1, 2, 8)):
+        geometry = {"padding": padding, "stride": stride, "groups": groups}
+        yield Option(
+            _name("acb", k=kernel, p=padding, s=stride, g=groups),
+            lambda k=kernel, g=geometry: ACBlock(8, 16, k, **g),
+            _plain(8, 16, kernel, **geometry),
+            8,
+        )
+    for dilation, padding in product((2, 3), (0, 2, 3, 5)):
+        yield Option(
+            _name("acb", d=dilation, p=padding),
+            lambda d=dilation, p=padding: ACBlock(8, 8, 3, 1, p, d),
+            _plain(8, 8, 3, dilation=dilation, padding=padding),
+            8,
+        )
+    for mode, padding in product(("reflect", "replicate", "circular"), (1, 2, 3)):
+        yield Option(
+            _name("acb", mode=mode, p=padding),
+            lambda m=mode, p=padding: ACBlock(8, 8, 5, padding=p, padding_mode=m),
+            _plain(8, 8, 5, padding=padding, padding_mode=mode),
+            8,
+        )
+    yield Option(
+        "acb-gamma-relu",
+        lambda: ACBlock(8, 8, gamma_init=1 / 3, activation=nn.ReLU),
+        _plain(8, 8, 3, padding=1),
+        8,
+    )
+    yield Option("acb-no-affine", lambda: ACBlock(8, 8, affine=False), _plain(8, 8, 3, padding=1), 8)
+
+
+def diverse_branch_options() -> Iterator[Option]:
+    """DiverseBranchBlock."""
+    for kernel, stride, groups, internal, single in product(
+        (1, 3, 5), (1, 2), (1, 2, 8), (None, 16), (False, True)
+    ):
+        yield Option(
+            _name("dbb", k=kernel, s=stride, g=groups, i=internal, single=single),
+            lambda k=kernel, s=stride, g=groups, i=internal, one=single: DiverseBranchBlock(
+                8, 8, k, s, groups=g, internal_channels=i, single_init=one
+            ),
+            _plain(8, 8, kernel, stride=stride, groups=groups, padding=kernel // 2),
+            8,
+        )
+    for out_channels, groups, padding in product((12, 16), (1, 4), (0, 1, 2)):
+        yield Option(
+            _name("dbb", k=5, o=out_channels, g=groups, p=padding),
+            lambda o=out_channels, g=groups, p=padding: DiverseBranchBlock(
+                8, o, 5, padding=p, groups=g, activation=nn.ReLU
+            ),
+            _plain(8, out_channels, 5, groups=groups, padding=padding),
+            8,
+        )
+    for kernel, padding in ((3, 0), (5, 1)):
+        yield Option(
+            _name("dbb", k=kernel, dw=8, p=padding),
+            lambda k=kernel, p=padding: DiverseBranchBlock(8, 8, k, padding=p, groups=8),
+            _plain(8, 8, kernel, groups=8, padding=padding),
+            8,
+        )
+    yield Option(
+        "dbb-multiplier",
+        lambda: DiverseBranchBlock(4, 8, 3, groups=4),
+        _plain(4, 8, 3, groups=4, padding=1),
+        4,
+    )
+
+
+class TanhMap(nn.Module):
+    """A non-linear transformation of a kernel."""
+
+    def __init__(self, slices: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(slices, slices, 3, padding=1)
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        return torch.tanh(self.mix(kernel))
+
+
+def ref_conv_options() -> Iterator[Option]:
+    """RefConv."""
+    for kernel, groups, stride, identity, init in product(
+        (3, 5, (3, 5)), (1, 2, 8), (1, 2), (True, False), ("xavier", "zeros")
+    ):
+        geometry = {"groups": groups, "stride": stride, "padding": 1}
+        yield Option(
+            _name("refconv", k=kernel, g=groups, s=stride, id=identity, init=init),
+            lambda k=kernel, i=identity, z=init, g=geometry: RefConv(8, 8, k, identity=i, init=z, **g),
+            _plain(8, 8, kernel, **geometry),
+            8,
+        )
+    extra: dict[str, dict[str, Any]] = {
+        "tanh": {"transform": TanhMap(128)},
+        "function": {"transform": torch.sin},
+        "map-groups": {"map_groups": 2},
+        "map-1": {"map_kernel_size": 1},
+        "map-5": {"map_kernel_size": 5},
+        "map-rectangular": {"map_kernel_size": (5, 3)},
+        "trained-basis": {"train_basis": True},
+        "basis": {"basis": torch.randn(16, 8, 5, 5)},
+        "no-bias": {"bias": False},
+        "same": {"padding": "same"},
+        "valid": {"padding": "valid"},
+        "dilation": {"dilation": 2, "padding": 4},
+        "reflect": {"padding_mode": "reflect", "padding": 2},
+        "circular-same": {"padding_mode": "circular", "padding": "same"},
+        "replicate-valid": {"padding_mode": "replicate", "padding": "valid"},
+    }
+    for name, options in extra.items():
+        geometry = {k: v for k, v in options.items() if k in ("padding", "dilation", "padding_mode", "bias")}
+        yield Option(
+            f"refconv-{name}", lambda o=options: RefConv(8, 16, 5, **o), _plain(8, 16, 5, **geometry), 8
+        )
+    for dim, groups in product((1, 3), (1, 8)):
+        yield Option(
+            _name("refconv", dim=dim, g=groups),
+            lambda d=dim, g=groups: RefConv(8, 8, 3, 2, 1, groups=g, dim=d),
+            _plain(8, 8, 3, dim, stride=2, padding=1, groups=groups),
+            8,
+            dim,
+        )
+
+
+def all_options() -> Iterator[Option]:
+    """Every block over its options."""
+    yield from rep_vgg_options()
+    yield from ac_options()
+    yield from diverse_branch_options()
+    yield from ref_conv_options()
