@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add("--model", metavar="SPEC", help="timm:NAME, torchvision:NAME or package.module:callable")
-    add("--epochs", type=int, default=30, help="passes over the training images (default: %(default)s)")
+    add("--epochs", type=int, default=20, help="passes over the training images (default: %(default)s)")
     add("--seed", type=int, default=0, help="chooses weights, split and images (default: %(default)s)")
     add("--threads", type=int, default=2, help="threads that PyTorch may use (default: %(default)s)")
     add("--onnx", type=Path, default=Path("demo.onnx"), metavar="FILE", help="written (default: %(default)s)")

@@ -8,7 +8,7 @@ __all__ = ["DigitNet"]
 
 
 class DigitNet(nn.Module):
-    """Five stages for 8x8 images of one channel; each becomes plain convolutions when deployed.
+    """Six stages for 8x8 images of one channel, each of them one convolution and a ReLU when deployed.
 
     Args:
         width: channels of the first stages; the later ones have twice as many.
@@ -18,20 +18,21 @@ class DigitNet(nn.Module):
     def __init__(self, width: int = 32, classes: int = 10) -> None:
         super().__init__()
         wide = 2 * width
-        self.stem = RepVGGBlock(1, width, 3, padding=1)
-        self.repvgg = RepVGGBlock(width, width, 3, padding=1)
-        self.acnet = ACBlock(width, wide, 3, stride=2, padding=1)
-        self.diverse = DiverseBranchBlock(wide, wide, 3, padding=1)
-        self.depthwise = nn.Sequential(RefConv(wide, wide, 3, padding=1, groups=wide), nn.BatchNorm2d(wide))
-        self.pointwise = nn.Sequential(nn.Conv2d(wide, wide, 1, bias=False), nn.BatchNorm2d(wide))
-        self.relu = nn.ReLU()
+        self.stem = RepVGGBlock(1, width)
+        self.repvgg = RepVGGBlock(width, width)
+        self.acnet = ACBlock(width, wide, stride=2, activation=nn.ReLU)
+        self.diverse = DiverseBranchBlock(wide, wide, activation=nn.ReLU)
+        self.depthwise = nn.Sequential(
+            RefConv(wide, wide, 3, padding=1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU()
+        )
+        self.pointwise = nn.Sequential(nn.Conv2d(wide, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU())
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(wide, classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images (N, 1, H, W) to features (N, 2 * width)."""
         for stage in (self.stem, self.repvgg, self.acnet, self.diverse, self.depthwise, self.pointwise):
-            x = self.relu(stage(x))
+            x = stage(x)
         return self.pool(x).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
