@@ -1,0 +1,46 @@
+"""What reptool's own tests are written with, public so that yours can be too.
+
+Needs Hypothesis: ``pip install reptool[test]``.
+
+>>> import torch, torch.nn as nn
+>>> conv = nn.Conv2d(2, 3, 3)
+>>> assert_equivalent(conv, lambda x: nn.functional.conv2d(x, conv.weight.double(), conv.bias.double()),
+...                   torch.randn(2, 2, 7, 6)) < 1e-12
+True
+"""
+
+from reptool.testing._apply import apply_kernel as apply_kernel
+from reptool.testing._apply import dense_weight as dense_weight
+from reptool.testing._collapse import assert_collapses as assert_collapses
+from reptool.testing._collapse import count_operations as count_operations
+from reptool.testing._equivalence import assert_equivalent as assert_equivalent
+from reptool.testing._equivalence import other_sizes as other_sizes
+from reptool.testing._equivalence import tensors_in as tensors_in
+from reptool.testing._randomize import randomize as randomize
+from reptool.testing._strategies import axes as axes
+from reptool.testing._strategies import bn_statistics as bn_statistics
+from reptool.testing._strategies import channel_structures as channel_structures
+from reptool.testing._strategies import composable_kernels as composable_kernels
+from reptool.testing._strategies import conv_modules as conv_modules
+from reptool.testing._strategies import kernels as kernels
+from reptool.testing._strategies import norm_modules as norm_modules
+from reptool.testing._strategies import parallel_kernels as parallel_kernels
+
+__all__ = [
+    "apply_kernel",
+    "assert_collapses",
+    "assert_equivalent",
+    "axes",
+    "bn_statistics",
+    "channel_structures",
+    "composable_kernels",
+    "conv_modules",
+    "count_operations",
+    "dense_weight",
+    "kernels",
+    "norm_modules",
+    "other_sizes",
+    "parallel_kernels",
+    "randomize",
+    "tensors_in",
+]
