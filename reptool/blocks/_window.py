@@ -147,3 +147,14 @@ class Window:
         """A batch normalization of the output channels."""
         norm: nn.Module = BATCH_NORM[self.dim](self.out_channels, affine=affine)
         return norm
+
+
+def check_identity(block: str, identity: bool | None, window: Window) -> None:
+    """An identity branch that was asked for fits."""
+    require(
+        not identity or window.keeps_shape,
+        f"{block} with identity=True, {window.in_channels} to {window.out_channels} channels, "
+        f"stride {window.stride}, padding {window.padding}",
+        "an output of the input's shape",
+        "use equal channels, stride 1 and padding=None, or identity=None",
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ._activation import Activation, make_activation
-from ._checks import Size, require
-from ._window import Window
+from ._checks import Size
+from ._window import Window, check_identity
 from .compose import Parallel
 
 
@@ -85,14 +85,3 @@ class RepVGGBlock(nn.Module):
         """Map (N, C, ...) to (N, O, ...)."""
         y: Tensor = self.activation(self.branches(x))
         return y
-
-
-def check_identity(block: str, identity: bool | None, window: Window) -> None:
-    """An identity branch that was asked for fits."""
-    require(
-        not identity or window.keeps_shape,
-        f"{block} with identity=True, {window.in_channels} to {window.out_channels} channels, "
-        f"stride {window.stride}, padding {window.padding}",
-        "an output of the input's shape",
-        "use equal channels, stride 1 and padding=None, or identity=None",
-    )
