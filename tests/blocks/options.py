@@ -10,7 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reptool.blocks import ACBlock, DiverseBranchBlock, RefConv, RepVGGBlock
+from reptool.blocks import (
+    OREPA,
+    ACBlock,
+    DilatedReparamBlock,
+    DiverseBranchBlock,
+    EdgeOrientedBlock,
+    LargeKernelBlock,
+    MobileOneBlock,
+    QARepVGGBlock,
+    RefConv,
+    RepMixer,
+    RepNeXtUnit,
+    RepVGGBlock,
+)
 
 CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 ACB_TABLE = [(3, 1), (3, 0), (5, 1), (5, 2), (5, 3), (5, 4), (5, 6)]
@@ -237,9 +250,159 @@ def ref_conv_options() -> Iterator[Option]:
         )
 
 
+def mobile_one_options() -> Iterator[Option]:
+    """MobileOneBlock."""
+    for kernel, stride, groups, count, scale in product((1, 3, 5), (1, 2), (1, 8), (0, 1, 4), (True, False)):
+        if count == 0 and stride > 1 and (kernel == 1 or not scale):
+            continue
+        yield Option(
+            _name("mobileone", k=kernel, s=stride, g=groups, n=count, scale=scale),
+            lambda k=kernel, s=stride, g=groups, n=count, scale=scale: MobileOneBlock(
+                8, 8, k, s, groups=g, conv_branches=n, scale=scale
+            ),
+            _plain(8, 8, kernel, stride=stride, groups=groups, padding=kernel // 2),
+            8,
+        )
+    for dim in (1, 3):
+        yield Option(
+            _name("mobileone", dim=dim),
+            lambda d=dim: MobileOneBlock(8, 8, conv_branches=2, activation=None, dim=d),
+            _plain(8, 8, 3, dim, padding=1),
+            8,
+            dim,
+        )
+
+
+def rep_mixer_options() -> Iterator[Option]:
+    """RepMixer."""
+    for kernel, scale, dim in product((3, 5, 7), (1e-5, None), (1, 2)):
+        yield Option(
+            _name("repmixer", k=kernel, scale=scale, dim=dim),
+            lambda k=kernel, s=scale, d=dim: RepMixer(8, k, s, dim=d),
+            _plain(8, 8, kernel, dim, groups=8, padding=kernel // 2),
+            8,
+            dim,
+        )
+
+
+def dilated_reparam_options() -> Iterator[Option]:
+    """DilatedReparamBlock."""
+    cases: list[tuple[int, Any]] = [(k, None) for k in (5, 7, 9, 11, 13, 15, 17)]
+    for kernel, branches in [*cases, (9, [(3, 4)]), (7, [(1, 1), (3, 3), (5, 1)]), (9, [])]:
+        yield Option(
+            _name("dilated", k=kernel, b="default" if branches is None else branches),
+            lambda k=kernel, b=branches: DilatedReparamBlock(8, k, b),
+            _plain(8, 8, kernel, groups=8, padding=kernel // 2),
+            8,
+        )
+    yield Option(
+        "dilated-dim1",
+        lambda: DilatedReparamBlock(8, 9, dim=1),
+        _plain(8, 8, 9, 1, groups=8, padding=4),
+        8,
+        1,
+    )
+
+
+def large_kernel_options() -> Iterator[Option]:
+    """LargeKernelBlock."""
+    for (kernel, small), groups, stride in product([(7, 3), (7, 7), (13, 5), (9, None)], (1, 8), (1, 2)):
+        yield Option(
+            _name("large", k=kernel, small=small, g=groups, s=stride),
+            lambda k=kernel, small=small, g=groups, s=stride: LargeKernelBlock(
+                8, 8, k, s, groups=g, small_kernel=small
+            ),
+            _plain(8, 8, kernel, groups=groups, stride=stride, padding=kernel // 2),
+            8,
+        )
+    for padding in (0, 1, 4):
+        yield Option(
+            _name("large", p=padding),
+            lambda p=padding: LargeKernelBlock(8, 8, 7, padding=p, small_kernel=3, activation=nn.ReLU),
+            _plain(8, 8, 7, padding=padding),
+            8,
+        )
+
+
+def qa_rep_vgg_options() -> Iterator[Option]:
+    """QARepVGGBlock."""
+    for kernel, stride, groups, identity in product((1, 3, 5), (1, 2), (1, 2, 8), (None, False)):
+        yield Option(
+            _name("qarepvgg", k=kernel, s=stride, g=groups, id=identity),
+            lambda k=kernel, s=stride, g=groups, i=identity: QARepVGGBlock(8, 8, k, s, groups=g, identity=i),
+            _plain(8, 8, kernel, stride=stride, groups=groups, padding=kernel // 2),
+            8,
+        )
+    for padding, dim in product((0, 1, 2), (1, 2)):
+        yield Option(
+            _name("qarepvgg", p=padding, dim=dim),
+            lambda p=padding, d=dim: QARepVGGBlock(8, 12, 3, padding=p, activation=None, dim=d),
+            _plain(8, 12, 3, dim, padding=padding),
+            8,
+            dim,
+        )
+
+
+def edge_oriented_options() -> Iterator[Option]:
+    """EdgeOrientedBlock."""
+    for out_channels, multiplier, identity in product((8, 12), (0.5, 2.0), (False, True)):
+        if identity and out_channels != 8:
+            continue
+        yield Option(
+            _name("ecb", o=out_channels, m=multiplier, id=identity),
+            lambda o=out_channels, m=multiplier, i=identity: EdgeOrientedBlock(8, o, m, i),
+            _plain(8, out_channels, 3, padding=1),
+            8,
+        )
+    yield Option(
+        "ecb-prelu", lambda: EdgeOrientedBlock(8, 8, activation=nn.PReLU), _plain(8, 8, 3, padding=1), 8
+    )
+
+
+def orepa_options() -> Iterator[Option]:
+    """OREPA."""
+    for kernel, stride, groups, internal, single in product(
+        (3, 5), (1, 2), (1, 2, 8), (None, 24), (False, True)
+    ):
+        yield Option(
+            _name("orepa", k=kernel, s=stride, g=groups, i=internal, single=single),
+            lambda k=kernel, s=stride, g=groups, i=internal, one=single: OREPA(
+                8, 16, k, s, groups=g, internal_channels=i, single_init=one
+            ),
+            _plain(8, 16, kernel, stride=stride, groups=groups, padding=kernel // 2),
+            8,
+        )
+    yield Option(
+        "orepa-valid-dilated",
+        lambda: OREPA(8, 9, 3, padding=0, dilation=2, expansion=3, activation=nn.ReLU),
+        _plain(8, 9, 3, dilation=2),
+        8,
+    )
+
+
+def rep_next_options() -> Iterator[Option]:
+    """RepNeXtUnit."""
+    for channels, kernels in product((8, 12), ((7, 5, 3), (3, 5), (5,), (1, 3, 5, 7))):
+        largest = max(kernels)
+        yield Option(
+            _name("repnextunit", c=channels, k=kernels),
+            lambda c=channels, k=kernels: RepNeXtUnit(c, k),
+            _plain(channels, channels, largest, groups=channels, padding=largest // 2),
+            channels,
+        )
+
+
 def all_options() -> Iterator[Option]:
     """Every block over its options."""
     yield from rep_vgg_options()
     yield from ac_options()
     yield from diverse_branch_options()
     yield from ref_conv_options()
+    yield from mobile_one_options()
+    yield from rep_mixer_options()
+    yield from dilated_reparam_options()
+    yield from large_kernel_options()
+    yield from qa_rep_vgg_options()
+    yield from edge_oriented_options()
+    yield from orepa_options()
+    yield from rep_next_options()

@@ -24,7 +24,7 @@ def test_ids_are_unique() -> None:
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_shape_of_the_plain_convolution(option: Option, training: bool) -> None:
     block, plain = option.build().train(training), option.plain()
-    for size in (9, 10, 11):
+    for size in (13, 14, 15):
         x = option.inputs(size, dtype=torch.float32)
         assert block(x).shape == plain(x).shape
 
