@@ -26,7 +26,7 @@ PYTEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST_ARGS := -n $(WORKERS) --durations=10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model test test-models fuzz lint types format bench zoo clean
+.PHONY: help demo demo-model test test-models fuzz lint types format docs bench zoo clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -57,6 +57,9 @@ format: $(READY) ## let ruff rewrite what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+docs: $(READY) ## build the documentation into site/, a broken link being an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 bench: $(READY_MODELS) ## time deploy() against torch.fx's fuse on public models
 	$(VENV_MODELS)/bin/python benchmarks/fuse_times.py $(ARGS)
 
@@ -68,10 +71,10 @@ clean: ## remove both environments and every cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml
-	@echo "setting up $(VENV): $(TORCH) and the packages for tests, demo and checks; once, some minutes"
+	@echo "setting up $(VENV): $(TORCH) and the packages for tests, demo, checks and docs; once, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet $(TORCH)
-	$(VENV)/bin/python -m pip install --quiet -e '.[test,demo,lint]'
+	$(VENV)/bin/python -m pip install --quiet -e '.[test,demo,lint,docs]'
 	@touch $@
 
 $(READY_MODELS): pyproject.toml
