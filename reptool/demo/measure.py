@@ -3,16 +3,14 @@
 import copy
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from reptool.testing import count_operations, tensors_in
 
 __all__ = ["Measurement", "interleaved", "measure", "outputs_of", "predictions", "relative_error"]
 
@@ -29,23 +27,10 @@ class Measurement:
     error: float
 
 
-class _Count(TorchDispatchMode):
-    """Counts the operations that reach the backend, but for the memory they ask for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "empty" not in func._schema.name:
-            self.calls[func._schema.name] += 1
-        return func(*args, **(kwargs or {}))
-
-
 @torch.no_grad()
 def outputs_of(model: nn.Module, images: Tensor) -> list[Tensor]:
     """The tensors that `model` returns for `images`, whatever they are nested in."""
-    return [leaf for leaf in tree_leaves(model(images)) if isinstance(leaf, Tensor)]
+    return [tensor for _, tensor in tensors_in(model(images))]
 
 
 def predictions(outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -92,13 +77,12 @@ def measure(
 
 
 def _one(model: nn.Module, images: Tensor, exact: Sequence[Tensor], milliseconds: float) -> Measurement:
-    with _Count() as count:
-        outputs = outputs_of(model, images)
+    counts = count_operations(model, images)
     return Measurement(
-        convolutions=sum(n for name, n in count.calls.items() if "convolution" in name),
-        norms=sum(n for name, n in count.calls.items() if "batch_norm" in name),
-        operations=sum(count.calls.values()),
+        convolutions=counts["convolution"],
+        norms=counts["batch norm"],
+        operations=counts.total() - counts["empty"],  # asking for memory is no operation
         parameters=sum(p.numel() for p in model.parameters()),
         milliseconds=milliseconds,
-        error=relative_error(outputs, exact),
+        error=relative_error(outputs_of(model, images), exact),
     )
