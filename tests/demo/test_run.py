@@ -7,8 +7,9 @@ from rich.console import Console
 from torch import nn
 
 import reptool
+from reptool.demo import run
+from reptool.demo.measure import outputs_of
 from reptool.demo.others import DemoError
-from reptool.demo.run import collapse_and_compare
 
 
 @pytest.fixture
@@ -26,13 +27,15 @@ def model():
 
 
 def test_a_collapsed_model_predicts_the_same(console, model, tmp_path):
-    assert collapse_and_compare(console, model, torch.rand(9, 1, 8, 8), tmp_path / "model.onnx")
+    assert run.collapse_and_compare(console, model, torch.rand(9, 1, 8, 8), tmp_path / "model.onnx")
     text = console.file.getvalue()
     assert text.count("9 of 9 predictions are the same") == 2
     assert "BatchNormalization" not in text
 
 
-def test_one_different_prediction_is_enough_to_fail(console, model, tmp_path, monkeypatch):
+def test_a_different_prediction_in_pytorch_is_enough_to_fail(console, model, tmp_path, monkeypatch):
+    images = torch.rand(9, 1, 8, 8)
+
     def wrong_deploy(original, _):
         wrong = copy.deepcopy(original)
         with torch.no_grad():
@@ -41,9 +44,24 @@ def test_one_different_prediction_is_enough_to_fail(console, model, tmp_path, mo
 
     monkeypatch.setattr(reptool, "deploy", wrong_deploy)
     monkeypatch.setattr(reptool, "report", lambda _: "no report")
-    assert not collapse_and_compare(console, model, torch.rand(9, 1, 8, 8), tmp_path / "model.onnx")
+    monkeypatch.setattr(run, "run_onnx", lambda *_: outputs_of(model, images))
+    assert not run.collapse_and_compare(console, model, images, tmp_path / "model.onnx")
+    assert console.file.getvalue().count("9 of 9 predictions are the same") == 1
+
+
+def test_one_different_prediction_in_onnx_is_enough_to_fail(console, model, tmp_path, monkeypatch):
+    images = torch.rand(9, 1, 8, 8)
+
+    def wrong_run(*_):
+        (logits,) = outputs_of(model, images)
+        logits[4] = -logits[4]
+        return [logits]
+
+    monkeypatch.setattr(run, "run_onnx", wrong_run)
+    assert not run.collapse_and_compare(console, model, images, tmp_path / "model.onnx")
+    assert "ONNX Runtime: 8 of 9 predictions" in console.file.getvalue()
 
 
 def test_a_model_without_predictions_is_refused(console, tmp_path):
     with pytest.raises(DemoError, match="Identity returns no table"):
-        collapse_and_compare(console, nn.Identity(), torch.rand(2, 1, 8, 8), tmp_path / "model.onnx")
+        run.collapse_and_compare(console, nn.Identity(), torch.rand(2, 1, 8, 8), tmp_path / "model.onnx")
