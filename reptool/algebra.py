@@ -231,6 +231,8 @@ def _compose_border(g: Kernel, f: Kernel, axes: tuple[Axis, ...]) -> tuple[tuple
         return axes, None
     if not any(a.border is Border.CONSTANT for a in (g.axes or ())):
         return axes, f.border_value  # inherited from f
+    if any(a.border is Border.CONSTANT for a in (f.axes or ())):
+        return Refusal(Code.CONSTANT_VALUE, "both layers pad by a constant, along different axes")
     if f.weight is None or g.border_value is None:
         return Refusal(Code.CONSTANT_VALUE, "padding by a constant needs the values of both layers")
     wanted, bias = g.border_value, f.bias
@@ -241,7 +243,8 @@ def _compose_border(g: Kernel, f: Kernel, axes: tuple[Axis, ...]) -> tuple[tuple
     scale = wanted.abs() + (bias.abs() if terms is None else terms)
     if bool(((wanted - bias).abs() <= ZERO_TOLERANCE * scale).all()):
         return tuple(replace(a, border=Border.ZEROS) if a.border is Border.CONSTANT else a for a in axes), None
-    if f.is_channelwise and bool((f.weight != 0).all()):
+    constant = all(a.kernel_size == 1 and not a.reads_outside for a in f.axes or ())  # of a constant, along every axis
+    if constant and f.is_channelwise and bool((f.weight != 0).all()):
         return axes, (wanted - bias) / f.weight.reshape(-1)
     return Refusal(Code.CONSTANT_VALUE, "the constant padded with is not what the first layer makes of a constant")
 

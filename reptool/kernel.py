@@ -246,7 +246,8 @@ class Kernel:
             return self
         grown = Channels.grouped(channels, channels, channels)
         if self.weight is None:
-            return replace(self, channels=grown)
+            value = None if self.border_value is None else self.border_value.expand(channels)
+            return replace(self, channels=grown, border_value=value)
         weight = self.weight.expand(channels, *self.weight.shape[1:])
         spread = [None if t is None else t.expand(channels) for t in (self.bias, self.bias_terms, self.border_value)]
         return replace(

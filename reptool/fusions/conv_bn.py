@@ -61,7 +61,7 @@ def scale_rows(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor
     """
     scaled = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
     if bias is None:
-        return scaled, shift
+        return scaled, None if shift is None else shift.clone()
     return scaled, bias * scale if shift is None else bias * scale + shift
 
 

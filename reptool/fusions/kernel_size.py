@@ -86,7 +86,7 @@ def align_kernels(
     ([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], (1, 1), (1, 1))
     """
     dilations = dilations or [[1] * (w.dim() - 2) for w in weights]
-    if not len(weights) == len(paddings) == len(dilations):
+    if not weights or not len(weights) == len(paddings) == len(dilations):
         raise InputError(f"{len(weights)} weights, {len(paddings)} paddings, {len(dilations)} dilations: give one of each")
     geometry = [
         [(k, d, a) for k, d, a in zip(w.shape[2:], ds, ps, strict=True)]

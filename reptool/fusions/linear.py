@@ -36,6 +36,8 @@ def pointwise_to_linear(weight: Tensor, groups: int = 1) -> Tensor:
     """
     if weight.dim() < 2 or weight[0, 0].numel() != 1:
         raise InputError(f"a kernel of shape {tuple(weight.shape)} is not pointwise")
+    if groups < 1 or weight.shape[0] % groups:
+        raise InputError(f"{weight.shape[0]} output channels are not divisible by {groups} groups")
     rows = weight.reshape(weight.shape[0], weight.shape[1])
     if groups == 1:
         return rows.clone()

@@ -120,7 +120,8 @@ def fuse_sequential(
         raise InputError(f"the two layers are not one convolution: {both}")
     assert both.channels is not None
     dtype = first_weight.dtype
-    return both.grouped_weight().to(dtype), None if both.bias is None else both.bias.to(dtype), both.channels.groups
+    total = None if both.bias is None else both.bias.to(dtype, copy=True)  # where one bias is None it is the other
+    return both.grouped_weight().to(dtype), total, both.channels.groups
 
 
 def fuse_1x1_kxk(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reptool.testing._equivalence import Inputs, _call, assert_equivalent
+from reptool.testing._equivalence import Inputs, _call, _cast, assert_equivalent
 from reptool.testing._randomize import randomize
 
 _KINDS = {
@@ -118,11 +118,11 @@ def assert_collapses(
     Raises:
         AssertionError: what ran, or where the outputs differ.
     """
-    from reptool import deploy  # this module is also what tests the parts that deploy is made of
-
     original = randomize(copy.deepcopy(module), seed).double().eval()
-    inputs = example_for(module) if example_inputs is None else example_inputs
-    inputs = _double(inputs)
+    inputs = _cast(example_for(module) if example_inputs is None else example_inputs, torch.float64)
+
+    from reptool import deploy  # imported late: this module also tests the parts that deploy is made of
+
     before = {key: value.clone() for key, value in original.state_dict().items()}
     deployed: nn.Module = deploy(original, **options)
     ran, runs = count_operations(original, inputs), count_operations(deployed, inputs)
@@ -137,9 +137,3 @@ def assert_collapses(
         assert torch.equal(value, before[key]), f"deploy wrote to {key} of the original"
     assert_equivalent(original, deployed, inputs, rtol=rtol, dtype=None)
     return deployed
-
-
-def _double(inputs: Inputs) -> Inputs:
-    from reptool.testing._equivalence import _cast
-
-    return _cast(inputs, torch.float64)

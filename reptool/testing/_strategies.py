@@ -141,7 +141,9 @@ def kernels(
         channels = channel_structures()
     structure = channels if isinstance(channels, Channels) else draw(channels)
     limits = axes(max_kernel=2, max_padding=2, max_dilation=2) if count == 3 else axes()
-    return _filled(draw, structure, tuple(draw(along or limits) for _ in range(count)), biased)
+    return _filled(
+        draw, structure, tuple(draw(limits if along is None else along) for _ in range(count)), biased
+    )
 
 
 @st.composite
