@@ -13,6 +13,7 @@ side. Refused elsewhere: `border-bias`, `border-read`, `border-mode`, `border-un
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -92,13 +93,13 @@ def fuse_sequential(
         padding of the result is the first layer's; the second must be unpadded (or see `algebra.compose`).
 
     Raises:
-        InputError: the channels of the two layers do not fit.
+        InputError: the channels or axes of the two layers do not fit.
 
     >>> w, b, groups = fuse_sequential(torch.ones(4, 3, 1, 1), torch.ones(4), torch.ones(2, 4, 3, 3), None)
     >>> tuple(w.shape), b.tolist(), groups
     ((2, 3, 3, 3), [36.0, 36.0], 1)
     """
-    from reptool.algebra import compose  # the law calls `contract`; this is its public face on plain weights
+    from reptool.algebra import compose, embed  # the law calls `contract`; this is its public face on plain weights
     from reptool.kernel import Axis, Channels, Kernel
     from reptool.refusal import Refusal
 
@@ -108,6 +109,11 @@ def fuse_sequential(
             f"the first writes {first_weight.shape[0]}; check weights and groups"
         )
     strides = list(first_stride or [1] * (first_weight.dim() - 2))
+    if not first_weight.dim() == second_weight.dim() == len(strides) + 2:
+        raise InputError(
+            f"a first kernel {tuple(first_weight.shape)}, a second {tuple(second_weight.shape)} and strides {strides}: "
+            "give all over equally many axes"
+        )
 
     def kernel(weight: Tensor, bias: Tensor | None, groups: int, stride: Sequence[int]) -> Kernel:
         axes = tuple(Axis(k, s) for k, s in zip(weight.shape[2:], stride, strict=True))
@@ -118,6 +124,9 @@ def fuse_sequential(
     both = compose(kernel(second_weight, second_bias, second_groups, [1] * len(strides)), first)
     if isinstance(both, Refusal):
         raise InputError(f"the two layers are not one convolution: {both}")
+    assert both.channels is not None and both.axes is not None
+    # A strided pointwise layer before a KxK one leaves holes between the taps: write them out, no dilation is returned.
+    both = embed(both, [replace(a, kernel_size=a.span + 1, dilation=1) for a in both.axes])
     assert both.channels is not None
     dtype = first_weight.dtype
     total = None if both.bias is None else both.bias.to(dtype, copy=True)  # where one bias is None it is the other
