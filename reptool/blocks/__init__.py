@@ -1,5 +1,6 @@
 """Blocks that train as several branches and deploy as one layer: plain modules without deploy code."""
 
+from . import parametrizations as parametrizations
 from .ac import ACBlock as ACBlock
 from .bn_and_pad import BNAndPad as BNAndPad
 from .compose import Parallel as Parallel
@@ -36,4 +37,5 @@ __all__ = [
     "RepNeXtBlock",
     "RepNeXtUnit",
     "RepVGGBlock",
+    "parametrizations",
 ]

@@ -106,7 +106,6 @@ class RefConv(nn.Module):
         self.padding, self.padding_mode, self.border = plain.padding, padding_mode, _border(plain)
         self.identity, self.dim = identity, dim
         self.weight_shape: tuple[int, ...] = tuple(plain.weight.shape)
-        self.image_shape = (1, math.prod(self.weight_shape[:2]), *self.weight_shape[2:])
         self._set_basis(plain.weight if basis is None else basis, train_basis)
         self.register_parameter("bias", plain.bias)
         self.convmap: Transform = transform or refocusing_map(
@@ -182,8 +181,7 @@ class RefConv(nn.Module):
 
     def transformed_weight(self) -> Tensor:
         """The kernel W_t in use, shape (C_out, C_in/g, *K)."""
-        mapped = self.convmap(self.weight.reshape(self.image_shape)).reshape(self.weight_shape)
-        return mapped + self.weight if self.identity else mapped
+        return refocus(self.weight, self.convmap, self.identity)
 
     def extra_repr(self) -> str:
         """Arguments that the children do not show."""
@@ -191,6 +189,23 @@ class RefConv(nn.Module):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, groups={self.groups}, identity={self.identity}"
         )
+
+
+def refocus(basis: Tensor, transform: Transform, identity: bool = True) -> Tensor:
+    """Transform a kernel: T(W_b) + W_b.
+
+    Args:
+        basis: kernel W_b (C_out, C_in/g, *K).
+        transform: T, which takes and returns (1, C_out C_in/g, *K).
+        identity: whether W_b is added.
+
+    Example:
+        >>> import torch
+        >>> refocus(torch.ones(2, 3, 3, 3), torch.neg).abs().max()
+        tensor(0.)
+    """
+    mapped = transform(basis.flatten(0, 1).unsqueeze(0)).reshape_as(basis)
+    return mapped + basis if identity else mapped
 
 
 def refocusing_map(
