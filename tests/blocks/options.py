@@ -21,8 +21,10 @@ from reptool.blocks import (
     QARepVGGBlock,
     RefConv,
     RepMixer,
+    RepNeXtBlock,
     RepNeXtUnit,
     RepVGGBlock,
+    parametrizations,
 )
 
 CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -218,27 +220,38 @@ def ref_conv_options() -> Iterator[Option]:
             _plain(8, 8, kernel, **geometry),
             8,
         )
-    extra: dict[str, dict[str, Any]] = {
-        "tanh": {"transform": TanhMap(128)},
-        "function": {"transform": torch.sin},
-        "map-groups": {"map_groups": 2},
-        "map-1": {"map_kernel_size": 1},
-        "map-5": {"map_kernel_size": 5},
-        "map-rectangular": {"map_kernel_size": (5, 3)},
-        "trained-basis": {"train_basis": True},
-        "basis": {"basis": torch.randn(16, 8, 5, 5)},
-        "no-bias": {"bias": False},
-        "same": {"padding": "same"},
-        "valid": {"padding": "valid"},
-        "dilation": {"dilation": 2, "padding": 4},
-        "reflect": {"padding_mode": "reflect", "padding": 2},
-        "circular-same": {"padding_mode": "circular", "padding": "same"},
-        "replicate-valid": {"padding_mode": "replicate", "padding": "valid"},
+    extra: dict[str, Callable[[], dict[str, Any]]] = {
+        "tanh": lambda: {"transform": TanhMap(128)},
+        "function": lambda: {"transform": torch.sin},
+        "map-groups": lambda: {"map_groups": 2},
+        "map-1": lambda: {"map_kernel_size": 1},
+        "map-5": lambda: {"map_kernel_size": 5},
+        "map-rectangular": lambda: {"map_kernel_size": (5, 3)},
+        "trained-basis": lambda: {"train_basis": True},
+        "basis": lambda: {"basis": torch.randn(16, 8, 5, 5)},
+        "no-bias": lambda: {"bias": False},
+        "same": lambda: {"padding": "same"},
+        "valid": lambda: {"padding": "valid"},
+        "dilation": lambda: {"dilation": 2, "padding": 4},
+        "reflect": lambda: {"padding_mode": "reflect", "padding": 2},
+        "circular-same": lambda: {"padding_mode": "circular", "padding": "same"},
+        "replicate-valid": lambda: {"padding_mode": "replicate", "padding": "valid"},
     }
     for name, options in extra.items():
-        geometry = {k: v for k, v in options.items() if k in ("padding", "dilation", "padding_mode", "bias")}
+        geometry = {
+            k: v for k, v in options().items() if k in ("padding", "dilation", "padding_mode", "bias")
+        }
         yield Option(
-            f"refconv-{name}", lambda o=options: RefConv(8, 16, 5, **o), _plain(8, 16, 5, **geometry), 8
+            f"refconv-{name}", lambda o=options: RefConv(8, 16, 5, **o()), _plain(8, 16, 5, **geometry), 8
+        )
+    for size, mode in product(((3, 5), 4), ("zeros", "reflect", "circular")):
+        if size == 4 and mode == "zeros":  # torch warns of a copy here
+            continue
+        yield Option(
+            _name("refconv", k=size, same=mode),
+            lambda k=size, m=mode: RefConv(8, 8, k, padding="same", padding_mode=m),
+            _plain(8, 8, size, padding="same", padding_mode=mode),
+            8,
         )
     for dim, groups in product((1, 3), (1, 8)):
         yield Option(
@@ -392,8 +405,41 @@ def rep_next_options() -> Iterator[Option]:
         )
 
 
+def rep_next_block_options() -> Iterator[Option]:
+    """RepNeXtBlock: a unit, two pointwise layers and a shortcut, so not among `all_options`."""
+    for activation, kernels in product((nn.GELU, nn.ReLU, nn.PReLU, None), ((7, 5, 3), (5, 3))):
+        name = "none" if activation is None else activation.__name__
+        yield Option(
+            _name("repnextblock", a=name, k=kernels),
+            lambda a=activation, k=kernels: RepNeXtBlock(8, k, activation=a),
+            nn.Identity,
+            8,
+        )
+
+
+def parametrization_options() -> Iterator[Option]:
+    """Parametrized convolutions: each must deploy as the convolution it is."""
+    wrappers: dict[str, Callable[..., nn.Module]] = {
+        "refconv": parametrizations.refconv,
+        "weightnorm": parametrizations.weight_norm,
+        "centered": parametrizations.centered_weight_norm,
+        "orthogonal": parametrizations.orthogonal_weight_norm,
+        "dirac": parametrizations.dirac_net,
+        "standardization": parametrizations.weight_standardization,
+    }
+    for (name, wrapper), groups, dim in product(wrappers.items(), (1, 2, 8), (1, 2, 3)):
+        plain = _plain(8, 8, 3, dim, stride=2, padding=1, groups=groups)
+        yield Option(
+            _name(f"param_{name}", g=groups, dim=dim),
+            lambda w=wrapper, p=plain: w(p()),
+            plain,
+            8,
+            dim,
+        )
+
+
 def all_options() -> Iterator[Option]:
-    """Every block over its options."""
+    """Every block and parametrized layer that stands for one convolution, over its options."""
     yield from rep_vgg_options()
     yield from ac_options()
     yield from diverse_branch_options()
@@ -406,3 +452,4 @@ def all_options() -> Iterator[Option]:
     yield from edge_oriented_options()
     yield from orepa_options()
     yield from rep_next_options()
+    yield from parametrization_options()

@@ -42,6 +42,11 @@ def test_vertical_branch(
     assert [m.pads for n, m in branch.named_children() if n == "crop"] == ([] if crop is None else [crop])
 
 
+def test_kernel_sizes() -> None:
+    sizes = [branch.get_submodule("conv").kernel_size for branch in ACBlock(4, 4, 5).branches.values()]
+    assert sizes == [(5, 5), (5, 1), (1, 5)]
+
+
 def test_gamma_init() -> None:
     block = ACBlock(4, 4, gamma_init=0.25)
     assert all((branch.get_parameter("bn.weight") == 0.25).all() for branch in block.branches.values())

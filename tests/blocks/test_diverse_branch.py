@@ -87,6 +87,14 @@ def test_branches(arguments: dict[str, int], branches: list[str]) -> None:
     assert list(DiverseBranchBlock(8, 8, **arguments).branches) == branches
 
 
+def test_kernel_sizes() -> None:
+    branches = DiverseBranchBlock(8, 8, 5).branches
+    assert branches["origin"].get_submodule("conv").kernel_size == (5, 5)
+    assert branches["point"].get_submodule("conv").kernel_size == (1, 1)
+    assert branches["sequence"].get_submodule("conv").kernel_size == (5, 5)
+    assert branches["average"].get_submodule("pool").kernel_size == 5
+
+
 def test_layers_of_the_pooling_branch() -> None:
     dense = DiverseBranchBlock(8, 8).branches["average"]
     depthwise = DiverseBranchBlock(8, 8, groups=8).branches["average"]

@@ -23,7 +23,8 @@ def test_formula(option: Option, training: bool) -> None:
 
 
 def test_branches() -> None:
-    assert list(LargeKernelBlock(4, 4).branches) == ["large", "small"]
+    sizes = {name: branch.conv.kernel_size for name, branch in LargeKernelBlock(4, 4, 9).branches.items()}
+    assert sizes == {"large": (9, 9), "small": (5, 5)}
     assert list(LargeKernelBlock(4, 4, small_kernel=None).branches) == ["large"]
 
 

@@ -49,6 +49,12 @@ def test_branches(arguments: dict[str, int], branches: list[str]) -> None:
     assert list(block.branches) == branches
 
 
+def test_kernel_sizes() -> None:
+    branches = RepVGGBlock(8, 8, (3, 5)).branches
+    assert branches["dense"].get_submodule("conv").kernel_size == (3, 5)
+    assert branches["point"].get_submodule("conv").kernel_size == (1, 1)
+
+
 def test_blocks_do_not_share_their_activation() -> None:
     assert RepVGGBlock(4, 4).activation is not RepVGGBlock(4, 4).activation
     shared = nn.PReLU()
