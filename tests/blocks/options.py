@@ -266,7 +266,7 @@ def ref_conv_options() -> Iterator[Option]:
 def mobile_one_options() -> Iterator[Option]:
     """MobileOneBlock."""
     for kernel, stride, groups, count, scale in product((1, 3, 5), (1, 2), (1, 8), (0, 1, 4), (True, False)):
-        if count == 0 and stride > 1 and (kernel == 1 or not scale):
+        if count == 0 and (kernel == 1 or not scale):  # no convolution in it
             continue
         yield Option(
             _name("mobileone", k=kernel, s=stride, g=groups, n=count, scale=scale),
