@@ -299,7 +299,7 @@ def test_embed_changes_the_lattice_and_not_the_meaning(parts: list[Kernel], extr
     chains = [[a] for a in kernel.axes]
     sizes = sizes_for(chains, extra)
     assume(all(fits(a, n) for a, n in zip(merged, sizes, strict=True)))
-    x = image(kernel, sizes, 3)
+    x = image(kernel, sizes, next((k.in_channels for k in parts if k.in_channels), 3))
     close(apply_kernel(wide, x), apply_kernel(kernel, x))
     assert embed(kernel.shape_only(), merged).axes == wide.axes
 
