@@ -617,6 +617,17 @@ def test_a_border_that_is_refused_is_wrong_in_the_naive_merge(code: Code, g: Ker
     assert (given_ - wanted).abs().max() > 0.05
 
 
+def test_circular_behind_circular_needs_stride_one_and_an_output_as_large_as_the_input() -> None:
+    g = conv(Axis(3, before=1, after=1, border=Border.CIRCULAR))
+    exact = Axis(3, before=1, after=1, border=Border.CIRCULAR)
+    law(compose(g, conv(exact)))
+    x = torch.randn(1, 2, 7, dtype=torch.float64)  # an odd size: with stride 2 the ends do not meet
+    for other in (replace(exact, stride=2), replace(exact, after=2), replace(exact, before=0)):
+        refused(compose(g, conv(other)), Code.BORDER_READ)
+        wanted = apply_kernel(g, apply_kernel(conv(other), x))
+        assert (apply_kernel(naive(g, conv(other)), x) - wanted).abs().max() > 0.05
+
+
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_the_condition_on_the_padding_is_the_least_that_is_exact(stride: int) -> None:
     """One less than the padding the law asks for, on either side, is wrong for some image."""
