@@ -1,0 +1,13 @@
+"""reptool: structural re-parameterization for PyTorch. Train with branches, ship plain convolutions, exactly."""
+
+from reptool._deploy import deploy as deploy
+from reptool._deploy import explain as explain
+from reptool._deploy import report as report
+from reptool._report import Report as Report
+from reptool.engine import RULES as RULES
+from reptool.errors import ReptoolError as ReptoolError
+from reptool.refusal import Code as Code
+from reptool.refusal import Refusal as Refusal
+
+__version__ = "0.1.0"
+__all__ = ["RULES", "Code", "Refusal", "Report", "ReptoolError", "deploy", "explain", "report"]

@@ -1,0 +1,39 @@
+"""Weights that are computed: parametrizations and the legacy hooks of weight norm, spectral norm and prune."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_HOOKS = {"WeightNorm", "SpectralNorm", "BasePruningMethod"}
+
+
+def is_weight_hook(hook: Any) -> bool:
+    """Whether a forward pre-hook only recomputes a weight from other parameters of its module."""
+    return any(c.__name__ in _HOOKS and c.__module__.startswith("torch.nn.utils") for c in type(hook).__mro__)
+
+
+def has_computed_weight(module: nn.Module) -> bool:
+    """Whether a parameter of `module` is recomputed at every call (a parametrization or a legacy hook)."""
+    return parametrize.is_parametrized(module) or any(is_weight_hook(h) for h in module._forward_pre_hooks.values())
+
+
+def exact_tensors(module: nn.Module, *names: str) -> tuple[Any, ...]:
+    """Tensors of a leaf module in float64, as its forward in eval mode would see them.
+
+    Returns:
+        One detached float64 tensor (or None) for each of `names`; computed weights are evaluated in float64.
+    """
+    if has_computed_weight(module):
+        memo: dict[int, Any] = {id(v): v.detach().clone() for v in vars(module).values() if isinstance(v, Tensor)}
+        with torch.no_grad():
+            module = copy.deepcopy(module, memo).double()
+            for hook in module._forward_pre_hooks.values():
+                hook(module, ())  # type: ignore[call-arg]
+    with torch.no_grad():
+        found = [getattr(module, n, None) for n in names]
+    return tuple(None if t is None else t.detach().double() for t in found)

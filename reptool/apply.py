@@ -1,0 +1,125 @@
+"""Apply: write a worked-out surgery into a model. Nothing here can fail for a reason that was not checked before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reptool.errors import AbsorbedStateError, SpecializedError
+from reptool.lower import new_layer, set_values
+from reptool.regenerate import CONVERSIONS, derive
+from reptool.surgery import Site, Surgery
+
+
+@dataclass
+class RankGuard:
+    """A forward pre-hook: the layer was fused for inputs of one rank."""
+
+    rank: int
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and args[0].dim() != self.rank:
+            raise SpecializedError(
+                f"this layer absorbed a norm for inputs of {self.rank} dimensions and got {args[0].dim()}; "
+                "deploy with example_inputs of that rank, or exclude it"
+            )
+
+
+@dataclass
+class LoadGuard:
+    """A load_state_dict pre-hook: keys of absorbed layers raise, even with ``strict=False``."""
+
+    absorbed: frozenset[str]
+
+    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        found = sorted(k for k in self.absorbed if prefix + k in state)
+        if found:
+            raise AbsorbedStateError(
+                f"the checkpoint holds {len(found)} entries of layers that deploy() absorbed, such as {prefix + found[0]!r}; "
+                "load it into the original model and deploy that again"
+            )
+
+
+def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tuple[Tensor, Tensor | None]]) -> None:
+    """Carry out a surgery on the submodule `prefix` of `model`."""
+    root = model.get_submodule(prefix)
+    paths = _aliases(root)
+    for site in surgery.sites:
+        weight, bias = values[site]
+        if site.slot is None:
+            _set_functional(root.get_submodule(site.owner), site.names, weight, bias)
+        elif site.reuse:
+            layer = root.get_submodule(site.slot)
+            set_values(layer, weight, bias, layer.weight)  # type: ignore[arg-type]
+        else:
+            _put(root, paths, site.slot, new_layer(site.shape, weight, bias))
+    for path in surgery.identities:
+        _put(root, paths, path, nn.Identity().eval())
+    for path, rank in surgery.guards.items():
+        root.get_submodule(path).register_forward_pre_hook(RankGuard(rank))
+    for path, methods in surgery.methods.items():
+        module = root.get_submodule(path)
+        for method in methods.values():
+            for name in method.buffers:
+                if not hasattr(module, name):
+                    module.register_buffer(name, surgery.constants[name].detach().clone(), persistent=False)
+        _drop(module, path, surgery.dropped)
+        if isinstance(module, torch.fx.GraphModule):
+            _rewrite_graph_module(module, tuple(methods.values()))
+        else:
+            module.__class__ = derive(type(module), tuple(methods.values()), path in surgery.plain)
+    _silence(model, prefix, surgery)
+
+
+def _rewrite_graph_module(module: torch.fx.GraphModule, methods: tuple[Any, ...]) -> None:
+    module.__class__ = derive(type(module), methods)
+
+
+def _aliases(root: nn.Module) -> dict[str, list[str]]:
+    first: dict[int, list[str]] = {}
+    out: dict[str, list[str]] = {}
+    for name, module in root.named_modules(remove_duplicate=False):
+        names = first.setdefault(id(module), [])
+        names.append(name)
+        out[name] = names
+    return out
+
+
+def _put(root: nn.Module, paths: dict[str, list[str]], path: str, module: nn.Module) -> None:
+    for name in paths.get(path, [path]):
+        owner, _, attribute = name.rpartition(".")
+        root.get_submodule(owner)._modules[attribute] = module
+
+
+def _set_functional(owner: nn.Module, names: tuple[str, str | None], weight: Tensor, bias: Tensor | None) -> None:
+    for name, value in zip(names, (weight, bias), strict=True):
+        if name is None:
+            continue
+        for table in (owner._buffers, owner._modules, owner.__dict__):
+            table.pop(name, None)
+        owner.register_parameter(name, None if value is None else nn.Parameter(value))
+
+
+def _drop(module: nn.Module, path: str, dropped: set[str]) -> None:
+    for table in (module._parameters, module._buffers):
+        for name in list(table):
+            if (f"{path}.{name}" if path else name) in dropped:
+                table[name] = None  # type: ignore[assignment]
+
+
+def _silence(model: nn.Module, prefix: str, surgery: Surgery) -> None:
+    """The model's own conversions become no-ops on every module whose inside was changed."""
+    changed = {s.slot if s.slot is not None else s.owner for s in surgery.sites} | set(surgery.identities) | set(surgery.methods)
+    above: set[str] = {""}
+    for path in changed:
+        full = f"{prefix}.{path}".strip(".") if path else prefix
+        while full:
+            full = full.rpartition(".")[0]
+            above.add(full)
+    for path in above:
+        module = model.get_submodule(path)
+        if any(callable(getattr(type(module), n, None)) for n in CONVERSIONS) and not isinstance(module, torch.fx.GraphModule):
+            module.__class__ = derive(type(module), ())

@@ -1,0 +1,553 @@
+"""Capture: run a model's own code once on symbolic values and write down what it did.
+
+The result is one flat `torch.fx.Graph` for the whole model plus a tree of `Event`s: every module call and every call
+of a module's own methods, with the values that went in and came out. What the code asked about its values (a shape, a
+flag, a length) is kept as a `Question` of the event that asked. A module whose code cannot be followed becomes one
+opaque node; its children are captured by themselves afterwards.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reptool._nodes import barrier, tensor_kind
+from reptool._value import Attribute, Value
+from reptool.errors import ReptoolError
+
+MAX_NODES = 400_000
+MAX_DEPTH = 120
+
+_LOCK = threading.RLock()
+_FACTORIES = (
+    "zeros", "ones", "empty", "full", "arange", "linspace", "tensor", "as_tensor", "rand", "randn", "eye", "meshgrid",
+)  # fmt: skip
+_MATH = ("ceil", "floor", "sqrt", "prod", "log", "log2", "trunc")
+
+
+class CaptureLimitError(ReptoolError):
+    """The model's forward does not end within the limits of tracing."""
+
+
+class Unanswerable(Exception):
+    """The code asked something about a value that is not known while tracing."""
+
+
+@dataclass
+class Question:
+    """Something a forward asked about a value, and what it was told."""
+
+    what: str
+    node: str
+    answer: object
+
+
+@dataclass(eq=False)
+class Event:
+    """One call of a module, or of one of a module's own methods."""
+
+    module: nn.Module
+    path: str
+    method: str
+    parent: Event | None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    output: Any = None
+    items: list[fx.Node | Event] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    passed: list[Event] = field(default_factory=list)
+    hooked: bool = False
+    node: fx.Node | None = None  # for a leaf
+
+    def ancestors(self) -> Iterator[Event]:
+        """This event and all that enclose it, innermost first."""
+        event: Event | None = self
+        while event is not None:
+            yield event
+            event = event.parent
+
+    def nodes(self) -> Iterator[fx.Node]:
+        """Every node made during this call, in order."""
+        for item in self.items:
+            if isinstance(item, Event):
+                yield from item.nodes()
+            else:
+                yield item
+
+    def __repr__(self) -> str:
+        return f"Event({self.path or '<root>'}.{self.method})"
+
+
+@dataclass
+class Trace:
+    """What was seen of one root module."""
+
+    root: nn.Module
+    prefix: str
+    graph: fx.Graph
+    top: Event
+    outputs: list[fx.Node]
+    escaped: set[fx.Node]
+    opaque: dict[str, str]
+    constants: dict[str, Tensor]
+
+
+# --- module classification ------------------------------------------------------------------------------------------
+def stock_forward(module: nn.Module) -> bool:
+    """Whether `module` runs a forward of torch.nn itself (a subclass that adds nothing counts)."""
+    bound = module.__dict__.get("forward")
+    function = getattr(bound, "__func__", None) if bound is not None else type(module).forward
+    home = getattr(function, "__module__", "") or ""
+    if not home.startswith(("torch.nn.modules", "torch.ao.nn")):
+        return False
+    return not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+
+
+_METHODS: dict[type, tuple[str, ...]] = {}
+
+
+def own_methods(cls: type) -> tuple[str, ...]:
+    """Names of the plain methods that the forward of `cls` reaches through ``self``."""
+    if cls in _METHODS:
+        return _METHODS[cls]
+    found: list[str] = []
+    queue = [getattr(cls, "forward", None)]
+    while queue:
+        code = getattr(queue.pop(), "__code__", None)
+        for name in code.co_names if code else ():
+            function = inspect.getattr_static(cls, name, None)
+            if name in found or name == "forward" or not inspect.isfunction(function):
+                continue
+            if (function.__module__ or "").startswith("torch.nn.") or name.startswith("__"):
+                continue
+            found.append(name)
+            queue.append(function)
+    _METHODS[cls] = tuple(found)
+    return _METHODS[cls]
+
+
+def _foreign_hooks(module: nn.Module) -> bool:
+    from reptool._weights import is_weight_hook
+
+    pre = [h for h in module._forward_pre_hooks.values() if not is_weight_hook(h)]
+    return bool(pre or module._forward_hooks)
+
+
+# --- the recorder ---------------------------------------------------------------------------------------------------
+class Recorder:
+    """Runs one root module on symbolic values."""
+
+    def __init__(self, root: nn.Module, prefix: str = "") -> None:
+        self.root = root
+        self.prefix = prefix
+        self.graph = fx.Graph()
+        self.active = False
+        self.paths: dict[int, str] = {}
+        for name, module in root.named_modules():
+            self.paths.setdefault(id(module), name)
+        self.stack: list[Event] = []
+        self.params: dict[int, fx.Node] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.opaque: dict[str, str] = {}
+        self.calls = 0
+        self.fakes: dict[fx.Node, Any] = {}
+        self.real: dict[fx.Node, Any] = {}
+        self.knows_inputs = False
+        self.escapes: set[fx.Node] = set()
+
+    # --- nodes
+    def emit(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+        """Write one node and return its value."""
+        if self.calls > MAX_NODES:
+            raise CaptureLimitError(f"more than {MAX_NODES} operations in one forward; does it end?")
+        self.calls += 1
+        node = self.graph.create_node(op, target, self.lower(args), self.lower(kwargs))
+        node.meta["event"] = self.stack[-1]
+        node.meta["const"] = op != "placeholder" and all(n.meta["const"] for n in node.all_input_nodes)
+        if op in ("call_function", "call_method") and not node.all_input_nodes:
+            node.meta["const"] = True
+        node.meta["kind"] = tensor_kind(node)
+        self.stack[-1].items.append(node)
+        return Value(node, self)
+
+    def lower(self, value: Any) -> Any:
+        """Values to nodes, tensors to constants; anything that is not data stays as it is."""
+        kind = type(value)
+        if kind in (int, float, str, bool) or value is None:
+            return value
+        if kind is Value or kind is Attribute:
+            return value.node
+        if isinstance(value, Tensor):
+            return self.tensor(value)
+        if isinstance(value, tuple):
+            made = [self.lower(v) for v in value]
+            return kind(*made) if hasattr(value, "_fields") else tuple(made)
+        if isinstance(value, list):
+            return [self.lower(v) for v in value]
+        if isinstance(value, dict):
+            return {k: self.lower(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(self.lower(value.start), self.lower(value.stop), self.lower(value.step))
+        return value
+
+    def tensor(self, tensor: Tensor) -> fx.Node:
+        """The get_attr node of a parameter, buffer or constant."""
+        node = self.params.get(id(tensor))
+        if node is None:
+            name = f"_constant{len(self.constants)}"
+            self.constants[name] = tensor
+            node = self._get_attr(name, tensor)
+        return node
+
+    def _get_attr(self, path: str, tensor: Tensor) -> fx.Node:
+        node = self.graph.create_node("get_attr", path)
+        node.meta.update(event=self.stack[-1], const=True, kind="tensor", tensor=tensor)
+        self.params[id(tensor)] = node
+        self.real[node] = tensor
+        return node
+
+    def parameter(self, module: nn.Module, name: str, tensor: Tensor) -> Value:
+        """What code sees when it reads a parameter or buffer."""
+        node = self.params.get(id(tensor))
+        if node is None:
+            owner = self.paths.get(id(module))
+            if owner is None:
+                node = self.tensor(tensor)
+            else:
+                node = self._get_attr(f"{owner}.{name}" if owner else name, tensor)
+        return Value(node, self)
+
+    # --- questions
+    def ask(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:
+        """Answer a question about a value, or raise `Unanswerable`."""
+        answer = read(self.evaluate(node))
+        if not node.meta["const"]:
+            self.stack[-1].questions.append(Question(what, node.name, answer))
+        return answer
+
+    def evaluate(self, node: fx.Node) -> Any:
+        """The concrete value of a constant, or a fake one of what depends on the inputs."""
+        memo = self.real if node.meta["const"] else self.fakes
+        if node in memo:
+            return memo[node]
+        active, self.active = self.active, False
+        try:
+            return self._evaluate(node)
+        except (Unanswerable, CaptureLimitError):
+            raise
+        except Exception as error:
+            raise Unanswerable(f"{node.name}: {type(error).__name__}: {error}") from error
+        finally:
+            self.active = active
+
+    def _evaluate(self, wanted: fx.Node) -> Any:
+        todo = [wanted]
+        while todo:
+            node = todo[-1]
+            memo = self.real if node.meta["const"] else self.fakes
+            if node in memo:
+                todo.pop()
+                continue
+            missing = [n for n in node.all_input_nodes if n not in self.real and n not in self.fakes]
+            if missing:
+                todo += missing
+                continue
+            if node.op == "placeholder":
+                raise Unanswerable(f"nothing is known of the input {node.name!r}: give example_inputs")
+            todo.pop()
+            known = {**{n: self._seen(n, node) for n in node.all_input_nodes}}
+            args, kwargs = (fx.node.map_arg(a, lambda n: known[n]) for a in (node.args, node.kwargs))
+            with torch.no_grad():
+                if node.meta["const"]:
+                    memo[node] = self._run(node, args, kwargs)
+                else:
+                    with self._fake_mode():
+                        memo[node] = self._run(node, args, kwargs)
+        return self.real[wanted] if wanted.meta["const"] else self.fakes[wanted]
+
+    def _seen(self, node: fx.Node, by: fx.Node) -> Any:
+        value = self.real[node] if node in self.real else self.fakes[node]
+        if isinstance(value, Tensor) and by.meta["const"] and by.op == "call_method" and str(by.target).endswith("_"):
+            return value.clone()
+        return value
+
+    def _run(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    def _fake_mode(self) -> Any:
+        if not hasattr(self, "_mode"):
+            from torch._subclasses.fake_tensor import FakeTensorMode
+
+            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        return self._mode
+
+    # --- calls
+    def call_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record one call of a module: as a leaf, opened up, or (when its code cannot be followed) opaque."""
+        path = self.paths.get(id(module))
+        if path is None:
+            return self.emit("call_function", _Unregistered(module), args, kwargs)
+        if len(self.stack) > MAX_DEPTH:
+            raise CaptureLimitError(f"module calls nested deeper than {MAX_DEPTH} at {path!r}; does the forward end?")
+        self.calls += 1
+        hooked = _foreign_hooks(module)
+        if hooked:
+            args, kwargs = self._barriers(args), self._barriers(kwargs)
+        if path in self.opaque or stock_forward(module):
+            out: Any = self._leaf(module, path, args, kwargs, hooked)
+        else:
+            out = self._open(module, path, args, kwargs, hooked)
+        return self._barriers(out) if hooked else out
+
+    def _barriers(self, value: Any) -> Any:
+        return map_values(value, lambda v: self.emit("call_function", barrier, (v,), {}))
+
+    def _leaf(self, module: nn.Module, path: str, args: Any, kwargs: Any, hooked: bool) -> Value:
+        out = self.emit("call_module", path, args, kwargs)
+        out.node.meta["module"] = module
+        out.node.meta["hooked"] = hooked
+        if path in self.opaque:
+            out.node.meta["kind"] = "unknown"
+        return out
+
+    def _open(self, module: nn.Module, path: str, args: Any, kwargs: Any, hooked: bool) -> Any:
+        mark = len(self.stack[-1].items)
+        before = self.graph._root._prev
+        event = Event(module, path, "forward", self.stack[-1], self.lower(args), self.lower(kwargs), hooked=hooked)
+        self.stack[-1].items.append(event)
+        self.stack.append(event)
+        self._watch_methods(module)
+        try:
+            out = module.forward(*args, **kwargs)
+        except CaptureLimitError:
+            raise
+        except Exception as error:
+            self.stack.pop()
+            del self.stack[-1].items[mark:]
+            self._erase_after(before)
+            self.opaque[path] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            return self._leaf(module, path, args, kwargs, hooked)
+        self.stack.pop()
+        self._close(event, out)
+        return out
+
+    def _close(self, event: Event, out: Any) -> None:
+        event.output = self.lower(out)
+        for node in nodes_in(event.output):
+            node.meta.setdefault("through", []).append(event)
+
+    def _erase_after(self, last: fx.Node) -> None:
+        node = self.graph._root._prev
+        while node is not last:
+            earlier = node._prev
+            if node.op == "get_attr":
+                self.params = {k: n for k, n in self.params.items() if n is not node}
+            self.graph.erase_node(node)
+            node = earlier
+
+    def _watch_methods(self, module: nn.Module) -> None:
+        for name in own_methods(type(module)):
+            if name not in module.__dict__:
+                module.__dict__[name] = _Watched(self, module, name, getattr(module, name))
+
+    def call_method(self, module: nn.Module, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record one call of a module's own method made while that module runs."""
+        path = self.paths.get(id(module))
+        if not self.active or path is None or not self.stack:
+            return method(*args, **kwargs)
+        event = Event(module, path, name, self.stack[-1], self.lower(args), self.lower(kwargs))
+        self.stack[-1].items.append(event)
+        self.stack.append(event)
+        try:
+            out = method(*args, **kwargs)
+        finally:
+            self.stack.pop()
+        self._close(event, out)
+        return out
+
+    # --- the whole run
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+        """Trace the root's forward on `args` and `kwargs`, whose inputs are `Input` placeholders."""
+        top = Event(self.root, "", "forward", None)
+        self.stack = [top]
+        args, kwargs = self._placeholders(args), self._placeholders(kwargs)
+        top.args, top.kwargs = self.lower(args), self.lower(kwargs)
+        with _LOCK, patched(self):
+            self.active = True
+            try:
+                self._watch_methods(self.root)
+                if stock_forward(self.root):
+                    out: Any = self._leaf(self.root, "", args, kwargs, _foreign_hooks(self.root))
+                else:
+                    out = self.root.forward(*args, **kwargs)
+            finally:
+                self.active = False
+        self._close(top, out)
+        outputs = list(nodes_in(top.output))
+        end = self.graph.output(tuple(outputs))
+        end.meta.update(event=top, const=False, kind="output")
+        return Trace(self.root, self.prefix, self.graph, top, outputs, self.escapes, dict(self.opaque), self.constants)
+
+    def _placeholders(self, value: Any) -> Any:
+        if isinstance(value, Input):
+            node = self.graph.create_node("placeholder", value.name)
+            node.meta.update(event=self.stack[-1], const=False, kind=value.kind)
+            if value.fake is not None:
+                self.knows_inputs = True
+                self.fakes[node] = value.fake(self._fake_mode())
+            return Value(node, self)
+        if isinstance(value, tuple):
+            made = [self._placeholders(v) for v in value]
+            return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+        if isinstance(value, list):
+            return [self._placeholders(v) for v in value]
+        if isinstance(value, dict):
+            return {k: self._placeholders(v) for k, v in value.items()}
+        return value
+
+
+@dataclass
+class Input:
+    """A placeholder to be: its name, and how to make a fake of it (None when nothing is known)."""
+
+    name: str
+    fake: Callable[[Any], Any] | None = None
+    kind: str = "tensor"
+
+
+class _Unregistered:
+    """A module that is called but registered nowhere under the root."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.__name__ = f"unregistered_{type(module).__name__.lower()}"
+        self.__module__ = __name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+class _Watched:
+    """Stands for a module's method while its calls are being recorded."""
+
+    def __init__(self, recorder: Recorder, module: nn.Module, name: str, method: Callable[..., Any]) -> None:
+        self.recorder, self.module, self.name, self.method = recorder, module, name, method
+        self.__func__ = getattr(method, "__func__", method)
+        self.__name__ = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.recorder.call_method(self.module, self.name, self.method, args, kwargs)
+
+
+def map_values(value: Any, fn: Callable[[Value], Any]) -> Any:
+    """Apply `fn` to every tensor-like value inside plain containers."""
+    if isinstance(value, Value):
+        return fn(value)
+    if isinstance(value, tuple):
+        made = [map_values(v, fn) for v in value]
+        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+    if isinstance(value, list):
+        return [map_values(v, fn) for v in value]
+    if type(value) is dict:
+        return {k: map_values(v, fn) for k, v in value.items()}
+    return value
+
+
+def nodes_in(value: Any, depth: int = 0) -> Iterator[fx.Node]:
+    """Every node held by containers, dataclasses and plain objects."""
+    if isinstance(value, fx.Node):
+        yield value
+    elif type(value) is Value or type(value) is Attribute:
+        yield value.node
+    elif isinstance(value, (str, int, float, Tensor, nn.Module, type)) or value is None or depth > 6:
+        return
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from nodes_in(v, depth + 1)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for v in value:
+            yield from nodes_in(v, depth + 1)
+    elif isinstance(value, slice):
+        yield from nodes_in((value.start, value.stop, value.step), depth + 1)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for f in fields(value):
+            yield from nodes_in(getattr(value, f.name, None), depth + 1)
+    elif hasattr(value, "__dict__") and not callable(value):
+        for v in vars(value).values():
+            yield from nodes_in(v, depth + 1)
+
+
+# --- patches --------------------------------------------------------------------------------------------------------
+@contextmanager
+def patched(recorder: Recorder) -> Iterator[None]:
+    """While tracing: module calls, parameter reads, attribute writes and a few functions go through the recorder."""
+    call, read, write = nn.Module.__call__, nn.Module.__getattr__, nn.Module.__setattr__
+    saved: list[tuple[Any, str, Any]] = []
+
+    def traced_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return recorder.call_module(self, args, kwargs) if recorder.active else call(self, *args, **kwargs)
+
+    def traced_read(self: nn.Module, name: str) -> Any:
+        found = read(self, name)
+        if recorder.active and isinstance(found, Tensor) and (name in self._parameters or name in self._buffers):
+            return recorder.parameter(self, name, found)
+        return found
+
+    def traced_write(self: nn.Module, name: str, value: Any) -> None:
+        if recorder.active:
+            kept = list(nodes_in(value))
+            if kept:
+                recorder.escapes.update(kept)
+                recorder.stack[-1].questions.append(Question("attribute write", name, None))
+                object.__setattr__(self, name, value)
+                return
+        write(self, name, value)
+
+    def replace(owner: Any, name: str, new: Any) -> None:
+        saved.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, new)
+
+    def lifted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if recorder.active and (any(map(_holds, args)) or any(map(_holds, kwargs.values()))):
+                return recorder.emit("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        wrapper.__wrapped__ = function  # type: ignore[attr-defined]
+        return wrapper
+
+    replace(nn.Module, "__call__", traced_call)
+    replace(nn.Module, "__getattr__", traced_read)
+    replace(nn.Module, "__setattr__", traced_write)
+    for name in _FACTORIES:
+        replace(torch, name, lifted(getattr(torch, name)))
+    for name in _MATH:
+        replace(math, name, lifted(getattr(math, name)))
+    for name in ("max", "min"):
+        replace(builtins, name, lifted(getattr(builtins, name)))
+    try:
+        yield
+    finally:
+        for owner, name, old in reversed(saved):
+            setattr(owner, name, old)
+
+
+def _holds(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(type(v) is Value or type(v) is Attribute for v in value)
+    return type(value) is Value or type(value) is Attribute
+

@@ -1,0 +1,373 @@
+"""The engine: capture, analyse, choose, check and work out the surgery of one model, all on a throwaway copy."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reptool.capture import CaptureLimitError, Event, Input, Recorder, Trace, stock_forward
+from reptool.errors import InputError
+from reptool.facts import Facts
+from reptool.forms import Form
+from reptool.ops import Affine, Sum, View
+from reptool.plan import Analysis, Chooser, Region, analyse
+from reptool.reads import Reads, resolve
+from reptool.refusal import Code, Refusal
+from reptool.surgery import Site, Surgeon, Surgery
+
+RULES = (
+    "conv_bn", "bn_conv", "branch_add", "branch_concat", "kernel_size", "sequential", "shortcut", "avg_pool", "scale",
+    "padding", "slice", "linear", "weights",
+)  # fmt: skip
+MAX_ROUNDS = 24
+
+
+@dataclass
+class Options:
+    """What the caller asked for."""
+
+    rules: frozenset[str] | None = None
+    force: bool = False
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass
+class Unit:
+    """One traced module with everything worked out for it."""
+
+    prefix: str
+    trace: Trace
+    reads: Reads
+    facts: Facts
+    found: Analysis
+    surgery: Surgery
+    refusals: dict[fx.Node, Refusal]
+    questions: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """All units of a model, and what could not be followed."""
+
+    units: list[Unit] = field(default_factory=list)
+    untraced: dict[str, str] = field(default_factory=dict)
+
+
+def shallow_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model's structure that shares its tensors."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            if isinstance(value, Tensor):
+                memo[id(value)] = value
+    return copy.deepcopy(model, memo)
+
+
+def full_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model that shares nothing (weights computed by legacy hooks are copied as values)."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+def make_plan(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any], options: Options, values: bool) -> Plan:
+    """Work out everything for `model`, which stays untouched.
+
+    Args:
+        model: the user's model, in eval mode.
+        args: example positional inputs, or None when nothing is known.
+        kwargs: example keyword inputs.
+        options: what to do.
+        values: whether values may be looked at (not on the meta device).
+    """
+    plan = Plan()
+    scratch = shallow_copy(model)
+    tied, hooked = ownership(scratch)
+    queue: list[tuple[str, nn.Module, tuple[Any, ...] | None, dict[str, Any]]] = [("", scratch, args, kwargs)]
+    done: set[int] = set()
+    while queue:
+        prefix, module, given, named = queue.pop(0)
+        if id(module) in done:
+            continue
+        done.add(id(module))
+        if not hasattr(module, "forward") or type(module).forward is nn.Module.forward or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            queue += _children(prefix, module)
+            continue
+        if prefix and stock_forward(module):
+            continue
+        traced = _trace(module, prefix, given, named)
+        if isinstance(traced, str):
+            plan.untraced[prefix] = traced
+            queue += _children(prefix, module)
+            continue
+        recorder, trace = traced
+        for path, why in trace.opaque.items():
+            inner = module.get_submodule(path)
+            full = f"{prefix}.{path}" if prefix else path
+            plan.untraced[full] = why
+            queue += _children(full, inner)
+        plan.units.append(_unit(recorder, trace, options, values, _under(tied, prefix), {h for h in _strip(hooked, prefix)}))
+    return plan
+
+
+def _children(prefix: str, module: nn.Module) -> list[tuple[str, nn.Module, tuple[Any, ...] | None, dict[str, Any]]]:
+    return [(f"{prefix}.{n}" if prefix else n, m, None, {}) for n, m in module.named_children()]
+
+
+def _strip(paths: Iterable[str], prefix: str) -> Iterable[str]:
+    lead = f"{prefix}." if prefix else ""
+    return (p[len(lead) :] for p in paths if p.startswith(lead))
+
+
+def _under(tied: dict[str, set[str]], prefix: str) -> dict[str, set[str]]:
+    lead = f"{prefix}." if prefix else ""
+    return {p[len(lead) :]: others for p, others in tied.items() if p.startswith(lead)}
+
+
+def ownership(model: nn.Module) -> tuple[dict[str, set[str]], set[str]]:
+    """Tensors and modules with more than one owner, and modules with hooks of the user's.
+
+    Returns:
+        path (of a tensor or of the module that holds it) -> the other paths, and the paths of hooked modules.
+    """
+    from reptool.capture import _foreign_hooks
+
+    holders: dict[int, list[tuple[str, str]]] = {}
+    hooked: set[str] = set()
+    for path, module in model.named_modules():
+        if _foreign_hooks(module) or module._backward_hooks or module._backward_pre_hooks:
+            hooked.add(path)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                holders.setdefault(id(tensor), []).append((path, f"{path}.{name}" if path else name))
+    tied: dict[str, set[str]] = {}
+    for places in holders.values():
+        if len(places) > 1:
+            for path, full in places:
+                others = {f for p, f in places if f != full}
+                tied.setdefault(path, set()).update(others)
+                tied.setdefault(full, set()).update(others)
+    return tied, hooked
+
+
+def _trace(module: nn.Module, prefix: str, args: tuple[Any, ...] | None, kwargs: dict[str, Any]) -> tuple[Recorder, Trace] | str:
+    recorder = Recorder(module, prefix)
+    try:
+        inputs = _inputs(module) if args is None else (_placeholders(args, "input"), _placeholders(kwargs, ""))
+        return recorder, recorder.run(*inputs)
+    except CaptureLimitError as error:
+        return str(error)
+    except Exception as error:  # the user's forward may raise anything
+        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def _inputs(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Placeholders for the parameters a forward must be given."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    required = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named = [p for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+    if not required and not named and parameters:
+        first = parameters[0]
+        if first.kind is first.VAR_POSITIONAL:
+            return (Input(first.name),), {}
+        return ((), {first.name: Input(first.name)}) if first.kind is first.KEYWORD_ONLY else ((Input(first.name),), {})
+    return tuple(Input(p.name) for p in required), {p.name: Input(p.name) for p in named}
+
+
+def _placeholders(value: Any, name: str) -> Any:
+    if isinstance(value, Tensor):
+        return Input(name or "input", lambda mode, t=value: mode.from_tensor(t.detach()))
+    if isinstance(value, tuple):
+        made = [_placeholders(v, f"{name}_{i}") for i, v in enumerate(value)]
+        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+    if isinstance(value, list):
+        return [_placeholders(v, f"{name}_{i}") for i, v in enumerate(value)]
+    if isinstance(value, dict):
+        return {k: _placeholders(v, f"{name}_{k}".strip("_") if isinstance(k, str) else name) for k, v in value.items()}
+    return value
+
+
+# --- one unit -------------------------------------------------------------------------------------------------------
+def _unit(recorder: Recorder, trace: Trace, options: Options, values: bool, tied: dict[str, set[str]], hooked: set[str]) -> Unit:
+    reads = resolve(trace.graph)
+    facts = Facts(recorder, reads, {})
+    blocked: dict[fx.Node, Refusal] = {}
+    rejected: dict[fx.Node, dict[frozenset[fx.Node], Refusal]] = {}
+    refusals: dict[fx.Node, Refusal] = {}
+    for node in trace.graph.nodes:
+        if node.meta.get("hooked"):
+            blocked[node] = Refusal(Code.HOOK, f"{node.target!r} has hooks that would see other values", (node.name,))
+    found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values)
+    surgeon = Surgeon(trace, found, hooked, tied)
+    allowed = _filter(options, found, rejected, trace)
+    surgery = Surgery()
+    for _ in range(MAX_ROUNDS):
+        sites, problems = _sites(Chooser(found, allowed, options.force).regions(), surgeon)
+        if not problems:
+            made = surgeon.operate(sites)
+            if isinstance(made, Surgery):
+                surgery = made
+                break
+            problems = made
+        by_value = {s.region.value: s.region for s in sites}
+        for value, refusal in problems.items():
+            refusals[value] = refusal
+            region = by_value.get(value)
+            forms = found.forms.get(value, {}).values() if region is None else [region.form]
+            for form in forms:
+                rejected.setdefault(value, {})[form.ops] = refusal
+    fused = {n for s in surgery.sites for n in s.region.form.ops}
+    left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused}
+    return Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
+
+
+def _sites(regions: list[Region], surgeon: Surgeon) -> tuple[list[Site], dict[fx.Node, Refusal]]:
+    sites: list[Site] = []
+    problems: dict[fx.Node, Refusal] = {}
+    for region in regions:
+        site = surgeon.site(region)
+        if isinstance(site, Refusal):
+            problems[region.value] = site
+            surgeon.found.forms[region.value].pop(region.root, None)
+        else:
+            sites.append(site)
+    return sites, problems or surgeon.check(sites)
+
+
+def _filter(
+    options: Options, found: Analysis, rejected: dict[fx.Node, dict[frozenset[fx.Node], Refusal]], trace: Trace
+) -> Callable[[fx.Node, Form], Refusal | None]:
+    def allowed(node: fx.Node, form: Form) -> Refusal | None:
+        refusal = rejected.get(node, {}).get(form.ops)
+        if refusal is not None:
+            return refusal
+        if options.rules is not None:
+            extra = rules_of(form, found) - options.rules
+            if extra:
+                return Refusal(Code.RULE_OFF, f"needs the rules {sorted(extra)}", (node.name,))
+        for owner in {o for n in form.ops for o in found.ops[n].owners}:
+            full = f"{trace.prefix}.{owner}" if trace.prefix else owner
+            if options.include is not None and not _matches(full, options.include):
+                return Refusal(Code.EXCLUDED, f"{full!r} is not included", (node.name,))
+            if _matches(full, options.exclude):
+                return Refusal(Code.EXCLUDED, f"{full!r} is excluded", (node.name,))
+        return None
+
+    return allowed
+
+
+def _matches(path: str, patterns: Iterable[str]) -> bool:
+    parts = path.split(".")
+    ancestors = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(fnmatch.fnmatchcase(a, p) for p in patterns for a in ancestors)
+
+
+def rules_of(form: Form, found: Analysis) -> frozenset[str]:
+    """Names of the rules a form uses."""
+    rules: set[str] = set()
+    position = found.reads.position
+    ops = sorted(form.ops, key=position.__getitem__)
+    layers = [n for n in ops if isinstance(found.ops[n], Affine) and found.ops[n].layer]  # type: ignore[union-attr]
+    for node in ops:
+        op = found.ops[node]
+        if isinstance(op, Affine):
+            behind = _behind_layer(node, form, found)
+            rules |= {
+                "bn": {"conv_bn" if behind else "bn_conv"}, "avg_pool": {"avg_pool"}, "scale": {"scale"}, "padding": {"padding"},
+                "slice": {"slice"},
+            }.get(op.paradigm, set())  # fmt: skip
+            if op.computed:
+                rules.add("weights")
+            if op.layer and any(n is not node and n in _upstream(node, form, found) for n in layers):
+                rules.add("sequential")
+        elif isinstance(op, Sum):
+            rules.add("branch_add")
+            if any(s is form.root for s in op.sources):
+                rules.add("shortcut")
+            sizes = {tuple(a.kernel_size for a in f.shape.axes or ()) for s in op.sources for f in found.forms.get(s, {}).values() if f.root is form.root}
+            if len(sizes) > 1:
+                rules.add("kernel_size")
+        elif isinstance(op, View):
+            rules.add("linear")
+        else:
+            rules.add("branch_concat")
+    return frozenset(rules)
+
+
+def _upstream(node: fx.Node, form: Form, found: Analysis) -> set[fx.Node]:
+    seen: set[fx.Node] = set()
+    stack = list(found.ops[node].sources)
+    while stack:
+        n = stack.pop()
+        if n in form.ops and n not in seen:
+            seen.add(n)
+            stack += found.ops[n].sources
+    return seen
+
+
+def _behind_layer(node: fx.Node, form: Form, found: Analysis) -> bool:
+    return any(isinstance(found.ops[n], Affine) and found.ops[n].layer for n in _upstream(node, form, found))  # type: ignore[union-attr]
+
+
+def _questions(trace: Trace) -> list[str]:
+    out: list[str] = []
+
+    def walk(event: Event) -> None:
+        path = ".".join(p for p in (trace.prefix, event.path) if p) or "<root>"
+        out.extend(f"{path}.{event.method}: {q.what} of {q.node} = {q.answer!r}" for q in event.questions)
+        for item in event.items:
+            if isinstance(item, Event):
+                walk(item)
+
+    walk(trace.top)
+    return out
+
+
+# --- the caller's input ---------------------------------------------------------------------------------------------
+def example_arguments(example_inputs: Any, model: nn.Module) -> tuple[tuple[Any, ...] | None, dict[str, Any]]:
+    """Example inputs as positional and keyword arguments.
+
+    Raises:
+        InputError: not a tensor, tuple, list or dict, or it does not fit the forward's signature.
+    """
+    if example_inputs is None:
+        return None, {}
+    if isinstance(example_inputs, Tensor):
+        args, kwargs = (example_inputs,), {}
+    elif isinstance(example_inputs, (tuple, list)):
+        args, kwargs = tuple(example_inputs), {}
+    elif isinstance(example_inputs, Mapping):
+        args, kwargs = (), dict(example_inputs)
+    else:
+        raise InputError(
+            f"example_inputs is a {type(example_inputs).__name__}; give a tensor, a tuple of positional or a dict of keyword arguments"
+        )
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"example_inputs do not fit {type(model).__name__}.forward: {error}") from error
+    return args, kwargs
+
+
+def check_inputs_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the model on the example inputs.
+
+    Raises:
+        InputError: the model does not accept them.
+    """
+    try:
+        with torch.no_grad():
+            return model(*args, **kwargs)
+    except Exception as error:
+        raise InputError(f"the model does not run on example_inputs: {type(error).__name__}: {error}") from error

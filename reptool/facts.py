@@ -1,0 +1,223 @@
+"""Facts about the values of a trace: constants in float64, ranks, channel counts, what parameters they hang on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reptool._nodes import name_of
+from reptool.capture import Recorder, Unanswerable
+from reptool.ops import Affine, Concat, Op, Sum
+from reptool.reads import Reads
+
+_SAME_SHAPE_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
+    nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LayerNorm, nn.GroupNorm,
+    nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.Identity, nn.LogSigmoid, nn.RReLU,
+    nn.Softmax, nn.Softmax2d, nn.LogSoftmax,
+)  # fmt: skip
+_SAME_SHAPE = {
+    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "gelu", "silu", "mish",
+    "hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "sigmoid", "sigmoid_", "tanh", "tanh_", "softplus", "softmax",
+    "log_softmax", "layer_norm", "group_norm", "batch_norm", "instance_norm", "dropout", "dropout2d", "contiguous",
+    "clone", "detach", "neg", "exp", "sqrt", "rsqrt", "abs", "clamp", "clamp_", "barrier", "to", "float", "half",
+    "pow", "square", "sin", "cos", "type_as", "normalize", "setitem",
+}  # fmt: skip
+_RANKED_MODULES = tuple(
+    (getattr(nn, f"{kind}{n}d"), n + 2)
+    for kind in ("Conv", "ConvTranspose", "MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "BatchNorm")
+    for n in (1, 2, 3)
+    if (kind, n) != ("BatchNorm", 1)
+)
+_ARITHMETIC = {
+    "add", "add_", "iadd", "sub", "sub_", "isub", "mul", "mul_", "imul", "truediv", "div", "div_", "itruediv",
+    "maximum", "minimum", "where",
+}  # fmt: skip
+
+
+class Facts:
+    """Answers about the nodes of one trace, each worked out once."""
+
+    def __init__(self, recorder: Recorder, reads: Reads, ops: dict[fx.Node, Op]) -> None:
+        self.recorder, self.reads, self.ops = recorder, reads, ops
+        self._exact: dict[fx.Node, Any] = {}
+        self._rank: dict[fx.Node, int | None] = {}
+        self._cones: dict[fx.Node, tuple[str, ...]] = {}
+
+    # --- constants
+    def constant(self, node: fx.Node) -> Any:
+        """The value of a constant node as the model computes it; None when it cannot be computed."""
+        try:
+            return self.recorder.evaluate(node)
+        except Unanswerable:
+            return None
+
+    def exact(self, node: fx.Node) -> Any:
+        """The value of a constant node computed in float64 from its parameters."""
+        for n in self._missing(node):
+            if n.op == "get_attr":
+                value = n.meta["tensor"].detach()
+                self._exact[n] = value.double() if value.is_floating_point() else value
+                continue
+            args, kwargs = (fx.node.map_arg(a, lambda q: self._exact[q]) for a in (n.args, n.kwargs))
+            with torch.no_grad():
+                if n.op == "call_module":
+                    value = self._double_module(n)(*args, **kwargs)
+                else:
+                    value = self.recorder._run(n, args, kwargs)
+            self._exact[n] = value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        return self._exact[node]
+
+    def _missing(self, node: fx.Node) -> list[fx.Node]:
+        order: list[fx.Node] = []
+        stack = [(node, False)]
+        seen: set[fx.Node] = set()
+        while stack:
+            n, done = stack.pop()
+            if done:
+                order.append(n)
+            elif n not in seen and n not in self._exact:
+                seen.add(n)
+                stack.append((n, True))
+                stack += [(i, False) for i in n.all_input_nodes]
+        return order
+
+    @staticmethod
+    def _double_module(node: fx.Node) -> nn.Module:
+        import copy
+
+        return copy.deepcopy(node.meta["module"]).double()
+
+    def cone(self, node: fx.Node) -> tuple[str, ...]:
+        """Names of the parameters, buffers and modules a constant is computed from."""
+        if node not in self._cones:
+            found: dict[str, None] = {}
+            stack, seen = [node], {node}
+            while stack:
+                n = stack.pop()
+                if n.op in ("get_attr", "call_module"):
+                    found[str(n.target)] = None
+                for i in n.all_input_nodes:
+                    if i not in seen:
+                        seen.add(i)
+                        stack.append(i)
+            self._cones[node] = tuple(found)
+        return self._cones[node]
+
+    # --- shapes
+    def rank(self, node: fx.Node) -> int | None:
+        """Number of dimensions of a value, None when unknown."""
+        if node not in self._rank:
+            self._rank[node] = None  # cuts loops
+            found = self._infer_rank(node)
+            if found is None:
+                shape = self.shape(node)
+                found = None if shape is None else len(shape)
+            self._rank[node] = found
+        return self._rank[node]
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        """The shape of a value on the example inputs, None when nothing is known."""
+        if not self.recorder.knows_inputs:
+            return None
+        try:
+            value = self.recorder.evaluate(node)
+        except Unanswerable:
+            return None
+        return tuple(value.shape) if isinstance(value, Tensor) else None
+
+    def _infer_rank(self, node: fx.Node) -> int | None:
+        op = self.ops.get(node)
+        if isinstance(op, Affine) and op.shape.axes:
+            return len(op.shape.axes) + 2
+        if isinstance(op, (Affine, Sum, Concat)):
+            known = [r for r in map(self.rank, op.sources) if r is not None]
+            return max(known) if known else None
+        if node.op == "call_module":
+            return self._module_rank(node)
+        name = name_of(node)
+        first = node.args[0] if node.args else node.kwargs.get("input")
+        if node.op in ("call_function", "call_method"):
+            if name in _SAME_SHAPE and isinstance(first, fx.Node):
+                return self.rank(first)
+            if name in _ARITHMETIC:
+                known = [self.rank(n) for n in node.all_input_nodes if n.meta.get("kind") == "tensor"]
+                return None if any(r is None for r in known) or not known else max(r for r in known if r is not None)
+            return self._reshaped_rank(node, name, first)
+        return None
+
+    def _module_rank(self, node: fx.Node) -> int | None:
+        module = node.meta.get("module")
+        for cls, rank in _RANKED_MODULES:
+            if isinstance(module, cls) and node.meta["kind"] == "tensor":
+                return rank
+        first = node.args[0] if node.args else None
+        if isinstance(module, (*_SAME_SHAPE_MODULES, nn.Linear)) and isinstance(first, fx.Node):
+            return self.rank(first)
+        if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
+            return 2
+        return None
+
+    def _reshaped_rank(self, node: fx.Node, name: str, first: Any) -> int | None:
+        rest = node.args[1:]
+        if name in ("view", "reshape", "permute", "expand", "repeat"):
+            sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
+            return len(sizes) if sizes and not node.kwargs and not _is_size(sizes) else None
+        if name == "flatten" and isinstance(first, fx.Node):
+            start = rest[0] if rest else node.kwargs.get("start_dim", 0)
+            end = rest[1] if len(rest) > 1 else node.kwargs.get("end_dim", -1)
+            rank = self.rank(first)
+            if start == 1 and end == -1:
+                return 2
+            if rank is None or type(start) is not int or type(end) is not int:
+                return None
+            return rank - (end % rank - start % rank)
+        if name in ("transpose", "roll", "flip", "swapaxes") and isinstance(first, fx.Node):
+            return self.rank(first)
+        if name in ("adaptive_avg_pool2d", "max_pool2d", "avg_pool2d", "interpolate", "conv2d", "pad", "adaptive_max_pool2d") and isinstance(first, fx.Node):
+            return 4 if name.endswith("2d") else self.rank(first)
+        return None
+
+    def channels(self, node: fx.Node, behind: int) -> int | None:
+        """Size of the axis with `behind` axes behind it."""
+        seen: set[fx.Node] = set()
+        at: fx.Node | None = node
+        while at is not None and at not in seen:
+            seen.add(at)
+            op = self.ops.get(at)
+            if isinstance(op, Affine):
+                if op.shape.axes is not None and len(op.shape.axes) != behind:
+                    break
+                if op.shape.out_channels is not None:
+                    return op.shape.out_channels
+                at = op.source
+            elif isinstance(op, Sum):
+                at = op.sources[0]
+            elif isinstance(op, Concat) and op.axes == behind:
+                parts = [self.channels(s, behind) for s in op.sources]
+                return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)
+            elif at.op == "call_module" and isinstance(at.meta.get("module"), _SAME_SHAPE_MODULES) and at.args:
+                at = at.args[0] if isinstance(at.args[0], fx.Node) else None
+            elif at.op in ("call_function", "call_method") and name_of(at) in _SAME_SHAPE and at.args:
+                at = at.args[0] if isinstance(at.args[0], fx.Node) else None
+            else:
+                break
+        shape = self.shape(node)
+        return shape[-1 - behind] if shape is not None and len(shape) > behind else None
+
+    def behind(self, node: fx.Node) -> int | None:
+        """Axes behind the channels of the layer that makes this value, None when no layer does."""
+        op = self.ops.get(node)
+        while isinstance(op, Affine):
+            if op.layer:
+                return len(op.shape.axes or ())
+            op = self.ops.get(op.source)
+        return None
+
+
+def _is_size(sizes: Any) -> bool:
+    return len(sizes) == 1 and isinstance(sizes[0], fx.Node) and sizes[0].meta.get("kind") == "size"
+
+

@@ -1,0 +1,73 @@
+"""`flatten=True`: the whole model as one `torch.fx.GraphModule`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from reptool.capture import Recorder
+from reptool.engine import _inputs, _placeholders
+from reptool.errors import InputError
+
+
+def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any]) -> fx.GraphModule:
+    """One graph for a whole model.
+
+    Args:
+        model: the deployed model.
+        args: example positional inputs or None.
+        kwargs: example keyword inputs.
+
+    Raises:
+        InputError: the code asks about its inputs, or something in it cannot be put into a graph.
+    """
+    recorder = Recorder(model)
+    inputs = _inputs(model) if args is None else (_placeholders(args, "input"), _placeholders(kwargs, ""))
+    trace = recorder.run(*inputs)
+    asked = [q for e in _events(trace.top) for q in e.questions]
+    if asked:
+        raise InputError(f"flatten=True would fix the {asked[0].what} of {asked[0].node} ({asked[0].answer!r}); deploy without flatten")
+    if trace.opaque:
+        path, why = next(iter(trace.opaque.items()))
+        raise InputError(f"flatten=True cannot follow {path!r} ({why}); deploy without flatten")
+    graph = fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+    for node in trace.graph.nodes:
+        if node.op == "output":
+            graph.output(_structure(trace.top.output, known))
+        else:
+            known[node] = graph.node_copy(node, lambda n: known[n])
+            known[node].meta = {}
+    holder = nn.Module()
+    holder.__dict__.update({k: dict(v) if isinstance(v, dict) else v for k, v in model.__dict__.items() if k in ("_modules", "_parameters", "_buffers", "training")})
+    for name, tensor in trace.constants.items():
+        holder.register_buffer(name, tensor.detach().clone(), persistent=False)
+    made = fx.GraphModule(holder, graph, type(model).__name__)
+    made.graph.eliminate_dead_code()
+    made.delete_all_unused_submodules()
+    made.recompile()
+    return made.eval()
+
+
+def _events(event: Any) -> Any:
+    from reptool.capture import Event
+
+    yield event
+    for item in event.items:
+        if isinstance(item, Event):
+            yield from _events(item)
+
+
+def _structure(value: Any, known: dict[fx.Node, fx.Node]) -> Any:
+    if isinstance(value, fx.Node):
+        return known[value]
+    if isinstance(value, (tuple, list)):
+        return type(value)(_structure(v, known) for v in value)
+    if isinstance(value, dict):
+        return {k: _structure(v, known) for k, v in value.items()}
+    if value is None or isinstance(value, (int, float, str, bool)):
+        return value
+    raise InputError(f"flatten=True cannot return a {type(value).__name__}; deploy without flatten")
+
+

@@ -1,0 +1,81 @@
+"""What an operation of the graph is to the planner: one affine map, a sum, a concatenation, or none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import fx
+
+from reptool.kernel import Kernel
+
+
+@dataclass(eq=False)
+class Affine:
+    """``node = kernel(source)``.
+
+    Args:
+        source: the value read.
+        shape: the kernel without values.
+        load: makes the kernel with its values, in float64.
+        owners: paths of the modules and names of the tensors whose values it holds.
+        layer: whether this is a convolution or linear layer (its multiplications count).
+        paradigm: the name under which `rules=` selects it.
+        cost: multiplications per output element beside those of a layer.
+        rank_guard: the rank of the input for which alone this is right, None when it is known.
+        computed: whether the weight is computed anew at every call.
+    """
+
+    source: fx.Node
+    shape: Kernel
+    load: Callable[[], Kernel]
+    owners: tuple[str, ...] = ()
+    layer: bool = False
+    paradigm: str = "identity"
+    cost: int = 0
+    rank_guard: int | None = None
+    computed: bool = False
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The values read."""
+        return [self.source]
+
+
+@dataclass(eq=False)
+class Sum:
+    """``node = sum of sources`` (each scaled by its factor)."""
+
+    sources: list[fx.Node]
+    factors: list[float]
+    owners: tuple[str, ...] = ()
+    paradigm: str = "branch_add"
+
+
+@dataclass(eq=False)
+class Concat:
+    """``node = concatenation of sources along the channels``, for values with `axes` axes behind the channel axis."""
+
+    sources: list[fx.Node]
+    axes: int
+    owners: tuple[str, ...] = ()
+    paradigm: str = "branch_concat"
+
+
+@dataclass(eq=False)
+class View:
+    """``node = source`` with its axes arranged otherwise; ``moves[b]`` is where an axis with `b` axes behind it goes."""
+
+    source: fx.Node
+    moves: dict[int, int]
+    owners: tuple[str, ...] = ()
+    paradigm: str = "view"
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The value read."""
+        return [self.source]
+
+
+Op = Affine | Sum | Concat | View
+

@@ -1,0 +1,343 @@
+"""Planning: which values become one layer, priced as whole regions.
+
+One forward pass keeps for every value its forms over earlier values; then, from the values still needed back, the
+cheapest way to compute each is chosen: as it stands, or as one layer of an earlier value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from reptool._nodes import metadata_read, name_of, only_asserted
+from reptool.facts import Facts
+from reptool.forms import Form, arranged, joined, start, summed, through
+from reptool.lift import Context, lift
+from reptool.ops import Affine, Op, Sum, View
+from reptool.price import Price, Size, layer_price, nominal_size, op_price, out_size
+from reptool.reads import Reads
+from reptool.refusal import Code, Refusal
+
+MAX_FORMS = 12
+MAX_ROUNDS = 3
+_SHAPE_LIKE = {"reshape_as", "view_as", "expand_as", "type_as"}
+
+
+@dataclass(eq=False)
+class Region:
+    """One value computed by one layer.
+
+    Args:
+        value: the node whose value the layer computes.
+        form: what it computes, of which earlier value.
+        before: price of what it replaces.
+        after: price of the layer.
+    """
+
+    value: fx.Node
+    form: Form
+    before: Price
+    after: Price
+
+    @property
+    def root(self) -> fx.Node:
+        """The value the layer reads."""
+        return self.form.root
+
+
+@dataclass
+class Analysis:
+    """What one trace holds for the planner."""
+
+    graph: fx.Graph
+    reads: Reads
+    facts: Facts
+    ops: dict[fx.Node, Op] = field(default_factory=dict)
+    forms: dict[fx.Node, dict[fx.Node, Form]] = field(default_factory=dict)
+    refused: dict[fx.Node, Refusal] = field(default_factory=dict)
+    wanted: set[fx.Node] = field(default_factory=set)
+    soft: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
+    sizes: dict[fx.Node, Size] = field(default_factory=dict)
+
+
+def analyse(
+    graph: fx.Graph,
+    reads: Reads,
+    facts: Facts,
+    blocked: dict[fx.Node, Refusal],
+    escaped: Iterable[fx.Node],
+    values: bool,
+) -> Analysis:
+    """Lift every node and keep the forms of every value.
+
+    Args:
+        graph: the captured graph.
+        reads: its resolved reads.
+        facts: its facts; `facts.ops` is filled here.
+        blocked: nodes that must stay as they are, and why.
+        escaped: nodes kept by somebody outside the graph.
+        values: whether values may be looked at (not on the meta device).
+    """
+    found = Analysis(graph, reads, facts, facts.ops)
+    facts.ops.clear()
+    ctx = Context(facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind)
+    for node in graph.nodes:
+        refusal = blocked.get(node)
+        op = None
+        if refusal is None:
+            if node in reads.partial:
+                refusal = Refusal(Code.MUTATED, "a value is written in place while a view of it is read", (node.name,))
+            else:
+                lifted = lift(node, ctx)
+                if isinstance(lifted, Refusal):
+                    refusal = lifted
+                else:
+                    op = lifted
+        if refusal is not None:
+            found.refused[node] = refusal
+        if op is not None:
+            found.ops[node] = op
+            _extend(found, node, op, values)
+        else:
+            _want_all(found, node)
+        found.sizes[node] = _size(found, node, op)
+    found.wanted.update(escaped)
+    return found
+
+
+def _want_all(found: Analysis, node: fx.Node) -> None:
+    for read in node.all_input_nodes:
+        seen = found.reads.of(node, read)
+        value = read if seen is None else seen
+        if metadata_read(node) or (name_of(node) in _SHAPE_LIKE and node.args and node.args[0] is not read):
+            if not only_asserted(node):
+                found.soft.setdefault(value, []).append(node)
+        else:
+            found.wanted.add(value)
+
+
+def _size(found: Analysis, node: fx.Node, op: Op | None) -> Size:
+    if isinstance(op, Affine):
+        size = found.sizes.get(op.source, ())
+        if op.shape.axes is not None and len(size) != len(op.shape.axes):
+            size = nominal_size(len(op.shape.axes))
+        return out_size(op.shape, size)
+    if op is not None:
+        return found.sizes.get(op.sources[0], ())
+    return nominal_size(2)
+
+
+def _forms_of(found: Analysis, node: fx.Node) -> dict[fx.Node, Form]:
+    return {**found.forms.get(node, {}), node: start(node)}
+
+
+def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
+    made: dict[fx.Node, Form] = {}
+    first: Refusal | None = None
+    if isinstance(op, (Affine, View)):
+        for root, form in _forms_of(found, op.source).items():
+            new = through(node, op, form, values) if isinstance(op, Affine) else arranged(node, op, form)
+            if isinstance(new, Refusal):
+                first = first or new
+            else:
+                made[root] = new
+    else:
+        sets = [_forms_of(found, s) for s in op.sources]
+        common = [r for r in sets[0] if all(r in s for s in sets)]
+        build: Callable[..., Form | Refusal] = summed if isinstance(op, Sum) else joined
+        for root in common:
+            new = build(node, op, [s[root] for s in sets])
+            if isinstance(new, Refusal):
+                first = first or new
+            else:
+                made[root] = new
+    if first is not None and not isinstance(op, View):
+        found.refused.setdefault(node, first.at(node.name))
+    if len(made) > MAX_FORMS:
+        made = dict(list(made.items())[-MAX_FORMS:])
+    found.forms[node] = made
+
+
+# --- choice ---------------------------------------------------------------------------------------------------------
+Choice = dict[fx.Node, fx.Node | None]
+
+
+class Chooser:
+    """Chooses, island by island, the cheapest way to compute every wanted value."""
+
+    def __init__(
+        self, found: Analysis, allowed: Callable[[fx.Node, Form], Refusal | None], force: bool
+    ) -> None:
+        self.found, self.allowed, self.force = found, allowed, force
+        self.best: dict[fx.Node, float] = {}
+        self.options: dict[fx.Node, dict[fx.Node, Form]] = {}
+        self.dearer: dict[fx.Node, Refusal] = {}
+
+    def regions(self) -> list[Region]:
+        """The chosen regions of all islands, in graph order."""
+        chosen: list[Region] = []
+        for island in self._islands():
+            chosen += self._island(island)
+        position = self.found.reads.position
+        return sorted(chosen, key=lambda r: position[r.value])
+
+    def _islands(self) -> list[list[fx.Node]]:
+        parent: dict[fx.Node, fx.Node] = {n: n for n in self.found.ops}
+
+        def find(n: fx.Node) -> fx.Node:
+            while parent[n] is not n:
+                parent[n] = parent[parent[n]]
+                n = parent[n]
+            return n
+
+        for node, op in self.found.ops.items():
+            for source in op.sources:
+                if source in parent:
+                    parent[find(node)] = find(source)
+        groups: dict[fx.Node, list[fx.Node]] = {}
+        for node in self.found.ops:
+            groups.setdefault(find(node), []).append(node)
+        return [g for g in groups.values() if any(isinstance(op, Affine) and (op.layer or self.force) for op in map(self.found.ops.get, g))]
+
+    def _candidates(self, node: fx.Node) -> dict[fx.Node, Form]:
+        if node not in self.options:
+            found: dict[fx.Node, Form] = {}
+            for root, form in self.found.forms.get(node, {}).items():
+                if not self._worth(form):
+                    continue
+                refusal = self.allowed(node, form)
+                if refusal is None:
+                    found[root] = form
+                else:
+                    self.found.refused.setdefault(node, refusal)
+            self.options[node] = found
+        return self.options[node]
+
+    def _worth(self, form: Form) -> bool:
+        """Whether a form is a layer at all, and another one than what stands."""
+        if form.shape.channels is None:
+            return False
+        layers = [op for op in map(self.found.ops.get, form.ops) if isinstance(op, Affine) and op.layer]
+        if not layers:
+            return self.force
+        if len(form.ops) == 1:
+            return layers[0].computed
+        return True
+
+    def _as_is(self, node: fx.Node) -> Price:
+        op = self.found.ops[node]
+        size = self.found.sizes.get(op.sources[0], ())
+        axes = op.shape.axes if isinstance(op, Affine) else None
+        if axes is not None and len(size) != len(axes):
+            size = nominal_size(len(axes))
+        form = next(iter(self.found.forms.get(node, {}).values()), None)
+        channels = form.shape.out_channels if form is not None else None
+        return op_price(op, size, channels)
+
+    def _layer(self, form: Form) -> Price:
+        size = self.found.sizes.get(form.root, ())
+        if form.shape.axes is not None and len(size) != len(form.shape.axes):
+            size = nominal_size(len(form.shape.axes))
+        return layer_price(form.shape, size)
+
+    def _tree(self, node: fx.Node) -> float:
+        """Price of a value when nothing is shared."""
+        if node not in self.found.ops:
+            return 0.0
+        if node not in self.best:
+            op = self.found.ops[node]
+            price = self._as_is(node).total + sum(self._tree(s) for s in op.sources)
+            for root, form in self._candidates(node).items():
+                price = min(price, self._layer(form).total + self._tree(root))
+            self.best[node] = price
+        return self.best[node]
+
+    def _island(self, island: list[fx.Node]) -> list[Region]:
+        order = island[::-1]
+        wanted = {n for n in island if n in self.found.wanted}
+        nothing: Choice = {}
+        base = self._total(order, wanted, nothing)
+        choice = self._greedy(order, wanted)
+        best = self._total(order, wanted, choice)
+        for _ in range(MAX_ROUNDS):
+            improved = False
+            for node in order:
+                for option in (None, *self._candidates(node)):
+                    if choice.get(node) is option:
+                        continue
+                    trial = {**choice, node: option}
+                    price = self._total(order, wanted, trial)
+                    if self._better(price, best, base):
+                        choice, best, improved = trial, price, True
+            if not improved or len(island) > 200:
+                break
+        if not self._better(best, base, base) and not self.force:
+            self._note_dearer(island, choice)
+            return []
+        return self._chosen(order, wanted, choice)
+
+    def _better(self, new: Price, old: Price, base: Price) -> bool:
+        excess_new = 0 if self.force else max(new.multiplications - base.multiplications, 0)
+        excess_old = 0 if self.force else max(old.multiplications - base.multiplications, 0)
+        return (excess_new, new.total) < (excess_old, old.total - 1e-9)
+
+    def _note_dearer(self, island: list[fx.Node], choice: Choice) -> None:
+        for node in island:
+            if choice.get(node) is not None or any(len(f.ops) > 1 for f in self._candidates(node).values()):
+                self.found.refused.setdefault(node, Refusal(Code.DEARER, "one layer in place of these would cost more", (node.name,)))
+
+    def _greedy(self, order: list[fx.Node], wanted: set[fx.Node]) -> Choice:
+        choice: Choice = {}
+        needed = set(wanted)
+        for node in order:
+            if node not in needed:
+                continue
+            op = self.found.ops[node]
+
+            def rest(n: fx.Node) -> float:
+                return 0.0 if n in needed else self._tree(n)
+
+            best = self._as_is(node).total + sum(map(rest, dict.fromkeys(op.sources)))
+            pick: fx.Node | None = None
+            for root, form in self._candidates(node).items():
+                price = self._layer(form).total + rest(root)
+                if price < best:
+                    best, pick = price, root
+            if self.force and pick is None and self._candidates(node):
+                pick = next(iter(self._candidates(node)))
+            choice[node] = pick
+            needed.update([pick] if pick is not None else op.sources)
+        return choice
+
+    def _needed(self, order: list[fx.Node], wanted: set[fx.Node], choice: Choice) -> list[tuple[fx.Node, Form | None]]:
+        needed, out = set(wanted), []
+        for node in order:
+            if node not in needed:
+                continue
+            root = choice.get(node)
+            form = None if root is None else self._candidates(node).get(root)
+            out.append((node, form))
+            needed.update(self.found.ops[node].sources if form is None else [form.root])
+        return out
+
+    def _total(self, order: list[fx.Node], wanted: set[fx.Node], choice: Choice) -> Price:
+        total = Price()
+        for node, form in self._needed(order, wanted, choice):
+            total = total + (self._as_is(node) if form is None else self._layer(form))
+        return total
+
+    def _chosen(self, order: list[fx.Node], wanted: set[fx.Node], choice: Choice) -> list[Region]:
+        pairs = self._needed(order, wanted, choice)
+        alive = {node for node, form in pairs if form is None}
+        regions = []
+        for node, form in pairs:
+            if form is None:
+                continue
+            before = Price()
+            for op in form.ops - alive:
+                before = before + self._as_is(op)
+            regions.append(Region(node, form, before, self._layer(form)))
+        return regions
+

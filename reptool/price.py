@@ -1,0 +1,100 @@
+"""The price of a layer: multiplications, traffic of intermediates and weights under one stated weighting.
+
+``price = multiplications + 2 * (elements read + elements written) + weights``
+
+at a nominal image size (56 positions per axis for images, scaled by the strides on the way). Multiplications of
+convolution and linear layers are also kept by themselves: a plan never raises them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from reptool.kernel import Kernel
+from reptool.ops import Affine, Concat, Op, Sum, View
+
+NOMINAL = {0: (), 1: (512,), 2: (56, 56), 3: (16, 16, 16)}
+TRAFFIC = 2.0
+UNKNOWN_CHANNELS = 64
+
+Size = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Price:
+    """What computing something costs.
+
+    Args:
+        total: the weighted price.
+        multiplications: those of convolution and linear layers alone.
+        layers: number of convolution and linear layers.
+        weights: number of their weights.
+    """
+
+    total: float = 0.0
+    multiplications: int = 0
+    layers: int = 0
+    weights: int = 0
+
+    def __add__(self, other: Price) -> Price:
+        return Price(
+            self.total + other.total,
+            self.multiplications + other.multiplications,
+            self.layers + other.layers,
+            self.weights + other.weights,
+        )
+
+
+def nominal_size(axes: int) -> Size:
+    """The assumed size of a value with `axes` spatial axes."""
+    return NOMINAL.get(axes, ())
+
+
+def out_size(kernel: Kernel, size: Size) -> Size:
+    """Output size of a kernel at input `size` (at least one position)."""
+    if kernel.transposed is not None:
+        stride = kernel.transposed[1]
+        assert isinstance(stride, tuple)
+        return tuple(n * s for n, s in zip(size, stride, strict=False))
+    if kernel.axes is None:
+        return size
+    if len(size) != len(kernel.axes):
+        size = nominal_size(len(kernel.axes))
+    return tuple(max(a.out_size(n), 1) for a, n in zip(kernel.axes, size, strict=True))
+
+
+def layer_price(kernel: Kernel, size: Size) -> Price:
+    """Price of one convolution or linear layer with this kernel at input `size`."""
+    channels = kernel.channels
+    if channels is None:
+        return Price()
+    if kernel.axes is not None and len(size) != len(kernel.axes):
+        size = nominal_size(len(kernel.axes))
+    groups = channels.groups if kernel.axes != () else 1
+    taps = prod(a.kernel_size for a in kernel.axes or ())
+    weights = channels.out_channels * (channels.in_channels // groups) * taps
+    positions = prod(size) if kernel.transposed is not None else prod(out_size(kernel, size))
+    macs = weights * positions
+    moved = channels.in_channels * prod(size) + channels.out_channels * prod(out_size(kernel, size))
+    return Price(macs + TRAFFIC * moved + weights, macs, 1, weights)
+
+
+def op_price(op: Op, size: Size, channels: int | None) -> Price:
+    """Price of one operation as it stands, at the size of its input."""
+    width = channels or UNKNOWN_CHANNELS
+    elements = width * prod(size)
+    if isinstance(op, Affine):
+        if op.layer:
+            own = layer_price(op.shape, size)
+            return Price(own.total + 2 * own.weights, own.multiplications, 1, own.weights) if op.computed else own
+        if op.paradigm in ("identity", "slice"):
+            return Price()
+        written = width * prod(out_size(op.shape, size))
+        return Price(op.cost * written + TRAFFIC * (elements + written))
+    if isinstance(op, Sum):
+        return Price((len(op.sources) - 1) * elements + TRAFFIC * (len(op.sources) + 1) * elements)
+    if isinstance(op, View):
+        return Price()
+    assert isinstance(op, Concat)
+    return Price(TRAFFIC * 2 * elements * len(op.sources))

@@ -1,0 +1,398 @@
+"""Regeneration: the method in which a fused operation occurs, written anew, and only that.
+
+A method is cut out of the trace (its nodes, its calls of children and of its own methods), the fused operations are
+left out, and the rest is printed as Python by `torch.fx`. The module's class is replaced by a subclass that keeps its
+name, pickles (the source goes along) and still is an instance of the original class.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reptool._nodes import is_inert, name_of
+from reptool.capture import Event, nodes_in
+from reptool.errors import SpecializedError
+from reptool.reads import Reads
+from reptool.refusal import Code, Refusal
+
+CONVERSIONS = (
+    "fuse", "reparameterize", "switch_to_deploy", "fuse_conv_bn", "fuse_bn", "convert_to_deploy", "merge_kernel", "merge_kernels",
+    "reparam", "fuse_repvgg_block", "fuse_convs", "merge_dilated_branches", "repvgg_convert", "deploy_mode",
+)  # fmt: skip
+
+
+class CannotCutError(Exception):
+    """A method cannot be printed from its trace; the message says why."""
+
+
+@dataclass
+class Edits:
+    """What is left out of the code and what stands in for it.
+
+    Args:
+        bypass: fused node -> the node whose value takes its place.
+        dead: nodes nobody needs any more.
+        layers: functional layer node -> arguments of its replacement ``(function, attribute names, constants)``.
+    """
+
+    bypass: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    dead: set[fx.Node] = field(default_factory=set)
+    layers: dict[fx.Node, tuple[Callable[..., Any], tuple[str, str | None], dict[str, Any]]] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Method:
+    """A regenerated method: its source, what its names mean, and constants its module must hold."""
+
+    name: str
+    source: str
+    names: tuple[tuple[str, str, str], ...]  # (name in the source, module, qualified name)
+    buffers: tuple[str, ...] = ()
+
+
+def is_dead(item: fx.Node | Event, edits: Edits) -> bool:
+    """Whether an item of an event computes nothing that is still needed."""
+    if isinstance(item, fx.Node):
+        return item in edits.dead
+    inner = list(item.nodes())
+    needed = [n for n in inner if n not in edits.dead and not n.meta["const"] and not is_inert(n)]
+    return not needed and any(n in edits.dead for n in inner)
+
+
+class Cutter:
+    """Prints the method of one event from the trace."""
+
+    def __init__(self, event: Event, edits: Edits, reads: Reads) -> None:
+        self.event, self.edits, self.reads = event, edits, reads
+        self.graph = fx.Graph()
+        self.map: dict[fx.Node, Any] = {}
+        self.buffers: list[str] = []
+
+    def method(self) -> Method | Refusal:
+        """The method's new source, or why it cannot be written."""
+        try:
+            return self._method()
+        except CannotCutError as error:
+            return Refusal(Code.METHOD, f"{self.event.path or '<root>'}.{self.event.method}: {error}", (self.event.path,))
+
+    def _method(self) -> Method:
+        function = getattr(type(self.event.module), self.event.method)
+        check_rewritable(function)
+        if self.event.questions:
+            q = self.event.questions[0]
+            raise CannotCutError(f"it asks for the {q.what} of {q.node}")
+        parameters, guards = self._parameters(function)
+        for item in self.event.items:
+            if isinstance(item, Event):
+                self._call(item)
+            else:
+                self._node(item)
+        self.graph.output(self._lookup_all(self.event.output))
+        return self._print(parameters, guards)
+
+    # --- the signature
+    def _parameters(self, function: Callable[..., Any]) -> tuple[str, list[str]]:
+        signature = inspect.signature(function)
+        try:
+            bound = signature.bind(self.event.module, *self.event.args, **self.event.kwargs)
+        except TypeError as error:
+            raise CannotCutError(f"its call does not fit its signature ({error})") from error
+        bound.apply_defaults()
+        guards: list[str] = []
+        names = list(signature.parameters)
+        for name in names[1:]:
+            parameter, value = signature.parameters[name], bound.arguments[name]
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                if value:
+                    raise CannotCutError(f"it takes *{name}")
+                guards.append(f"    _expect({name!r}, {name}, {value!r})")
+                continue
+            if not any(True for _ in nodes_in(value)):
+                guards.append(f"    _expect({name!r}, {name}, {_literal(value, name)})")
+                continue
+            self._unpack(value, self.graph.placeholder(name))
+        header = ", ".join(_parameter_text(p) for p in _with_markers(list(signature.parameters.values())))
+        return header, guards
+
+    def _unpack(self, value: Any, made: Any) -> None:
+        """Map the nodes inside a structure to reads of `made`."""
+        if isinstance(value, fx.Node):
+            self.map[value] = made
+        elif isinstance(value, (tuple, list)):
+            for i, v in enumerate(value):
+                if any(True for _ in nodes_in(v)):
+                    self._unpack(v, self.graph.call_function(_getitem, (made, i)))
+        elif isinstance(value, Mapping):
+            for k, v in value.items():
+                if any(True for _ in nodes_in(v)):
+                    self._unpack(v, self.graph.call_function(_getitem, (made, k)))
+        elif is_dataclass(value):
+            for f in fields(value):
+                v = getattr(value, f.name)
+                if any(True for _ in nodes_in(v)):
+                    self._unpack(v, self.graph.call_function(getattr, (made, f.name)))
+        elif any(True for _ in nodes_in(value)):
+            raise CannotCutError(f"a {type(value).__name__} goes in or out")
+
+    # --- the body
+    def _call(self, child: Event) -> None:
+        if is_dead(child, self.edits):
+            return
+        args, kwargs = self._lookup_all(child.args), self._lookup_all(child.kwargs)
+        relative = self._relative(child.path) if child.method == "forward" else child.method
+        if child.method != "forward" and child.module is not self.event.module:
+            relative = f"{self._relative(child.path)}.{child.method}"
+        self._unpack(child.output, self.graph.create_node("call_module", relative, args, kwargs))
+
+    def _relative(self, path: str) -> str:
+        base = self.event.path
+        if not base:
+            return path
+        if not path.startswith(base + "."):
+            raise CannotCutError(f"it uses {path!r}, which lies outside of it")
+        return path[len(base) + 1 :]
+
+    def _node(self, node: fx.Node) -> None:
+        if node in self.edits.dead or node.meta["const"]:
+            return
+        if node in self.edits.layers:
+            self._layer(node)
+        elif node in self.edits.bypass:
+            self.map[node] = self._lookup(node, self.edits.bypass[node])
+        elif node.op == "call_module":
+            self.map[node] = self.graph.create_node("call_module", self._relative(str(node.target)), *self._arguments(node))
+        elif name_of(node) == "barrier":
+            self.map[node] = self._lookup(node, node.args[0])  # type: ignore[arg-type]
+        else:
+            self.map[node] = self.graph.create_node(node.op, node.target, *self._arguments(node), type_expr=None)
+
+    def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
+        return (
+            fx.node.map_arg(node.args, lambda n: self._lookup(node, n)),
+            fx.node.map_arg(node.kwargs, lambda n: self._lookup(node, n)),
+        )
+
+    def _layer(self, node: fx.Node) -> None:
+        function, (weight, bias), constants = self.edits.layers[node]
+        source = self._lookup(node, self.edits.bypass[node])
+        read = [self.graph.get_attr(weight), None if bias is None else self.graph.get_attr(bias)]
+        outer = constants.get("outer")
+        if outer is not None:
+            source = self.graph.call_function(nn.functional.pad, (source, list(outer), constants["outer_mode"]))
+        rest = {k: v for k, v in constants.items() if not k.startswith("outer")}
+        self.map[node] = self.graph.call_function(function, (source, *read), rest)
+
+    def _lookup_all(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return self._lookup(None, value)
+        if isinstance(value, tuple):
+            made = [self._lookup_all(v) for v in value]
+            return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+        if isinstance(value, list):
+            return [self._lookup_all(v) for v in value]
+        if type(value) is dict:
+            return {k: self._lookup_all(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(*map(self._lookup_all, (value.start, value.stop, value.step)))
+        if value is None or isinstance(value, (int, float, str, bool, torch.dtype, torch.device, torch.memory_format)) or value is ...:
+            return value
+        raise CannotCutError(f"a {type(value).__name__} cannot be written down")
+
+    def _lookup(self, user: fx.Node | None, node: fx.Node) -> Any:
+        seen = self.reads.of(user, node) if user is not None else node
+        if seen is not None and seen is not node and seen in self.map and name_of(seen) != "setitem":
+            return self.map[seen]
+        if node in self.map:
+            return self.map[node]
+        if node in self.edits.bypass and node not in self.edits.layers:
+            return self._lookup(user, self.edits.bypass[node])
+        if node.meta["const"]:
+            return self._constant(node)
+        raise CannotCutError(f"it needs {node.name}, which is computed elsewhere")
+
+    def _constant(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            target = str(node.target)
+            if target in self.edits.constants:
+                self.buffers.append(target)
+                self.map[node] = self.graph.get_attr(target)
+            else:
+                self.map[node] = self.graph.get_attr(self._relative(target))
+        else:
+            args, kwargs = self._arguments(node)
+            target_ = self._relative(str(node.target)) if node.op == "call_module" else node.target
+            self.map[node] = self.graph.create_node(node.op, target_, args, kwargs)
+        return self.map[node]
+
+    # --- the text
+    def _print(self, header: str, guards: list[str]) -> Method:
+        for node in reversed(list(self.graph.nodes)):
+            pure = node.op in ("get_attr", "call_function", "call_method") and not node.users and node.target is _getitem
+            if pure:
+                self.graph.erase_node(node)
+        code = self.graph.python_code("self")
+        lines = code.src.strip("\n").split("\n")
+        start = next(i for i, line in enumerate(lines) if line.startswith("def "))
+        body = [re.sub(r";\s+[\w, =]+= None\s*$", "", line) for line in lines[start + 1 :]]
+        source = "\n".join([f"def {self.event.method}({header}):", *guards, *body]) + "\n"
+        names = []
+        for name, value in code.globals.items():
+            if name not in _BUILTIN_NAMES:
+                names.append((name, *_address(value)))
+        return Method(self.event.method, source, tuple(sorted(names)), tuple(dict.fromkeys(self.buffers)))
+
+
+def _getitem(value: Any, key: Any) -> Any:
+    """Read one element of a call's result."""
+    return value[key]
+
+
+def _address(value: Any) -> tuple[str, str]:
+    """Module and qualified name under which a global of the source is found again."""
+    if inspect.ismodule(value):
+        return value.__name__, ""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    candidates = [(module, name), ("torch", name), ("torch._C._nn", name), ("torch.nn.functional", name), ("operator", name), ("math", name), ("builtins", name), ("torch.special", name), ("torch._C", name)]
+    for where, what in candidates:
+        if where is None or what is None:
+            continue
+        try:
+            if _find(where, what) is value:
+                return where, what
+        except (ImportError, AttributeError):
+            continue
+    raise CannotCutError(f"{value!r} cannot be imported again")
+
+
+def _find(module: str, qualname: str) -> Any:
+    found = importlib.import_module(module)
+    return functools.reduce(getattr, qualname.split("."), found) if qualname else found
+
+
+def _literal(value: Any, name: str) -> str:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (tuple, list)) and all(v is None or isinstance(v, (bool, int, float, str)) for v in value):
+        return repr(value)
+    raise CannotCutError(f"its argument {name!r} is a {type(value).__name__}")
+
+
+def _with_markers(parameters: list[inspect.Parameter]) -> list[inspect.Parameter | None]:
+    """Insert the bare ``*`` in front of keyword-only parameters."""
+    out: list[inspect.Parameter | None] = []
+    starred = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    for p in parameters:
+        if p.kind is p.KEYWORD_ONLY and not starred:
+            out.append(None)
+            starred = True
+        out.append(p)
+    return out
+
+
+def _parameter_text(parameter: inspect.Parameter | None) -> str:
+    if parameter is None:
+        return "*"
+    prefix = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    return prefix + parameter.name
+
+
+def check_rewritable(function: Callable[..., Any]) -> None:
+    """Raise where printing a method from its trace would lose something it does."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        raise CannotCutError("it is not a Python function")
+    import dis
+
+    names = {i.opname for i in dis.get_instructions(code)}
+    if names & {"SETUP_WITH", "BEFORE_WITH", "LOAD_SPECIAL", "WITH_EXCEPT_START"}:
+        raise CannotCutError("it has a `with` block")
+    if names & {"STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR"}:
+        raise CannotCutError("it writes attributes")
+    if code.co_flags & inspect.CO_GENERATOR or code.co_freevars and code.co_freevars != ("__class__",):
+        raise CannotCutError("it is a generator or closes over variables")
+
+
+# --- delivered classes ----------------------------------------------------------------------------------------------
+def _expect(name: str, value: Any, traced: Any) -> None:
+    """The guard of a regenerated method: an argument it was specialized for."""
+    if torch.is_tensor(value) or value != traced:
+        shown = f"a tensor of shape {tuple(value.shape)}" if torch.is_tensor(value) else repr(value)
+        raise SpecializedError(
+            f"this method was deployed for {name}={traced!r} and called with {name}={shown}; deploy the model with "
+            f"example_inputs that pass {name}, or exclude this module"
+        )
+
+
+def _converted(self: nn.Module, *_: Any, **__: Any) -> nn.Module:
+    """The model's own conversion, after reptool did it: nothing is left to do."""
+    return self
+
+
+_CLASSES: dict[Any, type] = {}
+_BUILTIN_NAMES: dict[str, Any] = {"inf": float("inf"), "nan": float("nan"), "device": torch.device, "NoneType": type(None), "torch": torch, "fx_pytree": fx._pytree, "pytree": torch.utils._pytree}
+
+
+def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
+    """A class like `cls` with some methods written anew and its own conversions made no-ops.
+
+    Args:
+        cls: the class of the user's module.
+        methods: what is written anew.
+        plain: derive from `nn.Module` instead (a norm whose normalization was absorbed is no norm any more).
+    """
+    if "_reptool_derived" in cls.__dict__:
+        cls, earlier, was_plain = cls._reptool_derived  # type: ignore[attr-defined]
+        fresh = {m.name for m in methods}
+        methods = (*(m for m in earlier if m.name not in fresh), *methods)
+        plain = plain or was_plain
+    key = (cls, tuple((m.name, m.source, m.names) for m in methods), plain)
+    if key in _CLASSES:
+        return _CLASSES[key]
+    body: dict[str, Any] = {n: _converted for n in CONVERSIONS if callable(getattr(cls, n, None))}
+    for method in methods:
+        scope = {name: _find(module, qualname) for name, module, qualname in method.names}
+        scope.update(_BUILTIN_NAMES, _expect=_expect)
+        exec(compile(method.source, f"<reptool {cls.__name__}.{method.name}>", "exec"), scope)
+        function = scope[method.name]
+        original = getattr(cls, method.name)
+        function.__defaults__, function.__kwdefaults__ = original.__defaults__, original.__kwdefaults__
+        function.__doc__ = original.__doc__
+        function.__qualname__ = original.__qualname__
+        body[method.name] = function
+    body["__reduce_ex__"] = _reduce
+    body["_reptool_derived"] = (cls, methods, plain)
+    body["__module__"], body["__qualname__"], body["__doc__"] = cls.__module__, cls.__qualname__, cls.__doc__
+    if plain and "extra_repr" not in body:
+        body["extra_repr"] = nn.Module.extra_repr
+    made = type(cls)(cls.__name__, (nn.Module,) if plain else (cls,), body)
+    _CLASSES[key] = made
+    return made
+
+
+def _reduce(self: nn.Module, protocol: Any) -> Any:
+    cls, methods, plain = type(self)._reptool_derived  # type: ignore[attr-defined]
+    state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+    return _rebuild, (cls, methods, plain), state
+
+
+def _rebuild(cls: type, methods: tuple[Method, ...], plain: bool) -> Any:
+    """Recreate an instance of a delivered class (for pickle and copy)."""
+    derived = derive(cls, methods, plain)
+    return copyreg.__newobj__(derived)  # type: ignore[attr-defined]
+
+
+def original_class(module: nn.Module) -> type:
+    """The user's class behind a delivered one."""
+    derived = getattr(type(module), "_reptool_derived", None)
+    return type(module) if derived is None else derived[0]  # type: ignore[no-any-return]

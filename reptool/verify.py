@@ -1,0 +1,170 @@
+"""Verification: every region by itself, its own operations against its layer, at sizes that show every border.
+
+Before the cast in float64 to `EXACT`, relative to ``sum |W| |x| + |b|``; after it to `CAST` times the eps of the
+layer's dtype. Per axis as many consecutive sizes are tried as the product of the strides, from the span of the kernel
+plus all paddings on, with H != W and two samples.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reptool.facts import Facts
+from reptool.kernel import Kernel
+from reptool.lower import Geometry, Place, new_layer, values
+from reptool.ops import Affine, Op, View
+from reptool.plan import Region
+from reptool.reads import Reads
+from reptool.refusal import Refusal
+
+EXACT = 1e-10
+CAST = 64.0
+MAX_SIZES = 4
+
+
+@dataclass
+class Measured:
+    """Errors of one region, relative to ``sum |W| |x| + |b|``.
+
+    Args:
+        exact: largest error in float64, before the cast.
+        cast: largest error of the layer as it is delivered.
+        size: the input size with the largest float64 error.
+        sizes: how many sizes were tried.
+    """
+
+    exact: float = 0.0
+    cast: float = 0.0
+    size: tuple[int, ...] = ()
+    sizes: int = 0
+
+
+class Reference:
+    """Runs the original operations of a region in float64."""
+
+    def __init__(self, region: Region, ops: dict[fx.Node, Op], facts: Facts, reads: Reads) -> None:
+        self.region, self.ops, self.facts, self.reads = region, ops, facts, reads
+        self.modules: dict[fx.Node, nn.Module] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        memo: dict[fx.Node, Any] = {self.region.root: x}
+        position = self.reads.position
+        with torch.no_grad():
+            for node in sorted(self.region.form.ops, key=position.__getitem__):
+                memo[node] = self._run(node, memo)
+        out = memo[self.region.value]
+        assert isinstance(out, Tensor)
+        return out
+
+    def views(self, y: Tensor) -> Tensor:
+        """The layer's output through the views that stay behind it."""
+        for node in sorted(self.region.form.ops, key=self.reads.position.__getitem__):
+            if isinstance(self.ops[node], View):
+                y = self._run(node, {node.all_input_nodes[0]: y})
+        return y
+
+    def _run(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
+        def value(n: fx.Node) -> Any:
+            seen = self.reads.of(node, n)
+            for candidate in (seen, n):
+                if candidate in memo:
+                    return memo[candidate]
+            if n.meta["const"]:
+                return self.facts.exact(n)
+            memo[n] = self._run(n, memo)
+            return memo[n]
+
+        args, kwargs = (fx.node.map_arg(a, value) for a in (node.args, node.kwargs))
+        if node.op == "call_module":
+            if node not in self.modules:
+                self.modules[node] = _double(node.meta["module"])
+            return self.modules[node](*args, **kwargs)
+        if self.reads.mutates.get(node) is not None:
+            args = (args[0].clone(), *args[1:])
+        result = self.facts.recorder._run(node, args, kwargs)
+        return args[0] if result is None else result
+
+
+def _double(module: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {id(v): v.detach().clone() for v in vars(module).values() if isinstance(v, Tensor)}
+    return copy.deepcopy(module, memo).double().cpu()
+
+
+def test_sizes(kernel: Kernel, reference: list[Op]) -> list[tuple[int, ...]]:
+    """Input sizes that show every tap at every border: see the module's text."""
+    axes = kernel.axes or ()
+    if kernel.transposed is not None:
+        return [tuple(range(3, 3 + len(axes)))]
+    if not axes:
+        return [()]
+    base, period = [], []
+    for i, axis in enumerate(axes):
+        pads, stride = 0, 1
+        for op in reference:
+            if isinstance(op, Affine) and op.shape.axes and len(op.shape.axes) == len(axes):
+                a = op.shape.axes[i]
+                pads += abs(a.before) + abs(a.after)
+                stride *= a.stride
+        base.append(axis.span + 1 + max(pads, 1))
+        period.append(min(max(axis.stride, 1), MAX_SIZES))
+    count = max(period)
+    return [tuple(b + i * 2 + k for i, b in enumerate(base)) for k in range(count)]
+
+
+def measure(
+    region: Region, shape: Geometry, place: Place, ops: dict[fx.Node, Op], facts: Facts, reads: Reads, rank: int | None
+) -> tuple[Measured, Tensor, Tensor | None] | Refusal:
+    """Errors of a region's layer, and the values it will have.
+
+    Returns:
+        The errors with the cast weight and bias, or the refusal of the values.
+    """
+    kernel = region.form.kernel()
+    if isinstance(kernel, Refusal):
+        return kernel
+    exact = values(kernel, Place(torch.float64, torch.device("cpu")))
+    cast = values(kernel, place)
+    for v in (exact, cast):
+        if isinstance(v, Refusal):
+            return v
+    assert not isinstance(exact, Refusal) and not isinstance(cast, Refusal)
+    double = new_layer(shape, *exact)
+    absolute = new_layer(shape, exact[0].abs(), None if exact[1] is None else exact[1].abs())
+    delivered = new_layer(shape, cast[0].double().cpu(), None if cast[1] is None else cast[1].double().cpu())
+    reference = Reference(region, ops, facts, reads)
+    generator = torch.Generator().manual_seed(0)
+    found = Measured()
+    for size in test_sizes(kernel, [ops[n] for n in region.form.ops]):
+        x = _input(kernel, size, rank, generator)
+        wanted = reference(x)
+        with torch.no_grad():
+            got, scale, rounded = reference.views(double(x)), absolute(x.abs()), reference.views(delivered(x))
+        if wanted.shape != got.shape:
+            found.exact, found.size = float("inf"), size
+            return found, *cast
+        bound = float(scale.max()) + 1e-300
+        error, error_cast = (float((wanted - v).abs().max()) / bound for v in (got, rounded))
+        if not error <= found.exact:
+            found.exact, found.size = error, size
+        found.cast = max(found.cast, error_cast)
+        found.sizes += 1
+    return found, *cast
+
+
+def _input(kernel: Kernel, size: tuple[int, ...], rank: int | None, generator: torch.Generator) -> Tensor:
+    channels = kernel.in_channels
+    assert channels is not None
+    if kernel.axes == ():
+        lead = [2] if rank is None or rank == 2 else [2, *range(3, 3 + rank - 2)]
+        return torch.randn(*lead, channels, dtype=torch.float64, generator=generator)
+    return torch.randn(2, channels, *size, dtype=torch.float64, generator=generator)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Largest error allowed after the cast to `dtype`."""
+    return CAST * torch.finfo(dtype).eps
