@@ -236,9 +236,8 @@ def _compose_border(g: Kernel, f: Kernel, axes: tuple[Axis, ...]) -> tuple[tuple
     if f.weight is None or g.border_value is None:
         return Refusal(Code.CONSTANT_VALUE, "padding by a constant needs the values of both layers")
     wanted, bias = g.border_value, f.bias
-    assert f.out_channels is not None
     if bias is None:
-        bias = torch.zeros(f.out_channels, dtype=torch.float64, device=wanted.device)
+        bias = torch.zeros_like(wanted)
     terms = _terms(f)
     scale = wanted.abs() + (bias.abs() if terms is None else terms)
     if bool(((wanted - bias).abs() <= ZERO_TOLERANCE * scale).all()):

@@ -552,16 +552,64 @@ def test_a_constant_is_carried_back_through_a_scale() -> None:
     refused(compose(pad, replace(scale, weight=scale.weight * 0)), Code.CONSTANT_VALUE)
 
 
+def test_a_constant_is_carried_back_through_maps_on_any_channels() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    pad = Kernel(
+        None, (Axis(before=1, after=1, border=Border.CONSTANT),), one.reshape(1, 1, 1), border_value=3 * one
+    )
+    x = torch.randn(2, 2, 5, dtype=torch.float64)
+    for f in (
+        identity(),
+        Kernel(None, None, one.reshape(1, 1) * 2),
+        Kernel(None, None, one.reshape(1, 1), one, True),
+    ):
+        both = law(compose(pad, f))
+        close(apply_kernel(both, x), F.pad(apply_kernel(f, x), (1, 1), value=3.0))
+
+
+def test_a_bias_that_cancels_is_zero_and_one_that_does_not_is_not() -> None:
+    """The rounding of what a bias is summed from is not a bias: through every law."""
+    third = torch.full((2,), 0.1, dtype=torch.float64)
+    f = replace(conv(Axis(3)), bias=third, biased=True)
+
+    def scaled(shift: float, *along: Axis) -> Kernel:
+        eye = torch.zeros(2, 1 if not along else 2, *[a.kernel_size for a in along], dtype=torch.float64)
+        eye[:, 0] = 3.0 if not along else 1.5
+        if along:
+            eye[:, 1] = 1.5
+        channels = Channels.grouped(2, 2, 1 if along else 2)
+        return Kernel(channels, along or None, eye, torch.full((2,), shift, dtype=torch.float64), True)
+
+    for g in (scaled(-0.3), scaled(-0.3, Axis())):
+        both = law(compose(g, f))
+        assert both.bias is not None
+        assert both.bias.abs().max() < 1e-15
+        assert both.bias_is_zero()
+        assert law(concat([both, both])).bias_is_zero()
+        assert law(compose(conv(Axis(1)), both)).bias_is_zero()
+        assert law(compose(identity(), both)).bias_is_zero()
+    assert law(add([f, replace(f, bias=-third)])).bias_is_zero()
+    for other in (
+        *(law(compose(g, f)) for g in (scaled(-0.3001), scaled(-0.3001, Axis()))),
+        law(add([f, replace(f, bias=-1.001 * third)])),
+        law(concat([f, conv(Axis(3))])),
+        law(compose(conv(Axis(1)), f)),
+        law(compose(scaled(0.0), f)),
+    ):
+        assert not other.bias_is_zero()
+
+
 def test_a_constant_along_one_axis_does_not_disturb_the_other() -> None:
     """Where one axis is padded by a constant, what the first layer does along the other one matters too."""
     pad = conv(Axis(), Axis(before=1, after=1, border=Border.CONSTANT), groups=2)
     first_pads = conv(Axis(before=1, after=1, border=Border.CONSTANT), Axis(), groups=2, seed=3)
     first_pads = replace(first_pads, border_value=torch.tensor([3.0, -2.0]).double())
+    first_pads_biased = replace(first_pads, bias=torch.full((2,), 0.5).double(), biased=True)
     first_sums = conv(Axis(3, before=1, after=1), Axis(), groups=2, seed=4)
     first_shifts = conv(Axis(3, before=1, after=1), Axis(), groups=2, seed=4, bias=0.5)
     first_steps = conv(Axis(stride=2, before=1), Axis(), groups=2, seed=4)
     x = torch.randn(2, 2, 5, 4, dtype=torch.float64)
-    for f in (first_pads, first_sums, first_shifts, first_steps):
+    for f in (first_pads, first_pads_biased, first_sums, first_shifts, first_steps):
         both = compose(pad, f)
         if isinstance(both, Kernel):
             close(apply_kernel(both, x), apply_kernel(pad, apply_kernel(f, x)))
