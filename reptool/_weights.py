@@ -37,3 +37,39 @@ def exact_tensors(module: nn.Module, *names: str) -> tuple[Any, ...]:
     with torch.no_grad():
         found = [getattr(module, n, None) for n in names]
     return tuple(None if t is None else t.detach().double() for t in found)
+
+
+def set_plain(module: nn.Module) -> None:
+    """Take parametrizations and weight hooks off a layer; it keeps its class, its object and a plain weight."""
+    if parametrize.is_parametrized(module):
+        for name in list(module.parametrizations):  # type: ignore[arg-type]
+            with torch.no_grad():
+                value = getattr(module, name).detach().clone()
+            _forget(module, name)
+            module.register_parameter(name, nn.Parameter(value))
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if not is_weight_hook(hook):
+            continue
+        name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight")
+        with torch.no_grad():
+            hook(module, ())  # type: ignore[call-arg]
+            value = getattr(module, name).detach().clone()
+        del module._forward_pre_hooks[key]
+        module.__dict__.pop(name, None)
+        for table in (module._parameters, module._buffers):
+            for extra in [k for k in table if k.startswith(f"{name}_")]:
+                del table[extra]
+        module.register_parameter(name, nn.Parameter(value))
+
+
+def _forget(module: nn.Module, name: str) -> None:
+    """Remove one parametrization without asking it to be invertible."""
+    table = module.parametrizations
+    assert isinstance(table, nn.ModuleDict)
+    del table[name]
+    cls = type(module)
+    if len(table) == 0:
+        del module._modules["parametrizations"]
+        module.__class__ = cls.__bases__[0]
+    elif name in cls.__dict__:
+        delattr(cls, name)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reptool.errors import AbsorbedStateError, SpecializedError
 from reptool.lower import new_layer, set_values
 from reptool.regenerate import CONVERSIONS, derive
+from reptool._weights import set_plain
 from reptool.surgery import Site, Surgery
 
 
@@ -53,11 +54,13 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
             _set_functional(root.get_submodule(site.owner), site.names, weight, bias)
         elif site.reuse:
             layer = root.get_submodule(site.slot)
+            set_plain(layer)
             set_values(layer, weight, bias, layer.weight)  # type: ignore[arg-type]
         else:
             _put(root, paths, site.slot, new_layer(site.shape, weight, bias))
-    for path in surgery.identities:
-        _put(root, paths, path, nn.Identity().eval())
+    gone = surgery.identities
+    for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in gone)]:
+        _put(root, paths, path, absorbed(root.get_submodule(path)))
     for path, rank in surgery.guards.items():
         root.get_submodule(path).register_forward_pre_hook(RankGuard(rank))
     for path, methods in surgery.methods.items():
@@ -86,6 +89,16 @@ def _aliases(root: nn.Module) -> dict[str, list[str]]:
         names.append(name)
         out[name] = names
     return out
+
+
+def absorbed(module: nn.Module) -> nn.Identity:
+    """What stands in the slot of an absorbed module: an identity that still answers for its plain attributes."""
+    stand_in = nn.Identity().eval()
+    for name, value in vars(module).items():
+        plain = value is None or isinstance(value, (bool, int, float, str)) or (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value))
+        if plain and not name.startswith("_") and name not in vars(stand_in):
+            stand_in.__dict__[name] = value
+    return stand_in
 
 
 def _put(root: nn.Module, paths: dict[str, list[str]], path: str, module: nn.Module) -> None:
@@ -119,7 +132,8 @@ def _silence(model: nn.Module, prefix: str, surgery: Surgery) -> None:
         while full:
             full = full.rpartition(".")[0]
             above.add(full)
-    for path in above:
-        module = model.get_submodule(path)
+    modules = dict(model.named_modules())
+    for path in above & set(modules):
+        module = modules[path]
         if any(callable(getattr(type(module), n, None)) for n in CONVERSIONS) and not isinstance(module, torch.fx.GraphModule):
             module.__class__ = derive(type(module), ())

@@ -113,6 +113,8 @@ class Facts:
             self._rank[node] = None  # cuts loops
             found = self._infer_rank(node)
             if found is None:
+                found = self._rank_by_readers(node)
+            if found is None:
                 shape = self.shape(node)
                 found = None if shape is None else len(shape)
             self._rank[node] = found
@@ -146,6 +148,18 @@ class Facts:
                 known = [self.rank(n) for n in node.all_input_nodes if n.meta.get("kind") == "tensor"]
                 return None if any(r is None for r in known) or not known else max(r for r in known if r is not None)
             return self._reshaped_rank(node, name, first)
+        return None
+
+    def _rank_by_readers(self, node: fx.Node) -> int | None:
+        """The rank that a layer reading this value expects (of batched values)."""
+        for reader in self.reads.readers.get(node, ()):
+            name = name_of(reader)
+            if reader.op == "call_module" and reader.args and reader.args[0] is node:
+                for cls, rank in _RANKED_MODULES:
+                    if isinstance(reader.meta.get("module"), cls):
+                        return rank
+            elif name[:-2] in ("conv", "conv_transpose") and reader.args and reader.args[0] is node:
+                return int(name[-2]) + 2
         return None
 
     def _module_rank(self, node: fx.Node) -> int | None:

@@ -435,7 +435,7 @@ def _axes_behind_channels(source: fx.Node, least: int, ctx: Context) -> int | No
     """Axes behind dimension 1, when there are at least `least` of them."""
     rank = ctx.rank(source)
     if rank is None:
-        return None
+        return least
     return rank - 2 if rank - 2 >= least else None
 
 

@@ -66,6 +66,8 @@ def is_dead(item: fx.Node | Event, edits: Edits) -> bool:
     if isinstance(item, fx.Node):
         return item in edits.dead
     inner = list(item.nodes())
+    if inner and all(n.meta["const"] for n in inner):
+        return True  # constants are written down where they are needed
     needed = [n for n in inner if n not in edits.dead and not n.meta["const"] and not is_inert(n)]
     return not needed and any(n in edits.dead for n in inner)
 

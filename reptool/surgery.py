@@ -139,10 +139,10 @@ class Surgeon:
             return written
         if carrier.op == "call_module":
             path = str(carrier.target)
-            if not path:
-                return Refusal(Code.METHOD, "the model itself is this layer", (carrier.name,))
             module = carrier.meta["module"]
-            reuse = geometry_of(module) == shape and not _computed(module)
+            reuse = geometry_of(module) == shape and _plain_forward(module)
+            if not path and not reuse:
+                return Refusal(Code.METHOD, "the model itself is this layer", (carrier.name,))
             weight = _any_weight(module)
             return replace(site, slot=path, reuse=reuse, place=Place.of(weight))
         event = self._whole_event(site)
@@ -320,7 +320,10 @@ class Surgeon:
         slotted = owner == site.slot or (site.event is not None and owner.startswith(f"{site.slot}."))
         if owner in self.hooked:
             return Refusal(Code.HOOK, f"{owner!r} has hooks that would see other values", (node.name,))
-        users: list[fx.Node] = [c for c in self.calls.get(owner, ()) if isinstance(c, fx.Node)]
+        users: list[fx.Node] = []
+        for call in self.calls.get(owner, ()):
+            if isinstance(call, fx.Node):
+                users += self._const_users(call) if call.meta["const"] else [call]
         for attribute in self._attributes_of(owner):
             users += self._const_users(attribute)
         for user in users:
@@ -492,7 +495,7 @@ class Surgeon:
     ) -> None:
         if event in whole:
             return
-        if event.parent is not None and is_dead(event, edits) and event.method == "forward":
+        if event.parent is not None and is_dead(event, edits) and event.method == "forward" and not _all_const(event):
             surgery.identities.setdefault(event.path, "no longer needed")
             return
         if self._is_bypass(event, edits, surgery):
@@ -502,7 +505,7 @@ class Surgeon:
         for item in event.items:
             if isinstance(item, Event):
                 if is_dead(item, edits):
-                    touched.append(next(n for n in item.nodes() if n in edits.dead))
+                    touched += [n for n in item.nodes() if n in edits.dead][:1]
                 self._rewrite(item, edits, surgery, whole, blame, problems)
             elif item in edits.dead:
                 touched.append(item)
@@ -596,16 +599,19 @@ def _is_plain_identity(op: Op, node: fx.Node) -> bool:
     return isinstance(op, Affine) and op.paradigm == "identity" and not op.owners
 
 
+def _all_const(event: Event) -> bool:
+    return all(n.meta["const"] for n in event.nodes())
+
+
 def _event_inputs(event: Event) -> list[fx.Node]:
     from reptool.capture import nodes_in
 
     return list(nodes_in(event.args)) + list(nodes_in(event.kwargs))
 
 
-def _computed(module: nn.Module) -> bool:
-    from reptool._weights import has_computed_weight
-
-    return has_computed_weight(module) or type(module).forward not in {
+def _plain_forward(module: nn.Module) -> bool:
+    """Whether a layer computes with its `weight` and `bias` as torch.nn does."""
+    return type(module).forward in {
         nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward,
         nn.ConvTranspose1d.forward, nn.ConvTranspose2d.forward, nn.ConvTranspose3d.forward,
     }  # fmt: skip
