@@ -358,18 +358,18 @@ def _weight(g: Kernel, f: Kernel, shape: Kernel) -> Tensor:
     return out
 
 
-def _row_blocks(channels: Channels) -> list[tuple[np.ndarray, np.ndarray]]:  # type: ignore[type-arg]
+def _row_blocks(channels: Channels) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows that share an interval, as ``(rows [B, R], offset [B])`` batches of equal R."""
     order = np.lexsort((np.arange(channels.out_channels), channels.hi, channels.lo))
     lo, hi = channels.lo[order], channels.hi[order]
     cuts = np.flatnonzero((lo[1:] != lo[:-1]) | (hi[1:] != hi[:-1])) + 1
-    batches: dict[int, list[np.ndarray]] = {}  # type: ignore[type-arg]
+    batches: dict[int, list[np.ndarray]] = {}
     for rows in np.split(order, cuts):
         batches.setdefault(len(rows), []).append(rows)
     return [(np.stack(b), channels.offset[np.stack(b)[:, 0]]) for b in batches.values()]
 
 
-def _gather(f: Kernel, inner: np.ndarray, start: np.ndarray, width: int) -> Tensor:  # type: ignore[type-arg]
+def _gather(f: Kernel, inner: np.ndarray, start: np.ndarray, width: int) -> Tensor:
     """Rows ``inner [B, I]`` of `f`, each block stored as `width` channels from ``start [B]``: ``[B, I, width, *K]``."""
     assert f.weight is not None and f.channels is not None
     picked = f.weight[torch.as_tensor(inner)]

@@ -192,6 +192,9 @@ def test_a_map_on_any_channels_keeps_bias_and_border_when_they_are_fixed() -> No
     loose = Kernel(None, along, torch.randn(1, 1, 2, dtype=torch.float64), 3 * one, True, None, 5 * one)
     x = torch.randn(2, 4, 6, dtype=torch.float64)
     assert torch.equal(apply_kernel(loose, x), apply_kernel(loose.with_channels(4), x))
+    for fixed in (loose.with_channels(4), loose.shape_only().with_channels(4)):
+        assert fixed.border_value is not None
+        assert fixed.border_value.tolist() == [5.0] * 4
 
 
 def test_a_shape_has_no_values() -> None:

@@ -61,7 +61,8 @@ def embed_taps(weight: Tensor, size: Sequence[int], start: Sequence[int], step: 
     where = tuple(
         slice(a, a + (k - 1) * s + 1, s) for k, a, s in zip(weight.shape[2:], start, step, strict=True)
     )
-    out[(slice(None), slice(None), *where)] = weight
+    everything = (slice(None), slice(None), *where)
+    out[everything] = weight
     return out
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,12 +45,14 @@ def contract(second: Tensor, first: Tensor, step_second: Sequence[int], step_fir
     out = second.new_zeros(blocks, rows, columns, *size)
     flat = first.reshape(blocks, inner, -1)
     for tap in product(*map(range, size_g)):
-        part = torch.bmm(second[(..., *tap)], flat).reshape(blocks, rows, columns, *size_f)
-        where = tuple(
+        at: tuple[Any, ...] = (..., *tap)
+        part = torch.bmm(second[at], flat).reshape(blocks, rows, columns, *size_f)
+        where: tuple[Any, ...] = tuple(
             slice(t * sg, t * sg + (kf - 1) * sf + 1, sf)
             for t, sg, sf, kf in zip(tap, step_second, step_first, size_f, strict=True)
         )
-        out[(..., *where)] += part
+        where = (..., *where)
+        out[where] += part
     return out
 
 
