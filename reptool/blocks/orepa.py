@@ -24,9 +24,7 @@ SCALES = {"origin": 0.25, "average": 0.25, "prior": 0.0, "sequence": 0.5, "point
 class OREPA(nn.Module):
     """Six branches added as kernels, one convolution, one batch normalization.
 
-    `origin` is a KxK kernel, `average` a 1x1 followed by average pooling, `prior` a 1x1 followed by fixed
-    cosine filters, `sequence` a 1x1 (starting as the identity) followed by KxK, `point` a 1x1, and
-    `separable` a depthwise KxK followed by a 1x1.
+    Its layers are `conv` (an `OnlineConv2d`, which makes the kernel), `bn` and `activation`.
 
     Args:
         in_channels: channels C of the input (N, C, H, W).
@@ -51,15 +49,11 @@ class OREPA(nn.Module):
     Example:
         >>> import torch
         >>> block = OREPA(4, 8)
-        >>> block.weight().shape
+        >>> block.conv.weight().shape
         torch.Size([8, 4, 3, 3])
         >>> block(torch.zeros(2, 4, 10, 10)).shape
         torch.Size([2, 8, 10, 10])
     """
-
-    average_filter: Tensor
-    prior_filter: Tensor
-    identity: Tensor
 
     def __init__(
         self,
@@ -79,10 +73,46 @@ class OREPA(nn.Module):
         window = Window.checked(
             "OREPA", in_channels, out_channels, kernel_size, stride, padding, dilation, groups
         )
+        self.conv = OnlineConv2d(window, internal_channels, expansion, single_init)
+        self.bn = window.norm()
+        self.activation = make_activation(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, O, H', W') with one convolution."""
+        y: Tensor = self.activation(self.bn(self.conv(x)))
+        return y
+
+
+class OnlineConv2d(nn.Module):
+    """A convolution without bias whose kernel is a sum of scaled branches.
+
+    `origin` is a KxK kernel, `average` a 1x1 followed by average pooling, `prior` a 1x1 followed by fixed
+    cosine filters, `sequence` a 1x1 (starting as the identity) followed by KxK, `point` a 1x1, and
+    `separable` a depthwise KxK followed by a 1x1.
+
+    Args:
+        window: channels and geometry.
+        internal_channels: as for `OREPA`.
+        expansion: as for `OREPA`.
+        single_init: as for `OREPA`.
+
+    Raises:
+        InputError: see `OREPA`.
+    """
+
+    average_filter: Tensor
+    prior_filter: Tensor
+    identity: Tensor
+
+    def __init__(
+        self, window: Window, internal_channels: int | None, expansion: int, single_init: bool
+    ) -> None:
+        super().__init__()
+        in_channels, out_channels, groups = window.in_channels, window.out_channels, window.groups
         size = window.kernel[0]
         require(
             window.kernel == (size, size) and size > 1,
-            f"OREPA with kernel_size={kernel_size}",
+            f"OREPA with kernel_size={window.kernel}",
             "one odd number from 3 on",
             "use a plain convolution for 1x1 and rectangular kernels",
         )
@@ -112,15 +142,12 @@ class OREPA(nn.Module):
         self.register_buffer("average_filter", torch.full((1, 1, size, size), 1 / size**2))
         self.register_buffer("prior_filter", cosine_filters(out_channels, size))
         self.size, self.per_group, self.expansion = size, per_group, expansion
-        self.stride, self.padding, self.dilation, self.groups = stride, window.padding, dilation, groups
-        self.bn = window.norm()
-        self.activation = make_activation(activation)
+        self.stride, self.padding = window.stride, window.padding
+        self.dilation, self.groups = window.dilation, groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, O, H', W') with one convolution."""
-        y = F.conv2d(x, self.weight(), None, self.stride, self.padding, self.dilation, self.groups)
-        z: Tensor = self.activation(self.bn(y))
-        return z
+        """Map (N, C, H, W) to (N, O, H', W')."""
+        return F.conv2d(x, self.weight(), None, self.stride, self.padding, self.dilation, self.groups)
 
     def weight(self) -> Tensor:
         """The kernel in use, shape (O, C/g, K, K)."""

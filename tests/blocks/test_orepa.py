@@ -31,6 +31,7 @@ def fixed_filters(out: int, size: int) -> tuple[Tensor, Tensor]:
 
 def branches(block: Any, x: Tensor, plain: Any) -> Tensor:
     """The scaled branches as layers of feature maps, which is what their kernels stand for."""
+    block = block.conv
     (pad, _), (step, _), (dil, _), g = plain.padding, plain.stride, plain.dilation, plain.groups
     size = plain.kernel_size[0]
     x = F.pad(x, [pad] * 4)
@@ -65,17 +66,17 @@ def branches(block: Any, x: Tensor, plain: Any) -> Tensor:
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_formula(option: Option, training: bool) -> None:
     block: Any = randomize(option.build(), seed=5).double().train(training)
-    average, prior = fixed_filters(block.bn.num_features, block.size)
-    torch.testing.assert_close(block.average_filter.expand_as(average), average, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(block.prior_filter, prior, rtol=1e-6, atol=1e-6)
+    average, prior = fixed_filters(block.bn.num_features, block.conv.size)
+    torch.testing.assert_close(block.conv.average_filter.expand_as(average), average, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(block.conv.prior_filter, prior, rtol=1e-6, atol=1e-6)
     x = option.inputs()
     expected = block.activation(batch_norm(branches(block, x, option.plain()), block.bn, training))
     torch.testing.assert_close(block(x), expected, **TOLERANCE)
 
 
 def test_single_init_starts_with_the_origin_alone() -> None:
-    block = OREPA(4, 8, single_init=True)
-    assert torch.equal(block.weight(), block.origin)
+    conv = OREPA(4, 8, single_init=True).conv
+    assert torch.equal(conv.weight(), conv.origin)
 
 
 def test_one_convolution_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
