@@ -252,23 +252,25 @@ def _value_error(refusal: Refusal, name: str, site: Site) -> Exception:
 
 def _reference(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """The model's own output, and its output in float64 (None where it cannot run there)."""
-    own = check_inputs_run(model, args, kwargs)
+    own = check_inputs_run(model, _cloned(args), _cloned(kwargs))
     try:
         wide = full_copy(model).double()
         with torch.no_grad():
-            exact = wide(*_double(args), **_double(kwargs))
+            exact = wide(*_cloned(args, True), **_cloned(kwargs, True))
     except Exception:  # a model that fixes a dtype in its code
         exact = None
     return own, exact
 
 
-def _double(value: Any) -> Any:
+def _cloned(value: Any, double: bool = False) -> Any:
+    """Example inputs that a forward may write into, in float64 if asked."""
     if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
+        return value.detach().double().clone() if double and value.is_floating_point() else value.detach().clone()
     if isinstance(value, (tuple, list)):
-        return type(value)(_double(v) for v in value) if not hasattr(value, "_fields") else type(value)(*map(_double, value))
+        made = [_cloned(v, double) for v in value]
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
     if isinstance(value, dict):
-        return {k: _double(v) for k, v in value.items()}
+        return {k: _cloned(v, double) for k, v in value.items()}
     return value
 
 
@@ -304,7 +306,7 @@ def _compare(
 ) -> None:
     own, exact = reference
     with torch.no_grad():
-        out = target(*args, **kwargs)
+        out = target(*_cloned(args), **_cloned(kwargs))
     dtypes = [t.dtype for t in tensors_in(own)] or [torch.float32]
     floor = max(MODEL_FLOOR, 40 * max(torch.finfo(d).eps for d in dtypes))
     wanted = own if exact is None else exact

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool._nodes import barrier, tensor_kind
+from reptool._nodes import barrier, metadata_read, tensor_kind
 from reptool._value import Attribute, Value
 from reptool.errors import ReptoolError
 
@@ -36,6 +36,14 @@ _MATH = ("ceil", "floor", "sqrt", "prod", "log", "log2", "trunc")
 
 class CaptureLimitError(ReptoolError):
     """The model's forward does not end within the limits of tracing."""
+
+
+def _only_rank(node: fx.Node) -> bool:
+    """Whether a number depends on nothing but the rank, dtype or device of values."""
+    if metadata_read(node) == "rank":
+        return True
+    inputs = [n for n in node.all_input_nodes if not n.meta["const"]]
+    return bool(inputs) and node.meta.get("kind") in ("number", "dtype", "device") and all(map(_only_rank, inputs))
 
 
 class Unanswerable(Exception):
@@ -99,6 +107,7 @@ class Trace:
     escaped: set[fx.Node]
     opaque: dict[str, str]
     constants: dict[str, Tensor]
+    shown: bool = False  # whether the caller showed how the root is called
 
 
 # --- module classification ------------------------------------------------------------------------------------------
@@ -230,7 +239,7 @@ class Recorder:
     def ask(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:
         """Answer a question about a value, or raise `Unanswerable`."""
         answer = read(self.evaluate(node))
-        if not node.meta["const"]:
+        if not node.meta["const"] and not _only_rank(node):
             self.stack[-1].questions.append(Question(what, node.name, answer))
         return answer
 
@@ -400,7 +409,7 @@ class Recorder:
         outputs = list(nodes_in(top.output))
         end = self.graph.output(tuple(outputs))
         end.meta.update(event=top, const=False, kind="output")
-        return Trace(self.root, self.prefix, self.graph, top, outputs, self.escapes, dict(self.opaque), self.constants)
+        return Trace(self.root, self.prefix, self.graph, top, outputs, self.escapes, dict(self.opaque), self.constants, self.knows_inputs)
 
     def _placeholders(self, value: Any) -> Any:
         if isinstance(value, Input):
@@ -530,6 +539,8 @@ def patched(recorder: Recorder) -> Iterator[None]:
         wrapper.__wrapped__ = function  # type: ignore[attr-defined]
         return wrapper
 
+    for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+        replace(norm, "_check_input_dim", _unchecked(recorder, norm._check_input_dim))
     replace(nn.Module, "__call__", traced_call)
     replace(nn.Module, "__getattr__", traced_read)
     replace(nn.Module, "__setattr__", traced_write)
@@ -544,6 +555,11 @@ def patched(recorder: Recorder) -> Iterator[None]:
     finally:
         for owner, name, old in reversed(saved):
             setattr(owner, name, old)
+
+
+def _unchecked(recorder: Recorder, check: Callable[..., Any]) -> Callable[..., Any]:
+    """The rank check of a norm: passed while tracing, made again by the norm at run time."""
+    return lambda self, value: None if recorder.active else check(self, value)
 
 
 def _holds(value: Any) -> bool:

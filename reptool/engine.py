@@ -219,27 +219,22 @@ def _unit(recorder: Recorder, trace: Trace, options: Options, values: bool, tied
             if isinstance(made, Surgery):
                 surgery = made
                 break
-            problems = made
-        by_value = {s.region.value: s.region for s in sites}
-        for value, refusal in problems.items():
-            refusals[value] = refusal
-            region = by_value.get(value)
-            forms = found.forms.get(value, {}).values() if region is None else [region.form]
-            for form in forms:
-                rejected.setdefault(value, {})[form.ops] = refusal
+            problems = {s.region: made[s.region.value] for s in sites if s.region.value in made}
+        for region, refusal in problems.items():
+            refusals[region.value] = refusal
+            rejected.setdefault(region.value, {})[region.form.ops] = refusal
     fused = {n for s in surgery.sites for n in s.region.form.ops}
     left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused}
     return Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
 
 
-def _sites(regions: list[Region], surgeon: Surgeon) -> tuple[list[Site], dict[fx.Node, Refusal]]:
+def _sites(regions: list[Region], surgeon: Surgeon) -> tuple[list[Site], dict[Region, Refusal]]:
     sites: list[Site] = []
-    problems: dict[fx.Node, Refusal] = {}
+    problems: dict[Region, Refusal] = {}
     for region in regions:
         site = surgeon.site(region)
         if isinstance(site, Refusal):
-            problems[region.value] = site
-            surgeon.found.forms[region.value].pop(region.root, None)
+            problems[region] = site
         else:
             sites.append(site)
     return sites, problems or surgeon.check(sites)

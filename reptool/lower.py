@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reptool.kernel import Axis, Border, Kernel
+from reptool.kernel import Border, Kernel
+from reptool.price import is_same_padding
 from reptool.refusal import Code, Refusal
 
 _CONVS: dict[int, type[nn.modules.conv._ConvNd]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -82,18 +83,13 @@ def geometry(kernel: Kernel) -> Geometry | Refusal:
     if all(a.before == a.after >= 0 for a in axes):
         padding = tuple(a.before for a in axes)
         return Geometry(*plain, padding=padding, padding_mode=mode.value, **common)
-    if mode is Border.ZEROS and all(_is_same(a) for a in axes):
+    if mode is Border.ZEROS and all(is_same_padding(a) for a in axes):
         return Geometry(*plain, padding="same", **common)
     pads = tuple((a.before, a.after) for a in axes)
     outer_mode = "constant" if mode is Border.ZEROS else _MODES[mode]
     if mode is not Border.ZEROS and any(p < 0 for pair in pads for p in pair):
         return Refusal(Code.BORDER_MODE, f"{mode.value} padding on one side and a crop on the other")
     return Geometry(*plain, padding=(0,) * len(axes), outer=pads, outer_mode=outer_mode, **common)
-
-
-def _is_same(axis: Axis) -> bool:
-    total = axis.span
-    return axis.stride == 1 and axis.before == total // 2 and axis.after == total - total // 2
 
 
 def values(kernel: Kernel, place: Place) -> tuple[Tensor, Tensor | None] | Refusal:

@@ -234,7 +234,18 @@ class Chooser:
             size = nominal_size(len(axes))
         form = next(iter(self.found.forms.get(node, {}).values()), None)
         channels = form.shape.out_channels if form is not None else None
+        if channels is None:
+            channels = self.found.facts.channels(node, len(size))
+        if channels is None:
+            channels = self._channels_by_readers(node)
         return op_price(op, size, channels)
+
+    def _channels_by_readers(self, node: fx.Node) -> int | None:
+        for reader in self.found.reads.readers.get(node, ()):
+            op = self.found.ops.get(reader)
+            if isinstance(op, Affine) and op.shape.in_channels is not None:
+                return op.shape.in_channels
+        return None
 
     def _layer(self, form: Form) -> Price:
         size = self.found.sizes.get(form.root, ())
@@ -281,7 +292,7 @@ class Chooser:
     def _better(self, new: Price, old: Price, base: Price) -> bool:
         excess_new = 0 if self.force else max(new.multiplications - base.multiplications, 0)
         excess_old = 0 if self.force else max(old.multiplications - base.multiplications, 0)
-        return (excess_new, new.total) < (excess_old, old.total - 1e-9)
+        return (excess_new, new.total) < (excess_old, old.total * (1 - 1e-9))
 
     def _note_dearer(self, island: list[fx.Node], choice: Choice) -> None:
         for node in island:

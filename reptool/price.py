@@ -8,10 +8,11 @@ convolution and linear layers are also kept by themselves: a plan never raises t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from reptool.kernel import Kernel
+from reptool.kernel import Axis, Border, Kernel
 from reptool.ops import Affine, Concat, Op, Sum, View
 
 NOMINAL = {0: (), 1: (512,), 2: (56, 56), 3: (16, 16, 16)}
@@ -77,7 +78,21 @@ def layer_price(kernel: Kernel, size: Size) -> Price:
     positions = prod(size) if kernel.transposed is not None else prod(out_size(kernel, size))
     macs = weights * positions
     moved = channels.in_channels * prod(size) + channels.out_channels * prod(out_size(kernel, size))
+    if kernel.axes and kernel.transposed is None and needs_outer_padding(kernel.axes):
+        padded = prod(n + a.before + a.after for a, n in zip(kernel.axes, size, strict=True))
+        moved += channels.in_channels * (prod(size) + padded)
     return Price(macs + TRAFFIC * moved + weights, macs, 1, weights)
+
+
+def needs_outer_padding(axes: Sequence[Axis]) -> bool:
+    """Whether no layer pads like this by itself (asymmetric padding, a crop): a padding in front is needed."""
+    symmetric = all(a.before == a.after >= 0 for a in axes)
+    return not symmetric and not (all(a.border is Border.ZEROS for a in axes) and all(is_same_padding(a) for a in axes))
+
+
+def is_same_padding(axis: Axis) -> bool:
+    """Whether ``padding="same"`` of torch is this padding."""
+    return axis.stride == 1 and axis.before == axis.span // 2 and axis.after == axis.span - axis.span // 2
 
 
 def op_price(op: Op, size: Size, channels: int | None) -> Price:

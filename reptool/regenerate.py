@@ -73,10 +73,17 @@ def is_dead(item: fx.Node | Event, edits: Edits) -> bool:
 
 
 class Cutter:
-    """Prints the method of one event from the trace."""
+    """Prints the method of one event from the trace.
 
-    def __init__(self, event: Event, edits: Edits, reads: Reads) -> None:
-        self.event, self.edits, self.reads = event, edits, reads
+    Args:
+        event: the call whose method is printed.
+        edits: what is left out.
+        reads: the resolved reads of the trace.
+        assumed: whether the call was made up (nobody knows which optional arguments it is given).
+    """
+
+    def __init__(self, event: Event, edits: Edits, reads: Reads, assumed: bool = False) -> None:
+        self.event, self.edits, self.reads, self.assumed = event, edits, reads, assumed
         self.graph = fx.Graph()
         self.map: dict[fx.Node, Any] = {}
         self.buffers: list[str] = []
@@ -110,6 +117,7 @@ class Cutter:
             bound = signature.bind(self.event.module, *self.event.args, **self.event.kwargs)
         except TypeError as error:
             raise CannotCutError(f"its call does not fit its signature ({error})") from error
+        given = set(bound.arguments)
         bound.apply_defaults()
         guards: list[str] = []
         names = list(signature.parameters)
@@ -121,6 +129,8 @@ class Cutter:
                 guards.append(f"    _expect({name!r}, {name}, {value!r})")
                 continue
             if not any(True for _ in nodes_in(value)):
+                if self.assumed and name not in given:
+                    raise CannotCutError(f"whether it is called with {name!r} is not known")
                 guards.append(f"    _expect({name!r}, {name}, {_literal(value, name)})")
                 continue
             self._unpack(value, self.graph.placeholder(name))

@@ -232,9 +232,9 @@ class Surgeon:
         return None
 
     # --- ownership over all regions
-    def check(self, sites: list[Site]) -> dict[fx.Node, Refusal]:
-        """Sites whose modules are used in a way the surgery would change: value node -> refusal."""
-        bad: dict[fx.Node, Refusal] = {}
+    def check(self, sites: list[Site]) -> dict[Region, Refusal]:
+        """Regions whose modules are used in a way the surgery would change."""
+        bad: dict[Region, Refusal] = {}
         absorbed: dict[fx.Node, list[Site]] = {}
         for site in sites:
             for node in (*site.onpath, *site.dead, site.carrier):
@@ -243,7 +243,7 @@ class Surgeon:
         for site in sites:
             refusal = self._check_site(site, absorbed, live)
             if refusal is not None:
-                bad[site.region.value] = refusal
+                bad[site.region] = refusal
         return bad
 
     def _live(self, sites: list[Site]) -> set[fx.Node]:
@@ -275,7 +275,8 @@ class Surgeon:
                 continue
             if node in live and node in site.onpath and not _is_plain_identity(op, node):
                 return Refusal(Code.READ_ELSEWHERE, "an absorbed value is still read elsewhere", (node.name,))
-            if len(absorbed[node]) > 1 and any(other.carrier is node for other in absorbed[node]):
+            last = max(absorbed[node], key=lambda s: self.reads.position[s.region.value])
+            if len(absorbed[node]) > 1 and last is site and any(other.carrier is node for other in absorbed[node]):
                 return Refusal(Code.READ_ELSEWHERE, "one layer would have to serve two regions", (node.name,))
             soft = self._soft_refused(node, site)
             if soft is not None:
@@ -328,8 +329,10 @@ class Surgeon:
             users += self._const_users(attribute)
         for user in users:
             if user in absorbed:
-                others = [s for s in absorbed[user] if s is not site and (slotted or node is site.carrier)]
-                if any(self._signature(s) != signature for s in others):
+                kept = slotted or node is site.carrier
+                if any((user is s.carrier) != (node is site.carrier) for s in absorbed[user] if user.op == "call_module"):
+                    return Refusal(Code.SHARED, f"{owner!r} would be a layer in one place and absorbed in another", (node.name, user.name))
+                if kept and any(self._signature(s) != signature for s in absorbed[user] if s is not site):
                     return Refusal(Code.SHARED, f"{owner!r} is called in places that would need different weights", (node.name, user.name))
                 continue
             if user.op == "call_module" and user is not node:
@@ -532,7 +535,7 @@ class Surgeon:
         self, event: Event, edits: Edits, surgery: Surgery, blame: dict[fx.Node, Site], problems: dict[fx.Node, Refusal], touched: list[fx.Node]
     ) -> None:
         refusal = self._method_refused(event)
-        made = refusal or Cutter(event, edits, self.reads).method()
+        made = refusal or Cutter(event, edits, self.reads, event.parent is None and not self.trace.shown).method()
         known = surgery.methods.get(event.path, {}).get(event.method)
         if isinstance(made, Method) and known is not None and known.source != made.source:
             made = Refusal(Code.SHARED, f"{event.path}.{event.method} runs differently in different places", (event.path,))
