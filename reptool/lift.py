@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -394,7 +395,12 @@ _POOL_DEFAULTS = {"stride": None, "padding": 0, "ceil_mode": False, "count_inclu
 def _pool_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     n = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[next(c for c in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d) if isinstance(module, c))]
     given = {k: getattr(module, k, v) for k, v in {**_POOL_DEFAULTS, "kernel_size": None}.items()}
-    return _pool(node, _read(node, node.args[0], ctx), n, given)
+    return _owned(_pool(node, _read(node, node.args[0], ctx), n, given), node)
+
+
+def _owned(lifted: Lifted, node: fx.Node) -> Lifted:
+    """The same op, owned by the module that does it."""
+    return replace(lifted, owners=(str(node.target),)) if isinstance(lifted, Affine) else lifted
 
 
 def _pool_function(n: int) -> Callable[[fx.Node, Context], Lifted]:
@@ -450,7 +456,7 @@ def _pad_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     name = type(module).__name__
     mode = "reflect" if "Reflection" in name else "replicate" if "Replication" in name else "circular" if "Circular" in name else "constant"
     value = getattr(module, "value", None) if "Constant" in name else None
-    return _pad(node, _read(node, node.args[0], ctx), module.padding, mode, value, ctx)
+    return _owned(_pad(node, _read(node, node.args[0], ctx), module.padding, mode, value, ctx), node)
 
 
 def _identity(node: fx.Node, source: Any, ctx: Context) -> Lifted:

@@ -204,7 +204,8 @@ class Chooser:
     def _candidates(self, node: fx.Node) -> dict[fx.Node, Form]:
         if node not in self.options:
             found: dict[fx.Node, Form] = {}
-            for root, form in self.found.forms.get(node, {}).items():
+            nearest_first = sorted(self.found.forms.get(node, {}).items(), key=lambda item: len(item[1].ops))
+            for root, form in nearest_first:
                 if not self._worth(form):
                     continue
                 refusal = self.allowed(node, form)

@@ -1,6 +1,6 @@
 """The price of a layer: multiplications, traffic of intermediates and weights under one stated weighting.
 
-``price = multiplications + 2 * (elements read + elements written) + weights``
+``price = multiplications + 2 * (elements read + elements written) + weights + 10,000 per operation``
 
 at a nominal image size (56 positions per axis for images, scaled by the strides on the way). Multiplications of
 convolution and linear layers are also kept by themselves: a plan never raises them.
@@ -17,6 +17,7 @@ from reptool.ops import Affine, Concat, Op, Sum, View
 
 NOMINAL = {0: (), 1: (512,), 2: (56, 56), 3: (16, 16, 16)}
 TRAFFIC = 2.0
+OPERATION = 10_000.0
 UNKNOWN_CHANNELS = 64
 
 Size = tuple[int, ...]
@@ -78,10 +79,12 @@ def layer_price(kernel: Kernel, size: Size) -> Price:
     positions = prod(size) if kernel.transposed is not None else prod(out_size(kernel, size))
     macs = weights * positions
     moved = channels.in_channels * prod(size) + channels.out_channels * prod(out_size(kernel, size))
+    extra = 0.0
     if kernel.axes and kernel.transposed is None and needs_outer_padding(kernel.axes):
         padded = prod(n + a.before + a.after for a, n in zip(kernel.axes, size, strict=True))
-        moved += channels.in_channels * (prod(size) + padded)
-    return Price(macs + TRAFFIC * moved + weights, macs, 1, weights)
+        moved += channels.in_channels * 2 * padded
+        extra = OPERATION
+    return Price(macs + TRAFFIC * moved + weights + OPERATION + extra, macs, 1, weights)
 
 
 def needs_outer_padding(axes: Sequence[Axis]) -> bool:
@@ -106,10 +109,10 @@ def op_price(op: Op, size: Size, channels: int | None) -> Price:
         if op.paradigm in ("identity", "slice"):
             return Price()
         written = width * prod(out_size(op.shape, size))
-        return Price(op.cost * written + TRAFFIC * (elements + written))
+        return Price(op.cost * written + TRAFFIC * (elements + written) + OPERATION)
     if isinstance(op, Sum):
-        return Price((len(op.sources) - 1) * elements + TRAFFIC * (len(op.sources) + 1) * elements)
+        return Price((len(op.sources) - 1) * elements + TRAFFIC * (len(op.sources) + 1) * elements + OPERATION)
     if isinstance(op, View):
         return Price()
     assert isinstance(op, Concat)
-    return Price(TRAFFIC * 2 * elements * len(op.sources))
+    return Price(TRAFFIC * 2 * elements * len(op.sources) + OPERATION)

@@ -129,7 +129,7 @@ class Cutter:
                 guards.append(f"    _expect({name!r}, {name}, {value!r})")
                 continue
             if not any(True for _ in nodes_in(value)):
-                if self.assumed and name not in given:
+                if self.assumed and (self.event.parent is not None or name not in given):
                     raise CannotCutError(f"whether it is called with {name!r} is not known")
                 guards.append(f"    _expect({name!r}, {name}, {_literal(value, name)})")
                 continue

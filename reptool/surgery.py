@@ -535,7 +535,7 @@ class Surgeon:
         self, event: Event, edits: Edits, surgery: Surgery, blame: dict[fx.Node, Site], problems: dict[fx.Node, Refusal], touched: list[fx.Node]
     ) -> None:
         refusal = self._method_refused(event)
-        made = refusal or Cutter(event, edits, self.reads, event.parent is None and not self.trace.shown).method()
+        made = refusal or Cutter(event, edits, self.reads, self._assumed(event)).method()
         known = surgery.methods.get(event.path, {}).get(event.method)
         if isinstance(made, Method) and known is not None and known.source != made.source:
             made = Refusal(Code.SHARED, f"{event.path}.{event.method} runs differently in different places", (event.path,))
@@ -548,6 +548,10 @@ class Surgeon:
                 raise AssertionError(f"nobody to blame for {made}")
             return
         surgery.methods.setdefault(event.path, {})[event.method] = made
+
+    def _assumed(self, event: Event) -> bool:
+        """Whether nobody showed with which optional arguments this call is made."""
+        return not self.trace.shown and (event.parent is None or bool(self.trace.prefix))
 
     def _cause(self, node: fx.Node) -> Iterable[fx.Node]:
         stack, seen = [node], {node}

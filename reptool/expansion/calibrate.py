@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from reptool.blocks import BNAndPad
 from reptool.errors import InputError
 
 from .adapters import Adapter
@@ -51,15 +52,15 @@ def calibrate(
     if not inputs:
         raise InputError("calibrate was given no batches; pass a tensor or a list of inputs.")
     runner = copy.deepcopy(model).eval()
+    for block in blocks.values():
+        block.eval()
     own = {path: adapter.main_norm(block) for path, block in blocks.items()}
     mains = {id(norm) for norm in own.values() if norm is not None} if fixed else set()
     others = {
         path: [m for m in block.modules() if isinstance(m, _BatchNorm) and id(m) not in mains]
         for path, block in blocks.items()
     }
-    if any(others.values()):
-        with _averaging([norm for found in others.values() for norm in found]):
-            _run(runner, blocks, inputs)
+    _measure(runner, blocks, [norm for found in others.values() for norm in found], inputs)
     if not fixed:
         return
     for path, block in blocks.items():
@@ -76,6 +77,19 @@ def calibrate(
         restate(norm, mean, variance)
 
 
+def _measure(
+    runner: nn.Module, blocks: Mapping[str, nn.Module], norms: list[_BatchNorm], inputs: list[Any]
+) -> None:
+    """Set the statistics of `norms`; those behind a `BNAndPad`, which pads with its own, in a second run."""
+    inner = {id(m.bn) for block in blocks.values() for m in block.modules() if isinstance(m, BNAndPad)}
+    if norms:
+        with _averaging(norms):
+            _run(runner, blocks, inputs)
+    if inner:
+        with _averaging([norm for norm in norms if id(norm) not in inner]), _batchwise(norms, inner):
+            _run(runner, blocks, inputs)
+
+
 def _conv(model: nn.Module, path: str) -> Conv:
     found: Any = model.get_submodule(path)
     return found
@@ -89,8 +103,25 @@ def _with_norm(block: nn.Module, norm: nn.Module, other: nn.Module) -> nn.Module
 
 
 @contextmanager
+def _batchwise(norms: list[_BatchNorm], chosen: set[int]) -> Any:
+    """Let the `chosen` norms normalize by batch, their statistics staying what they are."""
+    found = [(norm, norm.momentum) for norm in norms if id(norm) in chosen]
+    for norm, _ in found:
+        norm.momentum, norm.training = 0.0, True
+    try:
+        yield
+    finally:
+        for norm, momentum in found:
+            norm.momentum, norm.training = momentum, False
+
+
+@contextmanager
 def _averaging(norms: list[_BatchNorm]) -> Any:
-    """Let `norms` average the statistics of all batches they see, with equal weights."""
+    """Let `norms` average the statistics of all batches they see, with equal weights.
+
+    A channel that was constant gets variance 1: there is nothing to normalize, and 1 / sqrt(eps) would only
+    amplify rounding.
+    """
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -101,6 +132,8 @@ def _averaging(norms: list[_BatchNorm]) -> Any:
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
             norm.training = False
+            assert norm.running_var is not None
+            norm.running_var[norm.running_var < norm.eps] = 1.0
 
 
 @torch.no_grad()
