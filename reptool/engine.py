@@ -26,7 +26,7 @@ RULES = (
     "conv_bn", "bn_conv", "branch_add", "branch_concat", "kernel_size", "sequential", "shortcut", "avg_pool", "scale",
     "padding", "slice", "linear", "weights",
 )  # fmt: skip
-MAX_ROUNDS = 24
+MAX_ROUNDS = 60
 
 
 @dataclass
@@ -220,12 +220,23 @@ def _unit(recorder: Recorder, trace: Trace, options: Options, values: bool, tied
                 surgery = made
                 break
             problems = {s.region: made[s.region.value] for s in sites if s.region.value in made}
-        for region, refusal in problems.items():
+        for region, refusal in _largest(problems).items():
             refusals[region.value] = refusal
             rejected.setdefault(region.value, {})[region.form.ops] = refusal
     fused = {n for s in surgery.sites for n in s.region.form.ops}
     left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused}
     return Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
+
+
+def _largest(problems: dict[Region, Refusal]) -> dict[Region, Refusal]:
+    """Of regions that are in each other's way, the largest alone: without it the others may stand."""
+    out: dict[Region, Refusal] = {}
+    taken: set[fx.Node] = set()
+    for region in sorted(problems, key=lambda r: -len(r.form.ops)):
+        if not taken & region.form.ops:
+            out[region] = problems[region]
+        taken |= region.form.ops
+    return out
 
 
 def _sites(regions: list[Region], surgeon: Surgeon) -> tuple[list[Site], dict[Region, Refusal]]:

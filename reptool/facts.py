@@ -44,6 +44,7 @@ class Facts:
         self.recorder, self.reads, self.ops = recorder, reads, ops
         self._exact: dict[fx.Node, Any] = {}
         self._rank: dict[fx.Node, int | None] = {}
+        self._channels: dict[tuple[fx.Node, int], int | None] = {}
         self._cones: dict[fx.Node, tuple[str, ...]] = {}
 
     # --- constants
@@ -195,7 +196,14 @@ class Facts:
         return None
 
     def channels(self, node: fx.Node, behind: int) -> int | None:
-        """Size of the axis with `behind` axes behind it."""
+        """Size of the axis with `behind` axes behind it, None when unknown."""
+        key = (node, behind)
+        if key not in self._channels:
+            self._channels[key] = None  # cuts loops
+            self._channels[key] = self._infer_channels(node, behind)
+        return self._channels[key]
+
+    def _infer_channels(self, node: fx.Node, behind: int) -> int | None:
         seen: set[fx.Node] = set()
         at: fx.Node | None = node
         while at is not None and at not in seen:
@@ -207,8 +215,12 @@ class Facts:
                 if op.shape.out_channels is not None:
                     return op.shape.out_channels
                 at = op.source
-            elif isinstance(op, Sum):
-                at = op.sources[0]
+            elif isinstance(op, Sum) or (op is None and at.op != "call_module" and name_of(at) in _ARITHMETIC):
+                read = op.sources if isinstance(op, Sum) else [n for n in at.all_input_nodes if n.meta.get("kind") == "tensor"]
+                known = [c for c in (self.channels(n, behind) for n in read if not n.meta["const"]) if c is not None]
+                if max(known, default=0) > 1:
+                    return max(known)
+                break
             elif isinstance(op, Concat) and op.axes == behind:
                 parts = [self.channels(s, behind) for s in op.sources]
                 return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)

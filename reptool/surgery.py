@@ -282,6 +282,8 @@ class Surgeon:
             if soft is not None:
                 return soft
             for owner in op.owners:
+                if node.op != "call_module" and node is not site.carrier and site.event is None:
+                    continue  # a constant that is read here and elsewhere simply stays
                 refusal = self._owner_refused(owner, node, site, signature, absorbed)
                 if refusal is not None:
                     return refusal
@@ -585,6 +587,8 @@ class Surgeon:
                     if owner in self.trace.constants or owner in kept:
                         continue
                     if any(owner == s or owner.startswith(s + ".") for s in slots):
+                        continue
+                    if any(u not in edits.dead and u not in edits.bypass for a in self._attributes_of(owner) for u in self._const_users(a)):
                         continue
                     surgery.dropped.add(owner)
         for path in surgery.methods:
