@@ -1,7 +1,7 @@
 """`deploy`, `explain`, `report`: the phases in order.
 
-    capture -> analyse -> choose -> check -> measure      on a throwaway copy, nothing written
-    apply -> verify the whole -> report                    on the copy that is handed out
+capture -> analyse -> choose -> check -> measure      on a throwaway copy, nothing written
+apply -> verify the whole -> report                    on the copy that is handed out
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ from torch import Tensor, nn
 
 from reptool._report import FusedRegion, Report
 from reptool.apply import LoadGuard, write
-from reptool.engine import RULES, Options, Plan, Unit, _matches, check_inputs_run, example_arguments, full_copy, make_plan, rules_of
+from reptool.engine import (
+    RULES,
+    Options,
+    Plan,
+    Unit,
+    _matches,
+    check_inputs_run,
+    example_arguments,
+    full_copy,
+    make_plan,
+    rules_of,
+)
 from reptool.errors import InputError, RequirementError, UnsupportedModelError, VerificationError
 from reptool.kernel import Kernel
 from reptool.lower import Geometry, values
@@ -78,7 +89,9 @@ def deploy(
     """
     check_model(model)
     if any(p.is_meta for p in model.parameters()):
-        raise UnsupportedModelError("the model is on the meta device; materialize its weights first (explain() works on meta)")
+        raise UnsupportedModelError(
+            "the model is on the meta device; materialize its weights first (explain() works on meta)"
+        )
     model, args, kwargs, options = _prepared(model, example_inputs, rules, force, include, exclude)
     needed = _required(require)
     reference = _reference(model, args, kwargs) if verify and args is not None else None
@@ -141,7 +154,9 @@ def report(deployed: nn.Module) -> Report:
     """
     found = getattr(deployed, "_reptool_report", None)
     if not isinstance(found, Report):
-        raise InputError(f"this {type(deployed).__name__} was not returned by reptool.deploy; use reptool.explain for a plan")
+        raise InputError(
+            f"this {type(deployed).__name__} was not returned by reptool.deploy; use reptool.explain for a plan"
+        )
     return found
 
 
@@ -149,28 +164,50 @@ def report(deployed: nn.Module) -> Report:
 def check_model(model: Any) -> None:
     """Raise for what is not a plain module in eval mode, with what to do instead."""
     if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-        raise UnsupportedModelError("a ScriptModule cannot be read; deploy the Python module first, then script or trace the result")
+        raise UnsupportedModelError(
+            "a ScriptModule cannot be read; deploy the Python module first, then script or trace the result"
+        )
     if isinstance(model, torch.export.ExportedProgram):
-        raise UnsupportedModelError("an ExportedProgram is fixed already; deploy the nn.Module first, then export the result")
+        raise UnsupportedModelError(
+            "an ExportedProgram is fixed already; deploy the nn.Module first, then export the result"
+        )
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"deploy takes an nn.Module, got a {type(model).__name__}")
     for path, module in model.named_modules():
         home = type(module).__module__
-        if "quantized" in home and home.startswith(("torch.nn", "torch.ao")) and "NonDynamically" not in type(module).__name__:
-            raise UnsupportedModelError(f"{path or type(model).__name__!r} is quantized ({type(module).__name__}); deploy the float model, then quantize")
+        if (
+            "quantized" in home
+            and home.startswith(("torch.nn", "torch.ao"))
+            and "NonDynamically" not in type(module).__name__
+        ):
+            raise UnsupportedModelError(
+                f"{path or type(model).__name__!r} is quantized ({type(module).__name__}); deploy the float model, then quantize"
+            )
         for name, value in (*module._parameters.items(), *module._buffers.items()):
             if isinstance(value, nn.parameter.UninitializedTensorMixin):
-                raise UnsupportedModelError(f"{path}.{name} is uninitialized (a lazy module); run the model once, then deploy")
-            if value is not None and type(value) not in (Tensor, nn.Parameter, nn.Buffer) and not isinstance(value, nn.Parameter):
-                raise UnsupportedModelError(f"{path}.{name} is a {type(value).__name__}, a tensor subclass whose arithmetic is not known")
+                raise UnsupportedModelError(
+                    f"{path}.{name} is uninitialized (a lazy module); run the model once, then deploy"
+                )
+            if (
+                value is not None
+                and type(value) not in (Tensor, nn.Parameter, nn.Buffer)
+                and not isinstance(value, nn.Parameter)
+            ):
+                raise UnsupportedModelError(
+                    f"{path}.{name} is a {type(value).__name__}, a tensor subclass whose arithmetic is not known"
+                )
             if isinstance(value, nn.Parameter) and hasattr(value.data, "__tensor_flatten__"):
-                raise UnsupportedModelError(f"{path}.{name} holds a {type(value.data).__name__}, a tensor subclass whose arithmetic is not known")
+                raise UnsupportedModelError(
+                    f"{path}.{name} holds a {type(value.data).__name__}, a tensor subclass whose arithmetic is not known"
+                )
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module behind DistributedDataParallel, DataParallel, AveragedModel and torch.compile."""
     for _ in range(8):
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)):
+        if isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+        ):
             model = model.module
         elif type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
             model = model._orig_mod  # type: ignore[assignment]
@@ -221,7 +258,15 @@ def _measure(unit: Unit, verify: bool) -> Values:
         name = _layer_name(unit, site)
         found: Any
         if verify:
-            found = measure(site.region, site.shape, site.place, unit.found.ops, unit.facts, unit.reads, unit.facts.rank(site.region.root))
+            found = measure(
+                site.region,
+                site.shape,
+                site.place,
+                unit.found.ops,
+                unit.facts,
+                unit.reads,
+                unit.facts.rank(site.region.root),
+            )
         else:
             kernel = site.region.form.kernel()
             made = values(kernel, site.place) if isinstance(kernel, Kernel) else kernel
@@ -246,7 +291,9 @@ def _measure(unit: Unit, verify: bool) -> Values:
 
 def _value_error(refusal: Refusal, name: str, site: Site) -> Exception:
     if refusal.code is Code.NON_FINITE:
-        return InputError(f"region {name!r}: {refusal.sentence}; repair the weights (NaN or infinity in {site.region.value.name}) first")
+        return InputError(
+            f"region {name!r}: {refusal.sentence}; repair the weights (NaN or infinity in {site.region.value.name}) first"
+        )
     return VerificationError(f"region {name!r}: {refusal}; nothing was changed. Exclude it, or deploy in a wider dtype")
 
 
@@ -294,7 +341,9 @@ def _error(found: Any, wanted: Any) -> float:
     worst = 0.0
     for x, y in zip(a, b, strict=True):
         if y.numel():
-            off = float((x.double() - y.double()).abs().nan_to_num(0.0).max()) / (float(y.double().abs().nan_to_num(0.0).max()) + 1e-12)
+            off = float((x.double() - y.double()).abs().nan_to_num(0.0).max()) / (
+                float(y.double().abs().nan_to_num(0.0).max()) + 1e-12
+            )
             worst = max(worst, off)
             if bool((x.isnan() != y.isnan()).any()):
                 return float("nan")
@@ -302,7 +351,12 @@ def _error(found: Any, wanted: Any) -> float:
 
 
 def _compare(
-    model: nn.Module, target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reference: tuple[Any, Any], found: Report
+    model: nn.Module,
+    target: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    reference: tuple[Any, Any],
+    found: Report,
 ) -> None:
     own, exact = reference
     with torch.no_grad():
@@ -345,11 +399,17 @@ def _report(model: nn.Module, plan: Plan, measured: dict[str, Values]) -> Report
     gone_norms = gone_layers = 0
     for unit in plan.units:
         out.specialized += unit.questions
-        out.refusals += [r if not unit.prefix else r.at(*(f"{unit.prefix}: {n}" for n in r.nodes)) for r in unit.refusals.values()]
+        out.refusals += [
+            r if not unit.prefix else r.at(*(f"{unit.prefix}: {n}" for n in r.nodes)) for r in unit.refusals.values()
+        ]
         seen: set[str] = set()
         for site in unit.surgery.sites:
             region, form = site.region, site.region.form
-            absorbed = list(dict.fromkeys(o for n in sorted(form.ops, key=unit.reads.position.__getitem__) for o in unit.found.ops[n].owners))
+            absorbed = list(
+                dict.fromkeys(
+                    o for n in sorted(form.ops, key=unit.reads.position.__getitem__) for o in unit.found.ops[n].owners
+                )
+            )
             full = [".".join(p for p in (unit.prefix, o) if p) for o in absorbed]
             name = _layer_name(unit, site)
             errors = measured.get(unit.prefix, {}).get(site, (None,))[0]
@@ -391,7 +451,9 @@ def _finish(target: nn.Module, found: Report, before: set[str]) -> None:
     found.layers = (found.layers[0], sum(isinstance(m, (nn.modules.conv._ConvNd, nn.Linear)) for m in modules))
     found.norms = (found.norms[0], sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules))
     absorbed = before - set(target.state_dict())
-    for hook in [k for k, h in target._load_state_dict_pre_hooks.items() if isinstance(getattr(h, "hook", h), LoadGuard)]:
+    for hook in [
+        k for k, h in target._load_state_dict_pre_hooks.items() if isinstance(getattr(h, "hook", h), LoadGuard)
+    ]:
         absorbed |= set(getattr(target._load_state_dict_pre_hooks.pop(hook), "hook", LoadGuard(frozenset())).absorbed)
     if absorbed:
         target.register_load_state_dict_pre_hook(LoadGuard(frozenset(absorbed)))

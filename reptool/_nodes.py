@@ -14,8 +14,49 @@ def barrier(value: Any) -> Any:
 
 
 _INT_METHODS = {"dim", "numel", "nelement", "ndimension", "element_size", "item", "stride"}
-_SEQUENCES = {"chunk", "split", "unbind", "tensor_split", "split_with_sizes", "meshgrid", "broadcast_tensors", "unique", "topk", "sort", "nonzero_tuple", "lstm", "gru", "max_pool2d_with_indices", "unravel_index"}
-_ARITHMETIC = {"add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "max", "min", "ceil", "floor", "round", "abs", "sqrt", "iadd", "isub", "imul", "int", "trunc", "prod", "log", "log2"}
+_SEQUENCES = {
+    "chunk",
+    "split",
+    "unbind",
+    "tensor_split",
+    "split_with_sizes",
+    "meshgrid",
+    "broadcast_tensors",
+    "unique",
+    "topk",
+    "sort",
+    "nonzero_tuple",
+    "lstm",
+    "gru",
+    "max_pool2d_with_indices",
+    "unravel_index",
+}
+_ARITHMETIC = {
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "neg",
+    "pos",
+    "max",
+    "min",
+    "ceil",
+    "floor",
+    "round",
+    "abs",
+    "sqrt",
+    "iadd",
+    "isub",
+    "imul",
+    "int",
+    "trunc",
+    "prod",
+    "log",
+    "log2",
+}
 
 
 def name_of(node: fx.Node) -> str:
@@ -44,7 +85,11 @@ def tensor_kind(node: fx.Node) -> str:
             return str(attribute)
         if attribute in ("T", "mT", "H", "mH", "data", "real", "imag", "values", "indices", "grad"):
             return "tensor"
-        return "number" if attribute in ("ndim", "requires_grad", "is_cuda", "is_cpu", "is_mps", "is_meta", "itemsize") else "unknown"
+        return (
+            "number"
+            if attribute in ("ndim", "requires_grad", "is_cuda", "is_cpu", "is_mps", "is_meta", "itemsize")
+            else "unknown"
+        )
     if node.op == "call_method":
         if name == "size":
             return "size" if len(node.args) == 1 and not node.kwargs else "number"
@@ -59,7 +104,11 @@ def tensor_kind(node: fx.Node) -> str:
         if first == "size":
             return "size" if isinstance(node.args[1], slice) else "number"
         return "tensor" if first in ("tensor", "sequence") else "unknown"
-    if inputs and all(k in ("number", "size") for k in inputs) and (name in _ARITHMETIC or name in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_")):
+    if (
+        inputs
+        and all(k in ("number", "size") for k in inputs)
+        and (name in _ARITHMETIC or name in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_"))
+    ):
         return "size" if "size" in inputs and name == "add" else "number"
     if name in ("eq", "ne", "lt", "le", "gt", "ge") and any(k in ("number", "size", "dtype", "device") for k in inputs):
         return "number"
@@ -104,6 +153,4 @@ def is_inert(node: fx.Node) -> bool:
 
 def only_asserted(node: fx.Node) -> bool:
     """Whether a number is used for nothing but assertions."""
-    return all(
-        name_of(user) == "_assert" or (is_size_like(user) and only_asserted(user)) for user in node.users
-    )
+    return all(name_of(user) == "_assert" or (is_size_like(user) and only_asserted(user)) for user in node.users)

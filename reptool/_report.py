@@ -72,7 +72,9 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `to_json` writes it."""
         out = asdict(self)
-        out["refusals"] = [{"code": r.code.value, "sentence": r.sentence, "nodes": list(r.nodes)} for r in self.refusals]
+        out["refusals"] = [
+            {"code": r.code.value, "sentence": r.sentence, "nodes": list(r.nodes)} for r in self.refusals
+        ]
         return out
 
     def to_json(self, indent: int | None = 2) -> str:
@@ -109,7 +111,9 @@ class Report:
         for path, why in self.untraced.items():
             yield Text(f"could not follow {path or 'the model itself'}: {why}", overflow="fold")
         if self.model_error is not None:
-            yield Text(f"whole model against float64: deployed {self.model_error[0]:.2e}, original {self.model_error[1]:.2e}")
+            yield Text(
+                f"whole model against float64: deployed {self.model_error[0]:.2e}, original {self.model_error[1]:.2e}"
+            )
 
     def __str__(self) -> str:
         console = Console(width=140, record=True, file=_Nowhere())

@@ -15,8 +15,33 @@ if TYPE_CHECKING:
     from reptool.capture import Recorder
 
 _PROPERTIES = frozenset(
-    "shape ndim dtype device layout requires_grad is_cuda is_mps is_cpu is_meta is_sparse is_quantized itemsize nbytes names "
-    "T mT H mH data real imag grad grad_fn is_leaf".split()
+    [
+        "shape",
+        "ndim",
+        "dtype",
+        "device",
+        "layout",
+        "requires_grad",
+        "is_cuda",
+        "is_mps",
+        "is_cpu",
+        "is_meta",
+        "is_sparse",
+        "is_quantized",
+        "itemsize",
+        "nbytes",
+        "names",
+        "T",
+        "mT",
+        "H",
+        "mH",
+        "data",
+        "real",
+        "imag",
+        "grad",
+        "grad_fn",
+        "is_leaf",
+    ]
 )
 _UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 
@@ -177,9 +202,9 @@ def _is_assertion(frame: Any) -> bool:
     return False
 
 
-_BINARY = "add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift".split()
-_UNARY = "neg pos invert abs".split()
-_COMPARE = "eq ne lt le gt ge".split()
+_BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift"]
+_UNARY = ["neg", "pos", "invert", "abs"]
+_COMPARE = ["eq", "ne", "lt", "le", "gt", "ge"]
 
 
 def _install() -> None:

@@ -66,7 +66,9 @@ def _merge_axis(axes: Sequence[Axis], what: str) -> Axis | Refusal:
         )
     borders = {a.border for a in axes if a.reads_outside}
     if len(borders) > 1:
-        return Refusal(Code.BORDER_MODE, f"branches of the {what} extend their input by {sorted(b.value for b in borders)}")
+        return Refusal(
+            Code.BORDER_MODE, f"branches of the {what} extend their input by {sorted(b.value for b in borders)}"
+        )
     size, dilation, before = common_lattice([_taps(a) for a in axes])
     after = axes[0].extent - before + dilation * (size - 1)
     return Axis(size, axes[0].stride, dilation, before, after, borders.pop() if borders else Border.ZEROS)
@@ -85,7 +87,7 @@ def embed(kernel: Kernel, axes: Sequence[Axis]) -> Kernel:
     return replace(kernel, axes=tuple(axes), weight=weight)
 
 
-def _same_border_value(kernels: Sequence[Kernel]) -> Tensor | None | Refusal:
+def _same_border_value(kernels: Sequence[Kernel]) -> Tensor | Refusal | None:
     values = [k.border_value for k in kernels if any(a.border is Border.CONSTANT for a in k.axes or ())]
     if any(v is None for v in values):
         return Refusal(Code.CONSTANT_VALUE, "the constants that the branches pad with are not known")
@@ -94,7 +96,9 @@ def _same_border_value(kernels: Sequence[Kernel]) -> Tensor | None | Refusal:
     return values[0] if values else None
 
 
-def _parallel(kernels: Sequence[Kernel], what: str) -> tuple[list[Kernel], tuple[Axis, ...] | None, Tensor | None] | Refusal:
+def _parallel(
+    kernels: Sequence[Kernel], what: str
+) -> tuple[list[Kernel], tuple[Axis, ...] | None, Tensor | None] | Refusal:
     """Bring parallel kernels of one input onto one lattice."""
     unified = _unify_axes(kernels)
     if isinstance(unified, Refusal):
@@ -125,13 +129,17 @@ def add(kernels: Sequence[Kernel]) -> Kernel | Refusal:
     Refuses: `CHANNELS`, `LAYOUT`, `STRIDE`, `EXTENT`, `BORDER_MODE`, `BORDER_UNKNOWN`, `CONSTANT_VALUE`.
     """
     if len({k.out_channels for k in kernels if k.out_channels is not None}) > 1:
-        return Refusal(Code.CHANNELS, f"branches that write {sorted({k.out_channels for k in kernels if k.out_channels})} channels")
+        return Refusal(
+            Code.CHANNELS, f"branches that write {sorted({k.out_channels for k in kernels if k.out_channels})} channels"
+        )
     aligned = _parallel(kernels, "sum")
     if isinstance(aligned, Refusal):
         return aligned
     parts, axes, value = aligned
     if len({k.out_channels for k in parts}) > 1:
-        return Refusal(Code.CHANNELS, f"a shortcut of {parts[0].in_channels} channels beside branches that write others")
+        return Refusal(
+            Code.CHANNELS, f"a shortcut of {parts[0].in_channels} channels beside branches that write others"
+        )
     channels = None if parts[0].channels is None else reduce(Channels.hull, [k.channels for k in parts if k.channels])
     biased = any(k.biased for k in parts)
     if any(k.weight is None for k in parts):
@@ -209,19 +217,31 @@ def _compose_axis(g: Axis, f: Axis, f_biased: bool, position: int) -> Axis | Ref
             return axis(g.border)
         if g.border is Border.CIRCULAR and f.stride == 1 and f.extent == 0 and f.border is Border.CIRCULAR:
             return axis(g.border)
-        return Refusal(Code.BORDER_READ, f"axis {position}: the second layer pads with {g.border.value} what is not pointwise in the first")
+        return Refusal(
+            Code.BORDER_READ,
+            f"axis {position}: the second layer pads with {g.border.value} what is not pointwise in the first",
+        )
     if g.border is Border.CONSTANT:
         if f.is_pointwise:
             return axis(Border.CONSTANT)
-        return Refusal(Code.BORDER_READ, f"axis {position}: the second layer pads with a constant what is not pointwise in the first")
+        return Refusal(
+            Code.BORDER_READ,
+            f"axis {position}: the second layer pads with a constant what is not pointwise in the first",
+        )
     if f.reads_outside and f.border is not Border.ZEROS:
-        return Refusal(Code.BORDER_MODE, f"axis {position}: the first layer pads with {f.border.value}, the second with zeros")
+        return Refusal(
+            Code.BORDER_MODE, f"axis {position}: the first layer pads with {f.border.value}, the second with zeros"
+        )
     left = g.before <= 0 or f.before >= f.span - (f.stride - 1)
     right = g.after <= 0 or f.after >= f.span
     if not (left and right):
-        return Refusal(Code.BORDER_READ, f"axis {position}: the second layer pads where the first would still see the image")
+        return Refusal(
+            Code.BORDER_READ, f"axis {position}: the second layer pads where the first would still see the image"
+        )
     if f_biased:
-        return Refusal(Code.BORDER_BIAS, f"axis {position}: the second layer pads with zeros, where the first would give its bias")
+        return Refusal(
+            Code.BORDER_BIAS, f"axis {position}: the second layer pads with zeros, where the first would give its bias"
+        )
     return axis(Border.ZEROS)
 
 
@@ -263,7 +283,9 @@ def compose(g: Kernel, f: Kernel) -> Kernel | Refusal:
     if f.channels is None and g.in_channels is not None:
         f = f.with_channels(g.in_channels)
     if g.in_channels != f.out_channels:
-        return Refusal(Code.CHANNELS, f"the second layer reads {g.in_channels} channels, the first writes {f.out_channels}")
+        return Refusal(
+            Code.CHANNELS, f"the second layer reads {g.in_channels} channels, the first writes {f.out_channels}"
+        )
     if f.transposed is not None or g.transposed is not None:
         return _compose_transposed(g, f)
     axes: tuple[Axis, ...] | None = None

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reptool._weights import set_plain
 from reptool.errors import AbsorbedStateError, SpecializedError
 from reptool.lower import new_layer, set_values
 from reptool.regenerate import CONVERSIONS, derive
-from reptool._weights import set_plain
 from reptool.surgery import Site, Surgery
 
 
@@ -95,7 +95,11 @@ def absorbed(module: nn.Module) -> nn.Identity:
     """What stands in the slot of an absorbed module: an identity that still answers for its plain attributes."""
     stand_in = nn.Identity().eval()
     for name, value in vars(module).items():
-        plain = value is None or isinstance(value, (bool, int, float, str)) or (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value))
+        plain = (
+            value is None
+            or isinstance(value, (bool, int, float, str))
+            or (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value))
+        )
         if plain and not name.startswith("_") and name not in vars(stand_in):
             stand_in.__dict__[name] = value
     return stand_in
@@ -125,7 +129,11 @@ def _drop(module: nn.Module, path: str, dropped: set[str]) -> None:
 
 def _silence(model: nn.Module, prefix: str, surgery: Surgery) -> None:
     """The model's own conversions become no-ops on every module whose inside was changed."""
-    changed = {s.slot if s.slot is not None else s.owner for s in surgery.sites} | set(surgery.identities) | set(surgery.methods)
+    changed = (
+        {s.slot if s.slot is not None else s.owner for s in surgery.sites}
+        | set(surgery.identities)
+        | set(surgery.methods)
+    )
     above: set[str] = {""}
     for path in changed:
         full = f"{prefix}.{path}".strip(".") if path else prefix
@@ -135,5 +143,7 @@ def _silence(model: nn.Module, prefix: str, surgery: Surgery) -> None:
     modules = dict(model.named_modules())
     for path in above & set(modules):
         module = modules[path]
-        if any(callable(getattr(type(module), n, None)) for n in CONVERSIONS) and not isinstance(module, torch.fx.GraphModule):
+        if any(callable(getattr(type(module), n, None)) for n in CONVERSIONS) and not isinstance(
+            module, torch.fx.GraphModule
+        ):
             module.__class__ = derive(type(module), ())

@@ -409,7 +409,17 @@ class Recorder:
         outputs = list(nodes_in(top.output))
         end = self.graph.output(tuple(outputs))
         end.meta.update(event=top, const=False, kind="output")
-        return Trace(self.root, self.prefix, self.graph, top, outputs, self.escapes, dict(self.opaque), self.constants, self.knows_inputs)
+        return Trace(
+            self.root,
+            self.prefix,
+            self.graph,
+            top,
+            outputs,
+            self.escapes,
+            dict(self.opaque),
+            self.constants,
+            self.knows_inputs,
+        )
 
     def _placeholders(self, value: Any) -> Any:
         if isinstance(value, Input):
@@ -566,4 +576,3 @@ def _holds(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return any(type(v) is Value or type(v) is Attribute for v in value)
     return type(value) is Value or type(value) is Attribute
-

@@ -81,7 +81,9 @@ def full_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def make_plan(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any], options: Options, values: bool) -> Plan:
+def make_plan(
+    model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any], options: Options, values: bool
+) -> Plan:
     """Work out everything for `model`, which stays untouched.
 
     Args:
@@ -101,7 +103,11 @@ def make_plan(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, 
         if id(module) in done:
             continue
         done.add(id(module))
-        if not hasattr(module, "forward") or type(module).forward is nn.Module.forward or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        if (
+            not hasattr(module, "forward")
+            or type(module).forward is nn.Module.forward
+            or isinstance(module, (nn.ModuleList, nn.ModuleDict))
+        ):
             queue += _children(prefix, module)
             continue
         if prefix and stock_forward(module):
@@ -117,7 +123,9 @@ def make_plan(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, 
             full = f"{prefix}.{path}" if prefix else path
             plan.untraced[full] = why
             queue += _children(full, inner)
-        plan.units.append(_unit(recorder, trace, options, values, _under(tied, prefix), {h for h in _strip(hooked, prefix)}))
+        plan.units.append(
+            _unit(recorder, trace, options, values, _under(tied, prefix), {h for h in _strip(hooked, prefix)})
+        )
     return plan
 
 
@@ -161,7 +169,9 @@ def ownership(model: nn.Module) -> tuple[dict[str, set[str]], set[str]]:
     return tied, hooked
 
 
-def _trace(module: nn.Module, prefix: str, args: tuple[Any, ...] | None, kwargs: dict[str, Any]) -> tuple[Recorder, Trace] | str:
+def _trace(
+    module: nn.Module, prefix: str, args: tuple[Any, ...] | None, kwargs: dict[str, Any]
+) -> tuple[Recorder, Trace] | str:
     recorder = Recorder(module, prefix)
     try:
         inputs = _inputs(module) if args is None else (_placeholders(args, "input"), _placeholders(kwargs, ""))
@@ -175,7 +185,9 @@ def _trace(module: nn.Module, prefix: str, args: tuple[Any, ...] | None, kwargs:
 def _inputs(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Placeholders for the parameters a forward must be given."""
     parameters = list(inspect.signature(module.forward).parameters.values())
-    required = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     named = [p for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
     if not required and not named and parameters:
         first = parameters[0]
@@ -199,7 +211,9 @@ def _placeholders(value: Any, name: str) -> Any:
 
 
 # --- one unit -------------------------------------------------------------------------------------------------------
-def _unit(recorder: Recorder, trace: Trace, options: Options, values: bool, tied: dict[str, set[str]], hooked: set[str]) -> Unit:
+def _unit(
+    recorder: Recorder, trace: Trace, options: Options, values: bool, tied: dict[str, set[str]], hooked: set[str]
+) -> Unit:
     reads = resolve(trace.graph)
     facts = Facts(recorder, reads, {})
     blocked: dict[fx.Node, Refusal] = {}
@@ -301,7 +315,12 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
             rules.add("branch_add")
             if any(s is form.root for s in op.sources):
                 rules.add("shortcut")
-            sizes = {tuple(a.kernel_size for a in f.shape.axes or ()) for s in op.sources for f in found.forms.get(s, {}).values() if f.root is form.root}
+            sizes = {
+                tuple(a.kernel_size for a in f.shape.axes or ())
+                for s in op.sources
+                for f in found.forms.get(s, {}).values()
+                if f.root is form.root
+            }
             if len(sizes) > 1:
                 rules.add("kernel_size")
         elif isinstance(op, View):

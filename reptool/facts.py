@@ -191,7 +191,15 @@ class Facts:
             return rank - (end % rank - start % rank)
         if name in ("transpose", "roll", "flip", "swapaxes") and isinstance(first, fx.Node):
             return self.rank(first)
-        if name in ("adaptive_avg_pool2d", "max_pool2d", "avg_pool2d", "interpolate", "conv2d", "pad", "adaptive_max_pool2d") and isinstance(first, fx.Node):
+        if name in (
+            "adaptive_avg_pool2d",
+            "max_pool2d",
+            "avg_pool2d",
+            "interpolate",
+            "conv2d",
+            "pad",
+            "adaptive_max_pool2d",
+        ) and isinstance(first, fx.Node):
             return 4 if name.endswith("2d") else self.rank(first)
         return None
 
@@ -216,7 +224,11 @@ class Facts:
                     return op.shape.out_channels
                 at = op.source
             elif isinstance(op, Sum) or (op is None and at.op != "call_module" and name_of(at) in _ARITHMETIC):
-                read = op.sources if isinstance(op, Sum) else [n for n in at.all_input_nodes if n.meta.get("kind") == "tensor"]
+                read = (
+                    op.sources
+                    if isinstance(op, Sum)
+                    else [n for n in at.all_input_nodes if n.meta.get("kind") == "tensor"]
+                )
                 known = [c for c in (self.channels(n, behind) for n in read if not n.meta["const"]) if c is not None]
                 if max(known, default=0) > 1:
                     return max(known)
@@ -224,9 +236,9 @@ class Facts:
             elif isinstance(op, Concat) and op.axes == behind:
                 parts = [self.channels(s, behind) for s in op.sources]
                 return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)
-            elif at.op == "call_module" and isinstance(at.meta.get("module"), _SAME_SHAPE_MODULES) and at.args:
-                at = at.args[0] if isinstance(at.args[0], fx.Node) else None
-            elif at.op in ("call_function", "call_method") and name_of(at) in _SAME_SHAPE and at.args:
+            elif (at.op == "call_module" and isinstance(at.meta.get("module"), _SAME_SHAPE_MODULES) and at.args) or (
+                at.op in ("call_function", "call_method") and name_of(at) in _SAME_SHAPE and at.args
+            ):
                 at = at.args[0] if isinstance(at.args[0], fx.Node) else None
             else:
                 break
@@ -245,5 +257,3 @@ class Facts:
 
 def _is_size(sizes: Any) -> bool:
     return len(sizes) == 1 and isinstance(sizes[0], fx.Node) and sizes[0].meta.get("kind") == "size"
-
-

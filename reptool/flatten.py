@@ -27,7 +27,9 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
     trace = recorder.run(*inputs)
     asked = [q for e in _events(trace.top) for q in e.questions]
     if asked:
-        raise InputError(f"flatten=True would fix the {asked[0].what} of {asked[0].node} ({asked[0].answer!r}); deploy without flatten")
+        raise InputError(
+            f"flatten=True would fix the {asked[0].what} of {asked[0].node} ({asked[0].answer!r}); deploy without flatten"
+        )
     if trace.opaque:
         path, why = next(iter(trace.opaque.items()))
         raise InputError(f"flatten=True cannot follow {path!r} ({why}); deploy without flatten")
@@ -40,7 +42,13 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
             known[node] = graph.node_copy(node, lambda n: known[n])
             known[node].meta = {}
     holder = nn.Module()
-    holder.__dict__.update({k: dict(v) if isinstance(v, dict) else v for k, v in model.__dict__.items() if k in ("_modules", "_parameters", "_buffers", "training")})
+    holder.__dict__.update(
+        {
+            k: dict(v) if isinstance(v, dict) else v
+            for k, v in model.__dict__.items()
+            if k in ("_modules", "_parameters", "_buffers", "training")
+        }
+    )
     for name, tensor in trace.constants.items():
         holder.register_buffer(name, tensor.detach().clone(), persistent=False)
     made = fx.GraphModule(holder, graph, type(model).__name__)
@@ -69,5 +77,3 @@ def _structure(value: Any, known: dict[fx.Node, fx.Node]) -> Any:
     if value is None or isinstance(value, (int, float, str, bool)):
         return value
     raise InputError(f"flatten=True cannot return a {type(value).__name__}; deploy without flatten")
-
-

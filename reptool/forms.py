@@ -50,7 +50,6 @@ def start(root: fx.Node) -> Form:
 
 def through(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Refusal:
     """The form of ``op(form)``; `values` tells whether values may be looked at to decide."""
-
     fit = _viewed(op.shape, form)
     if isinstance(fit, Refusal):
         return fit

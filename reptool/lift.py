@@ -240,7 +240,9 @@ def _transposed_kernel(
         return w, bias
 
     if all(s == 1 for s in stride) and not any(output_padding):
-        axes = tuple(Axis(k, 1, d, d * (k - 1) - p, d * (k - 1) - p) for k, d, p in zip(size, dilation, padding, strict=True))
+        axes = tuple(
+            Axis(k, 1, d, d * (k - 1) - p, d * (k - 1) - p) for k, d, p in zip(size, dilation, padding, strict=True)
+        )
 
         def load() -> Kernel:
             w, b = rows()
@@ -313,7 +315,9 @@ def _norm(
     return _affine(node, source, shape, load, owners=owners, paradigm="bn", cost=1, rank_guard=guard)
 
 
-def _norm_axes(node: fx.Node, source: fx.Node | None, rank: int | None, ctx: Context) -> tuple[tuple[Axis, ...], int | None] | Refusal:
+def _norm_axes(
+    node: fx.Node, source: fx.Node | None, rank: int | None, ctx: Context
+) -> tuple[tuple[Axis, ...], int | None] | Refusal:
     """Axes behind the channels of a norm that works on dimension 1 of its input, and a rank to guard."""
     if rank is None and source is not None:
         rank = ctx.rank(source)
@@ -321,7 +325,9 @@ def _norm_axes(node: fx.Node, source: fx.Node | None, rank: int | None, ctx: Con
         return (), 2  # behind a linear layer, right for [N, C] only: the deployed layer checks
     if rank is None:
         return Refusal(
-            Code.RANK_UNKNOWN, "whether this norm sees [N, C] or [N, C, L] is not known; give example_inputs", (node.name,)
+            Code.RANK_UNKNOWN,
+            "whether this norm sees [N, C] or [N, C, L] is not known; give example_inputs",
+            (node.name,),
         )
     return (Axis(),) * (rank - 2), None
 
@@ -329,11 +335,15 @@ def _norm_axes(node: fx.Node, source: fx.Node | None, rank: int | None, ctx: Con
 def _norm_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     assert isinstance(module, nn.modules.batchnorm._BatchNorm)
     if module.running_mean is None or module.running_var is None:
-        return Refusal(Code.NO_STATISTICS, "a batch norm without running statistics normalizes by its batch", (node.name,))
+        return Refusal(
+            Code.NO_STATISTICS, "a batch norm without running statistics normalizes by its batch", (node.name,)
+        )
     if module.training:
         return Refusal(Code.TRAINING_NORM, "a batch norm in training mode under a parent in eval mode", (node.name,))
     source = _read(node, node.args[0], ctx)
-    rank = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}.get(next((c for c in (nn.BatchNorm2d, nn.BatchNorm3d) if isinstance(module, c)), nn.Module))
+    rank = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}.get(
+        next((c for c in (nn.BatchNorm2d, nn.BatchNorm3d) if isinstance(module, c)), nn.Module)
+    )
     axes = _norm_axes(node, source, rank, ctx)
     if isinstance(axes, Refusal):
         return axes
@@ -353,7 +363,9 @@ def _norm_function(node: fx.Node, ctx: Context) -> Lifted:
         return Refusal(Code.TRAINING_NORM, "a batch norm that normalizes by its batch", (node.name,))
     tensors = [given[k] for k in ("running_mean", "running_var", "weight", "bias")]
     if tensors[0] is None or tensors[1] is None:
-        return Refusal(Code.NO_STATISTICS, "a batch norm without running statistics normalizes by its batch", (node.name,))
+        return Refusal(
+            Code.NO_STATISTICS, "a batch norm without running statistics normalizes by its batch", (node.name,)
+        )
     if any(isinstance(t, fx.Node) and not t.meta["const"] for t in tensors) or type(given["eps"]) is not float:
         return Refusal(Code.DATA_WEIGHT, "the norm's parameters are computed from data", (node.name,))
     source = _read(node, given["input"], ctx)
@@ -393,7 +405,9 @@ _POOL_DEFAULTS = {"stride": None, "padding": 0, "ceil_mode": False, "count_inclu
 
 
 def _pool_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
-    n = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[next(c for c in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d) if isinstance(module, c))]
+    n = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[
+        next(c for c in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d) if isinstance(module, c))
+    ]
     given = {k: getattr(module, k, v) for k, v in {**_POOL_DEFAULTS, "kernel_size": None}.items()}
     return _owned(_pool(node, _read(node, node.args[0], ctx), n, given), node)
 
@@ -454,7 +468,15 @@ def _pad_function(node: fx.Node, ctx: Context) -> Lifted:
 
 def _pad_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     name = type(module).__name__
-    mode = "reflect" if "Reflection" in name else "replicate" if "Replication" in name else "circular" if "Circular" in name else "constant"
+    mode = (
+        "reflect"
+        if "Reflection" in name
+        else "replicate"
+        if "Replication" in name
+        else "circular"
+        if "Circular" in name
+        else "constant"
+    )
     value = getattr(module, "value", None) if "Constant" in name else None
     return _owned(_pad(node, _read(node, node.args[0], ctx), module.padding, mode, value, ctx), node)
 
@@ -487,7 +509,9 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _along_channels(value: Any, exact: Tensor | float, source: fx.Node, ctx: Context) -> tuple[Kernel, Tensor] | Refusal | None:
+def _along_channels(
+    value: Any, exact: Tensor | float, source: fx.Node, ctx: Context
+) -> tuple[Kernel, Tensor] | Refusal | None:
     """The shape of a per-channel constant as a kernel, and the constant ``[C]`` (or ``[1]``)."""
     if _is_number(value):
         return Kernel(None, None), torch.full((1,), float(exact), dtype=torch.float64)
@@ -506,7 +530,9 @@ def _along_channels(value: Any, exact: Tensor | float, source: fx.Node, ctx: Con
     if rank is not None and rank < value.dim():
         return None
     if rank is not None and behind and behind != rank - 2:
-        return Refusal(Code.BROADCAST, f"a constant of shape {tuple(value.shape)} varies along an axis that is not the channels")
+        return Refusal(
+            Code.BROADCAST, f"a constant of shape {tuple(value.shape)} varies along an axis that is not the channels"
+        )
     count = value.numel()
     known = ctx.channels(source, behind)
     if known is not None and known != count:
@@ -515,7 +541,12 @@ def _along_channels(value: Any, exact: Tensor | float, source: fx.Node, ctx: Con
 
 
 def _channel_map(
-    node: fx.Node, source: Any, constant: Any, ctx: Context, make: Callable[[Tensor], tuple[Tensor, Tensor | None]], shifts: bool
+    node: fx.Node,
+    source: Any,
+    constant: Any,
+    ctx: Context,
+    make: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+    shifts: bool,
 ) -> Lifted:
     """``scale * x + shift`` with scale and shift made from one constant."""
     read = _read(node, source, ctx)
@@ -696,7 +727,12 @@ def _slices(node: fx.Node, source: fx.Node, keys: Sequence[Any], ctx: Context) -
 
 def _slice_axis(key: slice) -> Axis | None:
     start, stop, step = key.start or 0, key.stop, key.step or 1
-    if not all(type(v) is int for v in (start, step)) or start < 0 or step < 1 or (stop is not None and (type(stop) is not int or stop >= 0)):
+    if (
+        not all(type(v) is int for v in (start, step))
+        or start < 0
+        or step < 1
+        or (stop is not None and (type(stop) is not int or stop >= 0))
+    ):
         return None
     return Axis(1, step, 1, -start, stop or 0)
 
@@ -738,7 +774,11 @@ def _piece_sizes(name: str, given: dict[str, Any], total: int) -> list[int] | No
     else:
         sections = given["split_size_or_sections"]
         if isinstance(sections, (list, tuple)):
-            return list(sections) if all(type(s) is int for s in sections) and sum(sections) == total and name != "tensor_split" else None
+            return (
+                list(sections)
+                if all(type(s) is int for s in sections) and sum(sections) == total and name != "tensor_split"
+                else None
+            )
         if type(sections) is not int or name == "tensor_split":
             return None
         each = sections
@@ -811,7 +851,9 @@ def _module_handler(module: Any) -> Callable[[fx.Node, nn.Module, Context], Lift
     return None
 
 
-_PADS = tuple(getattr(nn, f"{k}Pad{n}d") for k in ("Zero", "Constant", "Reflection", "Replication", "Circular") for n in (1, 2, 3))
+_PADS = tuple(
+    getattr(nn, f"{k}Pad{n}d") for k in ("Zero", "Constant", "Reflection", "Replication", "Circular") for n in (1, 2, 3)
+)
 MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...] = (
     (nn.modules.conv._ConvTransposeNd, _transposed_module),
     (nn.modules.conv._ConvNd, _conv_module),

@@ -14,7 +14,11 @@ from reptool.price import is_same_padding
 from reptool.refusal import Code, Refusal
 
 _CONVS: dict[int, type[nn.modules.conv._ConvNd]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED: dict[int, type[nn.modules.conv._ConvNd]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_TRANSPOSED: dict[int, type[nn.modules.conv._ConvNd]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
 _PADS = {"reflect": "ReflectionPad", "replicate": "ReplicationPad", "circular": "CircularPad"}
 _MODES = {Border.REFLECT: "reflect", Border.REPLICATE: "replicate", Border.CIRCULAR: "circular"}
 
@@ -30,7 +34,9 @@ class Place:
     @staticmethod
     def of(weight: Tensor) -> Place:
         """Where `weight` lives."""
-        channels_last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+        channels_last = (
+            weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+        )
         return Place(weight.dtype, weight.device, torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -62,7 +68,18 @@ def geometry(kernel: Kernel) -> Geometry | Refusal:
         return Refusal(Code.CHANNELS, "the number of channels or axes is not known")
     if kernel.transposed is not None:
         size, stride, padding, output_padding, dilation = kernel.transposed
-        return Geometry("transposed", channels.in_channels, channels.out_channels, size, stride, padding, dilation, channels.groups, "zeros", output_padding)  # type: ignore[arg-type]
+        return Geometry(
+            "transposed",
+            channels.in_channels,
+            channels.out_channels,
+            size,
+            stride,
+            padding,
+            dilation,
+            channels.groups,
+            "zeros",
+            output_padding,
+        )  # type: ignore[arg-type]
     if any(a.border is Border.UNKNOWN for a in axes):
         return Refusal(Code.BORDER_UNKNOWN, "the padding depends on the size of the input")
     if not axes:
@@ -103,13 +120,20 @@ def values(kernel: Kernel, place: Place) -> tuple[Tensor, Tensor | None] | Refus
     if kernel.transposed is not None and kernel.channels is not None:
         groups = kernel.channels.groups
         o, i = weight.shape[0], weight.shape[1]
-        weight = weight.reshape(groups, o // groups, i, *weight.shape[2:]).transpose(1, 2).reshape(groups * i, o // groups, *weight.shape[2:])
+        weight = (
+            weight.reshape(groups, o // groups, i, *weight.shape[2:])
+            .transpose(1, 2)
+            .reshape(groups * i, o // groups, *weight.shape[2:])
+        )
     tensors = [weight] if kernel.bias is None else [weight, kernel.bias]
     if any(not bool(torch.isfinite(t).all()) for t in tensors):
         return Refusal(Code.NON_FINITE, "the folded weight holds NaN or infinity")
     cast = [t.to(place.dtype).to(place.device) for t in tensors]
     if any(not bool(torch.isfinite(t).all()) for t in cast):
-        return Refusal(Code.OVERFLOW, f"the folded weight does not fit {place.dtype} (largest {max(float(t.abs().max()) for t in tensors):.3g})")
+        return Refusal(
+            Code.OVERFLOW,
+            f"the folded weight does not fit {place.dtype} (largest {max(float(t.abs().max()) for t in tensors):.3g})",
+        )
     if cast[0].dim() == 4:
         cast[0] = cast[0].contiguous(memory_format=place.memory_format)
     return cast[0].clone(memory_format=torch.preserve_format), cast[1].clone() if len(cast) > 1 else None

@@ -78,4 +78,3 @@ class View:
 
 
 Op = Affine | Sum | Concat | View
-

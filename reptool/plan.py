@@ -167,9 +167,7 @@ Choice = dict[fx.Node, fx.Node | None]
 class Chooser:
     """Chooses, island by island, the cheapest way to compute every wanted value."""
 
-    def __init__(
-        self, found: Analysis, allowed: Callable[[fx.Node, Form], Refusal | None], force: bool
-    ) -> None:
+    def __init__(self, found: Analysis, allowed: Callable[[fx.Node, Form], Refusal | None], force: bool) -> None:
         self.found, self.allowed, self.force = found, allowed, force
         self.best: dict[fx.Node, float] = {}
         self.options: dict[fx.Node, dict[fx.Node, Form]] = {}
@@ -199,7 +197,11 @@ class Chooser:
         groups: dict[fx.Node, list[fx.Node]] = {}
         for node in self.found.ops:
             groups.setdefault(find(node), []).append(node)
-        return [g for g in groups.values() if any(isinstance(op, Affine) and (op.layer or self.force) for op in map(self.found.ops.get, g))]
+        return [
+            g
+            for g in groups.values()
+            if any(isinstance(op, Affine) and (op.layer or self.force) for op in map(self.found.ops.get, g))
+        ]
 
     def _candidates(self, node: fx.Node) -> dict[fx.Node, Form]:
         if node not in self.options:
@@ -298,7 +300,9 @@ class Chooser:
     def _note_dearer(self, island: list[fx.Node], choice: Choice) -> None:
         for node in island:
             if choice.get(node) is not None or any(len(f.ops) > 1 for f in self._candidates(node).values()):
-                self.found.refused.setdefault(node, Refusal(Code.DEARER, "one layer in place of these would cost more", (node.name,)))
+                self.found.refused.setdefault(
+                    node, Refusal(Code.DEARER, "one layer in place of these would cost more", (node.name,))
+                )
 
     def _greedy(self, order: list[fx.Node], wanted: set[fx.Node]) -> Choice:
         choice: Choice = {}
@@ -352,4 +356,3 @@ class Chooser:
                 before = before + self._as_is(op)
             regions.append(Region(node, form, before, self._layer(form)))
         return regions
-

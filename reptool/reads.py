@@ -20,9 +20,42 @@ _VIEWS = {
     "swapaxes", "swapdims", "unfold", "diagonal", "real", "imag", "getattr", "broadcast_to", "reshape_as", "rearrange",
     "as_strided", "pixel_unshuffle",
 }  # fmt: skip
-_SAME = {"contiguous", "detach", "alias", "barrier", "to", "float", "double", "half", "bfloat16", "type", "type_as", "requires_grad_", "dropout", "cpu", "cuda"}
+_SAME = {
+    "contiguous",
+    "detach",
+    "alias",
+    "barrier",
+    "to",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "type",
+    "type_as",
+    "requires_grad_",
+    "dropout",
+    "cpu",
+    "cuda",
+}
 _NOT_MUTATING = {"requires_grad_", "__getitem__"}
-_INPLACE_OPERATORS = {f"i{n}" for n in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")}
+_INPLACE_OPERATORS = {
+    f"i{n}"
+    for n in (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    )
+}
 
 
 @dataclass
@@ -50,7 +83,9 @@ def mutated_argument(node: fx.Node) -> fx.Node | None:
     """The tensor an in-place operation writes, None for everything else."""
     if node.op == "call_module":
         module = node.meta.get("module")
-        changes = bool(getattr(module, "inplace", False)) and not (isinstance(module, nn.modules.dropout._DropoutNd) and not module.training)
+        changes = bool(getattr(module, "inplace", False)) and not (
+            isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
+        )
         return node.args[0] if changes and node.args and isinstance(node.args[0], fx.Node) else None
     if node.op not in ("call_function", "call_method"):
         return None
@@ -67,7 +102,9 @@ def mutated_argument(node: fx.Node) -> fx.Node | None:
         or node.target is operator.setitem
         or (node.op == "call_function" and name.endswith("_") and not name.endswith("__"))
         or (name in ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__") and node.op == "call_method")
-        or (bool(node.kwargs.get("inplace", False)) and not (name == "dropout" and node.kwargs.get("training") is False))
+        or (
+            bool(node.kwargs.get("inplace", False)) and not (name == "dropout" and node.kwargs.get("training") is False)
+        )
     )
     return first if changes else None
 
@@ -76,7 +113,9 @@ def _shares(node: fx.Node) -> str:
     """How a node's output lies in its first input's storage: 'same', 'view' or ''."""
     if node.op == "call_module":
         module = node.meta.get("module")
-        if isinstance(module, nn.Identity) or (isinstance(module, nn.modules.dropout._DropoutNd) and not module.training):
+        if isinstance(module, nn.Identity) or (
+            isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
+        ):
             return "same"
         if isinstance(module, (nn.Flatten, nn.Unflatten)):
             return "view"

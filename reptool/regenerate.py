@@ -47,7 +47,9 @@ class Edits:
 
     bypass: dict[fx.Node, fx.Node] = field(default_factory=dict)
     dead: set[fx.Node] = field(default_factory=set)
-    layers: dict[fx.Node, tuple[Callable[..., Any], tuple[str, str | None], dict[str, Any]]] = field(default_factory=dict)
+    layers: dict[fx.Node, tuple[Callable[..., Any], tuple[str, str | None], dict[str, Any]]] = field(
+        default_factory=dict
+    )
     constants: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -93,7 +95,9 @@ class Cutter:
         try:
             return self._method()
         except CannotCutError as error:
-            return Refusal(Code.METHOD, f"{self.event.path or '<root>'}.{self.event.method}: {error}", (self.event.path,))
+            return Refusal(
+                Code.METHOD, f"{self.event.path or '<root>'}.{self.event.method}: {error}", (self.event.path,)
+            )
 
     def _method(self) -> Method:
         function = getattr(type(self.event.module), self.event.method)
@@ -183,7 +187,9 @@ class Cutter:
         elif node in self.edits.bypass:
             self.map[node] = self._lookup(node, self.edits.bypass[node])
         elif node.op == "call_module":
-            self.map[node] = self.graph.create_node("call_module", self._relative(str(node.target)), *self._arguments(node))
+            self.map[node] = self.graph.create_node(
+                "call_module", self._relative(str(node.target)), *self._arguments(node)
+            )
         elif name_of(node) == "barrier":
             self.map[node] = self._lookup(node, node.args[0])  # type: ignore[arg-type]
         else:
@@ -217,7 +223,11 @@ class Cutter:
             return {k: self._lookup_all(v) for k, v in value.items()}
         if isinstance(value, slice):
             return slice(*map(self._lookup_all, (value.start, value.stop, value.step)))
-        if value is None or isinstance(value, (int, float, str, bool, torch.dtype, torch.device, torch.memory_format)) or value is ...:
+        if (
+            value is None
+            or isinstance(value, (int, float, str, bool, torch.dtype, torch.device, torch.memory_format))
+            or value is ...
+        ):
             return value
         raise CannotCutError(f"a {type(value).__name__} cannot be written down")
 
@@ -250,7 +260,9 @@ class Cutter:
     # --- the text
     def _print(self, header: str, guards: list[str]) -> Method:
         for node in reversed(list(self.graph.nodes)):
-            pure = node.op in ("get_attr", "call_function", "call_method") and not node.users and node.target is _getitem
+            pure = (
+                node.op in ("get_attr", "call_function", "call_method") and not node.users and node.target is _getitem
+            )
             if pure:
                 self.graph.erase_node(node)
         code = self.graph.python_code("self")
@@ -274,8 +286,21 @@ def _address(value: Any) -> tuple[str, str]:
     """Module and qualified name under which a global of the source is found again."""
     if inspect.ismodule(value):
         return value.__name__, ""
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
-    candidates = [(module, name), ("torch", name), ("torch._C._nn", name), ("torch.nn.functional", name), ("operator", name), ("math", name), ("builtins", name), ("torch.special", name), ("torch._C", name)]
+    module, name = (
+        getattr(value, "__module__", None),
+        getattr(value, "__qualname__", None) or getattr(value, "__name__", None),
+    )
+    candidates = [
+        (module, name),
+        ("torch", name),
+        ("torch._C._nn", name),
+        ("torch.nn.functional", name),
+        ("operator", name),
+        ("math", name),
+        ("builtins", name),
+        ("torch.special", name),
+        ("torch._C", name),
+    ]
     for where, what in candidates:
         if where is None or what is None:
             continue
@@ -331,7 +356,7 @@ def check_rewritable(function: Callable[..., Any]) -> None:
         raise CannotCutError("it has a `with` block")
     if names & {"STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR"}:
         raise CannotCutError("it writes attributes")
-    if code.co_flags & inspect.CO_GENERATOR or code.co_freevars and code.co_freevars != ("__class__",):
+    if code.co_flags & inspect.CO_GENERATOR or (code.co_freevars and code.co_freevars != ("__class__",)):
         raise CannotCutError("it is a generator or closes over variables")
 
 
@@ -352,7 +377,15 @@ def _converted(self: nn.Module, *_: Any, **__: Any) -> nn.Module:
 
 
 _CLASSES: dict[Any, type] = {}
-_BUILTIN_NAMES: dict[str, Any] = {"inf": float("inf"), "nan": float("nan"), "device": torch.device, "NoneType": type(None), "torch": torch, "fx_pytree": fx._pytree, "pytree": torch.utils._pytree}
+_BUILTIN_NAMES: dict[str, Any] = {
+    "inf": float("inf"),
+    "nan": float("nan"),
+    "device": torch.device,
+    "NoneType": type(None),
+    "torch": torch,
+    "fx_pytree": fx._pytree,
+    "pytree": torch.utils._pytree,
+}
 
 
 def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:

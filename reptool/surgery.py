@@ -112,7 +112,9 @@ class Surgeon:
             if best is None or rank < best[0]:
                 best = (rank, found)
         if best is None:
-            return last or Refusal(Code.METHOD, "no layer in this region has a place for the fused one", (region.value.name,))
+            return last or Refusal(
+                Code.METHOD, "no layer in this region has a place for the fused one", (region.value.name,)
+            )
         site = best[1]
         taint = self._taint(site)
         return taint if taint is not None else site
@@ -127,7 +129,9 @@ class Surgeon:
             for owner in op.owners:
                 others = self.tied.get(owner)
                 if others:
-                    return Refusal(Code.SHARED, f"the parameter {owner!r} is shared with {sorted(others)}", (node.name,))
+                    return Refusal(
+                        Code.SHARED, f"the parameter {owner!r} is shared with {sorted(others)}", (node.name,)
+                    )
         return None
 
     def _at(self, region: Region, carrier: fx.Node, shape: Geometry) -> Site | Refusal:
@@ -162,9 +166,15 @@ class Surgeon:
         owned = [str(n.target) for n in _attributes(carrier) if str(n.target).rpartition(".")[0] == event.path]
         held = [p for p in owned if p not in self.trace.constants]
         if not held:
-            return Refusal(Code.METHOD, "the layer's weight is held by another module than the one that uses it", (carrier.name,))
+            return Refusal(
+                Code.METHOD, "the layer's weight is held by another module than the one that uses it", (carrier.name,)
+            )
         direct = _direct_names(carrier, event.path)
-        name = direct[0] or next((p.rpartition(".")[2] for p in held if _same_shape(self.trace, p, weight)), None) or "weight"
+        name = (
+            direct[0]
+            or next((p.rpartition(".")[2] for p in held if _same_shape(self.trace, p, weight)), None)
+            or "weight"
+        )
         bias = direct[1] or ("bias" if name == "weight" else f"{name}_bias")
         return replace(site, names=(name, bias), owner=event.path, place=Place.of(weight))
 
@@ -197,17 +207,23 @@ class Surgeon:
         readers = [position[n] for n in region.form.ops if region.root in self.found.ops[n].sources]
         first = min(readers, default=0)
         if self.reads.written_between(region.root, first, position[carrier]):
-            return Refusal(Code.MUTATED, "the value read is written in place before the layer runs", (region.root.name,))
+            return Refusal(
+                Code.MUTATED, "the value read is written in place before the layer runs", (region.root.name,)
+            )
         for node in region.form.ops:
             written = self.reads.mutates.get(node)
             if written is None:
                 continue
             storage = self.reads.storage.get(written, written)
             if storage is self.reads.storage.get(region.root, region.root):
-                return Refusal(Code.MUTATED, "the value the region reads is written in place inside of it", (node.name,))
+                return Refusal(
+                    Code.MUTATED, "the value the region reads is written in place inside of it", (node.name,)
+                )
             made = storage if storage in region.form.ops else None
             if made is None:
-                return Refusal(Code.MUTATED, "a value from outside the region is written in place inside of it", (node.name,))
+                return Refusal(
+                    Code.MUTATED, "a value from outside the region is written in place inside of it", (node.name,)
+                )
         return None
 
     def _whole_event(self, site: Site) -> Event | None:
@@ -219,7 +235,11 @@ class Surgeon:
             if not event.path or event.parent is None or event.hooked:
                 break
             output = event.output
-            if not isinstance(output, fx.Node) or output not in ops or not (output in site.onpath or output is site.carrier):
+            if (
+                not isinstance(output, fx.Node)
+                or output not in ops
+                or not (output in site.onpath or output is site.carrier)
+            ):
                 break
             inputs = [n for n in _event_inputs(event)]
             if len(event.args) != 1 or event.kwargs or len(inputs) != 1:
@@ -300,9 +320,7 @@ class Surgeon:
     def _same_size(self, node: fx.Node, site: Site) -> bool:
         """Whether an absorbed value on the way has the size of what stands in for it."""
         position = self.reads.position
-        if node is site.carrier:
-            between = [n for n in site.onpath if position[n] > position[node]]
-        elif position[node] > position[site.carrier]:
+        if node is site.carrier or position[node] > position[site.carrier]:
             between = [n for n in site.onpath if position[n] > position[node]]
         else:
             between = [n for n in site.onpath if position[n] <= position[node]]
@@ -311,7 +329,9 @@ class Surgeon:
             if isinstance(op, Concat):
                 return False
             if isinstance(op, Affine):
-                keeps = all(a.stride == 1 and a.extent == 0 for a in op.shape.axes or ()) and op.shape.transposed is None
+                keeps = (
+                    all(a.stride == 1 and a.extent == 0 for a in op.shape.axes or ()) and op.shape.transposed is None
+                )
                 if not keeps or op.shape.in_channels != op.shape.out_channels:
                     return False
         return True
@@ -332,10 +352,20 @@ class Surgeon:
         for user in users:
             if user in absorbed:
                 kept = slotted or node is site.carrier
-                if any((user is s.carrier) != (node is site.carrier) for s in absorbed[user] if user.op == "call_module"):
-                    return Refusal(Code.SHARED, f"{owner!r} would be a layer in one place and absorbed in another", (node.name, user.name))
+                if any(
+                    (user is s.carrier) != (node is site.carrier) for s in absorbed[user] if user.op == "call_module"
+                ):
+                    return Refusal(
+                        Code.SHARED,
+                        f"{owner!r} would be a layer in one place and absorbed in another",
+                        (node.name, user.name),
+                    )
                 if kept and any(self._signature(s) != signature for s in absorbed[user] if s is not site):
-                    return Refusal(Code.SHARED, f"{owner!r} is called in places that would need different weights", (node.name, user.name))
+                    return Refusal(
+                        Code.SHARED,
+                        f"{owner!r} is called in places that would need different weights",
+                        (node.name, user.name),
+                    )
                 continue
             if user.op == "call_module" and user is not node:
                 return Refusal(Code.SHARED, f"{owner!r} is called more than once", (node.name, user.name))
@@ -421,7 +451,14 @@ class Surgeon:
         return surgery
 
     def _edit(
-        self, site: Site, edits: Edits, surgery: Surgery, alive: set[fx.Node], slots: set[str], whole: set[Event], blame: dict[fx.Node, Site]
+        self,
+        site: Site,
+        edits: Edits,
+        surgery: Surgery,
+        alive: set[fx.Node],
+        slots: set[str],
+        whole: set[Event],
+        blame: dict[fx.Node, Site],
     ) -> None:
         way = set(site.onpath)
         for node in (*site.onpath, *site.dead, site.carrier):
@@ -496,7 +533,13 @@ class Surgeon:
                 edits.dead.add(node)
 
     def _rewrite(
-        self, event: Event, edits: Edits, surgery: Surgery, whole: set[Event], blame: dict[fx.Node, Site], problems: dict[fx.Node, Refusal]
+        self,
+        event: Event,
+        edits: Edits,
+        surgery: Surgery,
+        whole: set[Event],
+        blame: dict[fx.Node, Site],
+        problems: dict[fx.Node, Refusal],
     ) -> None:
         if event in whole:
             return
@@ -512,9 +555,7 @@ class Surgeon:
                 if is_dead(item, edits):
                     touched += [n for n in item.nodes() if n in edits.dead][:1]
                 self._rewrite(item, edits, surgery, whole, blame, problems)
-            elif item in edits.dead:
-                touched.append(item)
-            elif item in edits.layers:
+            elif item in edits.dead or item in edits.layers:
                 touched.append(item)
             elif item in edits.bypass and not (item.op == "call_module"):
                 if not _is_plain_identity(self.found.ops[item], item):
@@ -534,13 +575,21 @@ class Surgeon:
         return any(self.found.ops[n].owners for n in nodes) and any(n.op != "call_module" for n in nodes)
 
     def _regenerate(
-        self, event: Event, edits: Edits, surgery: Surgery, blame: dict[fx.Node, Site], problems: dict[fx.Node, Refusal], touched: list[fx.Node]
+        self,
+        event: Event,
+        edits: Edits,
+        surgery: Surgery,
+        blame: dict[fx.Node, Site],
+        problems: dict[fx.Node, Refusal],
+        touched: list[fx.Node],
     ) -> None:
         refusal = self._method_refused(event)
         made = refusal or Cutter(event, edits, self.reads, self._assumed(event)).method()
         known = surgery.methods.get(event.path, {}).get(event.method)
         if isinstance(made, Method) and known is not None and known.source != made.source:
-            made = Refusal(Code.SHARED, f"{event.path}.{event.method} runs differently in different places", (event.path,))
+            made = Refusal(
+                Code.SHARED, f"{event.path}.{event.method} runs differently in different places", (event.path,)
+            )
         if isinstance(made, Refusal):
             for node in touched:
                 site = blame.get(node) or next((blame[n] for n in self._cause(node) if n in blame), None)
@@ -588,7 +637,11 @@ class Surgeon:
                         continue
                     if any(owner == s or owner.startswith(s + ".") for s in slots):
                         continue
-                    if any(u not in edits.dead and u not in edits.bypass for a in self._attributes_of(owner) for u in self._const_users(a)):
+                    if any(
+                        u not in edits.dead and u not in edits.bypass
+                        for a in self._attributes_of(owner)
+                        for u in self._const_users(a)
+                    ):
                         continue
                     surgery.dropped.add(owner)
         for path in surgery.methods:

@@ -116,8 +116,7 @@ class Window:
         outer = zip(self.padding, self.dilation, self.kernel, strict=True)
         inner = zip(dilations, kernel, strict=True)
         padding = [
-            p - (d * (k - 1) - d_in * (k_in - 1)) // 2
-            for (p, d, k), (d_in, k_in) in zip(outer, inner, strict=True)
+            p - (d * (k - 1) - d_in * (k_in - 1)) // 2 for (p, d, k), (d_in, k_in) in zip(outer, inner, strict=True)
         ]
         layers = OrderedDict[str, nn.Module]()
         if min(padding) < 0:

@@ -42,9 +42,7 @@ class Parallel(nn.ModuleDict):
         reduce: Literal["sum", "concat"] = "sum",
     ) -> None:
         named = branches if isinstance(branches, Mapping) else {str(i): b for i, b in enumerate(branches)}
-        require(
-            len(named) > 0, "Parallel with no branches", "at least one", "add a branch or use nn.Identity"
-        )
+        require(len(named) > 0, "Parallel with no branches", "at least one", "add a branch or use nn.Identity")
         require(
             reduce in ("sum", "concat"),
             f"Parallel with reduce={reduce!r}",

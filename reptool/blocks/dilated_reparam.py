@@ -58,9 +58,7 @@ class DilatedReparamBlock(nn.Module):
         dim: int = 2,
     ) -> None:
         super().__init__()
-        window = Window.checked(
-            "DilatedReparamBlock", channels, channels, kernel_size, groups=channels, dim=dim
-        )
+        window = Window.checked("DilatedReparamBlock", channels, channels, kernel_size, groups=channels, dim=dim)
         require(
             branches is not None or kernel_size in BRANCHES,
             f"DilatedReparamBlock with kernel_size={kernel_size} and no branches",
@@ -76,9 +74,7 @@ class DilatedReparamBlock(nn.Module):
             "different (kernel k, dilation r) with r(k - 1) + 1 <= kernel_size",
             "use a larger kernel_size or smaller branches",
         )
-        self.branches = Parallel(
-            {"large": window.conv_bn(), **{f"k{k}r{r}": window.conv_bn(k, r) for k, r in small}}
-        )
+        self.branches = Parallel({"large": window.conv_bn(), **{f"k{k}r{r}": window.conv_bn(k, r) for k, r in small}})
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, ...) to the same shape."""

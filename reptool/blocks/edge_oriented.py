@@ -113,9 +113,7 @@ class EdgeOrientedBlock(nn.Module):
         )
         branches: dict[str, nn.Module] = {
             "dense": nn.Conv2d(in_channels, out_channels, 3, padding=1),
-            "expand": nn.Sequential(
-                nn.Conv2d(in_channels, wide, 1, padding=1), nn.Conv2d(wide, out_channels, 3)
-            ),
+            "expand": nn.Sequential(nn.Conv2d(in_channels, wide, 1, padding=1), nn.Conv2d(wide, out_channels, 3)),
         }
         for name in FILTERS:
             point = nn.Conv2d(in_channels, out_channels, 1, padding=1)

@@ -70,9 +70,7 @@ class OREPA(nn.Module):
         activation: Activation = None,
     ) -> None:
         super().__init__()
-        window = Window.checked(
-            "OREPA", in_channels, out_channels, kernel_size, stride, padding, dilation, groups
-        )
+        window = Window.checked("OREPA", in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         self.conv = OnlineConv2d(window, internal_channels, expansion, single_init)
         self.bn = window.norm()
         self.activation = make_activation(activation)
@@ -104,9 +102,7 @@ class OnlineConv2d(nn.Module):
     prior_filter: Tensor
     identity: Tensor
 
-    def __init__(
-        self, window: Window, internal_channels: int | None, expansion: int, single_init: bool
-    ) -> None:
+    def __init__(self, window: Window, internal_channels: int | None, expansion: int, single_init: bool) -> None:
         super().__init__()
         in_channels, out_channels, groups = window.in_channels, window.out_channels, window.groups
         size = window.kernel[0]
@@ -175,9 +171,7 @@ class OnlineConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         """Arguments that the children do not show."""
-        return (
-            f"{tuple(self.origin.shape)}, stride={self.stride}, padding={self.padding}, groups={self.groups}"
-        )
+        return f"{tuple(self.origin.shape)}, stride={self.stride}, padding={self.padding}, groups={self.groups}"
 
 
 def cosine_filters(channels: int, size: int) -> Tensor:

@@ -167,9 +167,7 @@ class OrthogonalWeightNorm(nn.Module):
         """(Z Z^T)^(-1/2) Z, which does not change with the length of Z."""
         unit = F.normalize(rows.flatten(), dim=0).view_as(rows)
         gram = unit @ unit.mT
-        return (
-            inverse_sqrt(gram + self.eps * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)) @ unit
-        )
+        return inverse_sqrt(gram + self.eps * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)) @ unit
 
 
 class DiracNet(nn.Module):
@@ -371,9 +369,7 @@ def weight_standardization(layer: Layer, eps: float = 1e-5) -> Layer:
     return _register(layer, WeightStandardization(eps))
 
 
-def _weight(
-    layer: nn.Module, name: str, kinds: tuple[type[nn.Module], ...] = LAYERS, least: int = 1
-) -> Tensor:
+def _weight(layer: nn.Module, name: str, kinds: tuple[type[nn.Module], ...] = LAYERS, least: int = 1) -> Tensor:
     """The weight of `layer`, checked: rows are outputs and have at least `least` entries."""
     require(
         isinstance(layer, kinds),

@@ -98,9 +98,7 @@ class RefConv(nn.Module):
             f"one of {', '.join(PADDING_MODES)}",
             "choose one of these",
         )
-        plain = CONV[dim](
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
-        )
+        plain = CONV[dim](in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = plain.kernel_size, plain.stride, plain.dilation
         self.padding, self.padding_mode, self.border = plain.padding, padding_mode, _border(plain)
@@ -126,9 +124,7 @@ class RefConv(nn.Module):
             self.register_buffer("weight", start)
 
     @classmethod
-    def from_conv(
-        cls, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, *, inherit: bool = True, **options: Any
-    ) -> RefConv:
+    def from_conv(cls, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, *, inherit: bool = True, **options: Any) -> RefConv:
         """Make a RefConv with the geometry, bias, device, dtype and mode of `conv`.
 
         Args:
@@ -255,9 +251,7 @@ def refocusing_map(
         '"xavier" or "zeros"',
         "choose one of these",
     )
-    convmap = CONV[len(kernel)](
-        slices, slices, size, padding=tuple(k // 2 for k in size), groups=count, bias=False
-    )
+    convmap = CONV[len(kernel)](slices, slices, size, padding=tuple(k // 2 for k in size), groups=count, bias=False)
     fan = slices // count * math.prod(size)
     bound = math.sqrt(6 / (fan + fan)) if init == "xavier" else 0.0
     nn.init.uniform_(convmap.weight, -bound, bound)

@@ -34,17 +34,11 @@ class RepMixer(nn.Module):
 
     layer_scale: nn.Parameter | None
 
-    def __init__(
-        self, channels: int, kernel_size: Size = 3, layer_scale: float | None = 1e-5, *, dim: int = 2
-    ) -> None:
+    def __init__(self, channels: int, kernel_size: Size = 3, layer_scale: float | None = 1e-5, *, dim: int = 2) -> None:
         super().__init__()
-        self.mixer = MobileOneBlock(
-            channels, channels, kernel_size, groups=channels, activation=None, dim=dim
-        )
+        self.mixer = MobileOneBlock(channels, channels, kernel_size, groups=channels, activation=None, dim=dim)
         self.norm = BATCH_NORM[dim](channels)
-        scale = (
-            None if layer_scale is None else nn.Parameter(torch.full((channels,) + (1,) * dim, layer_scale))
-        )
+        scale = None if layer_scale is None else nn.Parameter(torch.full((channels,) + (1,) * dim, layer_scale))
         self.register_parameter("layer_scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:

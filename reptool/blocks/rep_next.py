@@ -93,9 +93,7 @@ class RepNeXtBlock(nn.Module):
         activation: Activation = nn.GELU,
     ) -> None:
         super().__init__()
-        require(
-            expansion >= 1, f"RepNeXtBlock with expansion={expansion}", "1 or more", "use 4 as in the source"
-        )
+        require(expansion >= 1, f"RepNeXtBlock with expansion={expansion}", "1 or more", "use 4 as in the source")
         self.unit = RepNeXtUnit(channels, kernel_sizes)
         self.point1 = nn.Conv2d(channels, expansion * channels, 1)
         self.point2 = nn.Conv2d(expansion * channels, channels, 1)

@@ -59,9 +59,7 @@ def collapse_and_compare(
     before = predictions(outputs_of(model, images))
     if not before:
         name = type(model).__name__
-        raise DemoError(
-            f"{name} returns no table of logits (N, classes): there are no predictions to compare"
-        )
+        raise DemoError(f"{name} returns no table of logits (N, classes): there are no predictions to compare")
 
     console.rule("Deploy")
     deployed = reptool.deploy(model, example)

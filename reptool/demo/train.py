@@ -26,9 +26,7 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def train(
-    model: nn.Module, digits: Digits, console: Console, *, epochs: int, seed: int = 0, batch: int = 64
-) -> float:
+def train(model: nn.Module, digits: Digits, console: Console, *, epochs: int, seed: int = 0, batch: int = 64) -> float:
     """Train `model` in place, leave it in eval mode and return its accuracy on the test images.
 
     Args:

@@ -285,11 +285,7 @@ def adapter_for(
     if block in MAIN:
         return Branched(block, MAIN[block], preserve, branches, given)
     name = getattr(block, "__name__", "")
-    if (
-        name in parametrizations.__all__
-        and getattr(parametrizations, name) is block
-        and not isinstance(block, type)
-    ):
+    if name in parametrizations.__all__ and getattr(parametrizations, name) is block and not isinstance(block, type):
         return _parametrization(block, name, preserve, given)
     if isinstance(block, type) or not callable(block):
         raise InputError(

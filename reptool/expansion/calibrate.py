@@ -77,9 +77,7 @@ def calibrate(
         restate(norm, mean, variance)
 
 
-def _measure(
-    runner: nn.Module, blocks: Mapping[str, nn.Module], norms: list[_BatchNorm], inputs: list[Any]
-) -> None:
+def _measure(runner: nn.Module, blocks: Mapping[str, nn.Module], norms: list[_BatchNorm], inputs: list[Any]) -> None:
     """Set the statistics of `norms`; those behind a `BNAndPad`, which pads with its own, in a second run."""
     inner = {id(m.bn) for block in blocks.values() for m in block.modules() if isinstance(m, BNAndPad)}
     if norms:

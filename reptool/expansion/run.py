@@ -43,6 +43,7 @@ def expand(
     branches: Branches = "silent",
     calibrate_on: Batches | None = None,
     pointwise: bool = False,
+    add_bias: bool = False,
     example_inputs: Any = None,
     inplace: bool = False,
     **options: Any,
@@ -69,6 +70,8 @@ def expand(
         calibrate_on: batches (a tensor, or a list of tensors, argument tuples or keyword dicts) to measure
             the statistics of the blocks' norms on.
         pointwise: whether blocks also replace 1x1 convolutions (no paper of a spatial block does).
+        add_bias: whether blocks with norms of their own also replace a convolution with neither a bias nor
+            a norm behind it (as in DenseNet); the deployed layer then has a bias that the original has not.
         example_inputs: as for `reptool.deploy`, where the model's code asks about its inputs.
         inplace: change `model` itself.
         **options: keyword arguments of the block.
@@ -100,7 +103,9 @@ def expand(
     structure = structure_of(model, example_inputs)
     report = Expansion(type(model).__name__, adapter.name)
     for path, conv in convolutions(model):
-        why = _skipped(model, path, conv, chosen, structure, adapter, pointwise)
+        why = _skipped(model, path, conv, chosen, structure, adapter, pointwise) or (
+            None if add_bias else _biased(path, conv, structure, adapter)
+        )
         if why:
             report.skipped[path] = why
     sites = {path: conv for path, conv in chosen.items() if path not in report.skipped}
@@ -133,9 +138,7 @@ def _skipped(
     if path not in chosen:
         return "not selected by where"
     around = [type(module) for module in ancestors(model, path)]
-    if any(
-        kind.__module__.startswith("reptool.blocks") for kind in around
-    ) or "parametrizations" in path.split("."):
+    if any(kind.__module__.startswith("reptool.blocks") for kind in around) or "parametrizations" in path.split("."):
         return "it is part of a block already"
     if parametrize.is_parametrized(conv) or conv._forward_pre_hooks:
         return "its weight is computed from other parameters, or it has hooks"
@@ -146,6 +149,13 @@ def _skipped(
     if not pointwise and adapter.name not in EVERYWHERE and set(conv.kernel_size) == {1}:
         return "pointwise: it has no spatial pattern (pointwise=True to replace it)"
     return adapter.can_replace(conv)
+
+
+def _biased(path: str, conv: Conv, structure: Structure, adapter: Adapter) -> str | None:
+    """Why the deployed block would have more parameters than the convolution, or None."""
+    if not adapter.takes_norm or conv.bias is not None or path in structure.norms or path in structure.kept:
+        return None
+    return f"it has no bias, and no norm is behind it: {adapter.name} would give it one (add_bias=True to do so)"
 
 
 def _require_some(sites: dict[str, Conv], report: Expansion) -> None:

@@ -140,9 +140,7 @@ def _acts_as(norm: _BatchNorm, tail: nn.Module) -> bool:
             found = norm(x.clone())
         except Exception:  # a norm of another rank
             return False
-        plain = F.batch_norm(
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
-        )
+        plain = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
         return bool(torch.allclose(found, tail(plain), rtol=1e-4, atol=1e-5))
 
 

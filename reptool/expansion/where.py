@@ -65,8 +65,7 @@ def _matches(model: nn.Module, path: str, conv: Conv, criterion: Criterion) -> b
     if callable(criterion):
         return bool(criterion(path, conv))
     raise InputError(
-        f"where={criterion!r} was given, expected a path pattern, a type, a kernel size, a function or a "
-        "list of these."
+        f"where={criterion!r} was given, expected a path pattern, a type, a kernel size, a function or a list of these."
     )
 
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from reptool.fusions.shortcut import dirac_kernel
 
 
-def avg_pool_kernel(channels: int, kernel_size: Sequence[int], groups: int | None = None, divisor: int | None = None) -> Tensor:
+def avg_pool_kernel(
+    channels: int, kernel_size: Sequence[int], groups: int | None = None, divisor: int | None = None
+) -> Tensor:
     """The kernel of an average pooling.
 
     Args:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from reptool.fusions.conv_bn import bn_scale_shift, scale_rows

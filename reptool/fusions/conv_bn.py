@@ -43,7 +43,9 @@ def bn_scale_shift(
     return scale, shift if beta is None else shift + beta.double()
 
 
-def scale_rows(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def scale_rows(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Apply ``y -> scale*y + shift`` per output channel to ``y = weight * x + bias``.
 
     Args:

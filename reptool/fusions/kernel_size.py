@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd, prod
 
-import torch
 from torch import Tensor
 
 from reptool.errors import InputError
@@ -58,9 +57,7 @@ def embed_taps(weight: Tensor, size: Sequence[int], start: Sequence[int], step: 
     [[[0.0, 1.0, 0.0, 1.0]]]
     """
     out = weight.new_zeros(*weight.shape[:2], *size)
-    where = tuple(
-        slice(a, a + (k - 1) * s + 1, s) for k, a, s in zip(weight.shape[2:], start, step, strict=True)
-    )
+    where = tuple(slice(a, a + (k - 1) * s + 1, s) for k, a, s in zip(weight.shape[2:], start, step, strict=True))
     everything = (slice(None), slice(None), *where)
     out[everything] = weight
     return out
@@ -88,14 +85,18 @@ def align_kernels(
     """
     dilations = dilations or [[1] * (w.dim() - 2) for w in weights]
     if not weights or not len(weights) == len(paddings) == len(dilations):
-        raise InputError(f"{len(weights)} weights, {len(paddings)} paddings, {len(dilations)} dilations: give one of each")
+        raise InputError(
+            f"{len(weights)} weights, {len(paddings)} paddings, {len(dilations)} dilations: give one of each"
+        )
     geometry = [
         [(k, d, a) for k, d, a in zip(w.shape[2:], ds, ps, strict=True)]
         for w, ps, ds in zip(weights, paddings, dilations, strict=True)
     ]
     extents = {tuple(2 * a - d * (k - 1) for k, d, a in taps) for taps in geometry}
     if len(extents) > 1:
-        raise InputError(f"the kernels write images of different sizes (extents {sorted(extents)}): equal paddings needed")
+        raise InputError(
+            f"the kernels write images of different sizes (extents {sorted(extents)}): equal paddings needed"
+        )
     lattice = [common_lattice([taps[axis] for taps in geometry]) for axis in range(len(geometry[0]))]
     embedded = [embed_on(w, taps, lattice) for w, taps in zip(weights, geometry, strict=True)]
     return embedded, tuple(a for _, _, a in lattice), tuple(d for _, d, _ in lattice)

@@ -39,7 +39,10 @@ def contract(second: Tensor, first: Tensor, step_second: Sequence[int], step_fir
     [1.0, 2.0, 1.0]
     """
     size_g, size_f = second.shape[3:], first.shape[3:]
-    size = [sg * (kg - 1) + sf * (kf - 1) + 1 for kg, kf, sg, sf in zip(size_g, size_f, step_second, step_first, strict=True)]
+    size = [
+        sg * (kg - 1) + sf * (kf - 1) + 1
+        for kg, kf, sg, sf in zip(size_g, size_f, step_second, step_first, strict=True)
+    ]
     blocks, rows, inner = second.shape[:3]
     columns = first.shape[2]
     out = second.new_zeros(blocks, rows, columns, *size)

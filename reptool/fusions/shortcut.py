@@ -43,4 +43,9 @@ def dirac_kernel(channels: int, kernel_size: Sequence[int] = (), groups: int = 1
     eye = torch.eye(wide, dtype=torch.float64).repeat(groups, 1)
     if not kernel_size:
         return eye
-    return embed_taps(eye.reshape(channels, wide, *[1] * len(kernel_size)), kernel_size, [k // 2 for k in kernel_size], [1] * len(kernel_size))
+    return embed_taps(
+        eye.reshape(channels, wide, *[1] * len(kernel_size)),
+        kernel_size,
+        [k // 2 for k in kernel_size],
+        [1] * len(kernel_size),
+    )

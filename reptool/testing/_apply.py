@@ -94,9 +94,7 @@ def _extended(x: Tensor, dim: int, before: int, after: int, border: Border, valu
     if border is Border.REFLECT and (before >= size or after >= size):
         raise InputError(f"an image of {size} cannot be reflected by {before} and {after}")
     source = {
-        Border.REFLECT: torch.where(
-            position < 0, -position, torch.where(outside, 2 * (size - 1) - position, position)
-        ),
+        Border.REFLECT: torch.where(position < 0, -position, torch.where(outside, 2 * (size - 1) - position, position)),
         Border.CIRCULAR: position % size,
     }.get(border, position.clamp(0, size - 1))
     picked = x.index_select(dim, source)

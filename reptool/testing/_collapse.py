@@ -81,9 +81,7 @@ def example_for(module: nn.Module) -> Tensor:
                 return torch.randn(2, read, *(12, 9, 7)[:rank])
         if isinstance(part, nn.Linear):
             return torch.randn(3, part.in_features)
-    raise ValueError(
-        "no convolution, linear layer or normalization to make inputs for: give `example_inputs`"
-    )
+    raise ValueError("no convolution, linear layer or normalization to make inputs for: give `example_inputs`")
 
 
 def assert_collapses(

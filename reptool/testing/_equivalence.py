@@ -79,10 +79,7 @@ def other_sizes(inputs: Inputs, seed: int = 0) -> list[Inputs]:
             return t
         if not t.is_floating_point():
             return t[torch.arange(wanted) % batch]
-        image = [
-            max(1, -(-size * own // most))
-            for size, own, most in zip(sizes, t.shape[2:], largest, strict=False)
-        ]
+        image = [max(1, -(-size * own // most)) for size, own, most in zip(sizes, t.shape[2:], largest, strict=False)]
         shape = (wanted, *t.shape[1:2], *image)
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(t.dtype)
 
@@ -106,19 +103,14 @@ def _compare(wanted: Any, given: Any, rtol: float, atol: float, where: str) -> f
     worst = 0.0
     for (path, a), (_, b) in zip(left, right, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
-            raise AssertionError(
-                f"{path} at {where}: {tuple(a.shape)} {a.dtype} became {tuple(b.shape)} {b.dtype}"
-            )
+            raise AssertionError(f"{path} at {where}: {tuple(a.shape)} {a.dtype} became {tuple(b.shape)} {b.dtype}")
         if not a.is_floating_point():
             if not torch.equal(a, b):
                 raise AssertionError(f"{path} at {where}: {a.dtype} values differ")
             continue
         a, b = a.double(), b.double()
         finite = a.isfinite()
-        if (
-            not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num())
-            or not b[finite].isfinite().all()
-        ):
+        if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()) or not b[finite].isfinite().all():
             raise AssertionError(f"{path} at {where}: not finite in other places")
         if not finite.any():
             continue

@@ -79,9 +79,7 @@ def channel_structures(
         known = in_channels or out_channels or 1
         other = draw(st.sampled_from(sorted({1, 2, 3, known, 2 * known, max(known // 2, 1)})))
         in_channels, out_channels = in_channels or other, out_channels or other
-    common = [
-        g for g in range(1, min(in_channels, out_channels) + 1) if in_channels % g == out_channels % g == 0
-    ]
+    common = [g for g in range(1, min(in_channels, out_channels) + 1) if in_channels % g == out_channels % g == 0]
     kind = draw(st.sampled_from(["dense", "grouped", "grouped", "select", "slice", "parts", "any"]))
     if kind == "grouped":
         return Channels.grouped(in_channels, out_channels, draw(st.sampled_from(common)))
@@ -141,9 +139,7 @@ def kernels(
         channels = channel_structures()
     structure = channels if isinstance(channels, Channels) else draw(channels)
     limits = axes(max_kernel=2, max_padding=2, max_dilation=2) if count == 3 else axes()
-    return _filled(
-        draw, structure, tuple(draw(limits if along is None else along) for _ in range(count)), biased
-    )
+    return _filled(draw, structure, tuple(draw(limits if along is None else along) for _ in range(count)), biased)
 
 
 @st.composite
@@ -168,9 +164,7 @@ def parallel_kernels(draw: DrawFn, spatial: int | None = None, same_outputs: boo
     for _ in range(draw(st.integers(2, 4))):
         along = []
         for s, total, mode in zip(stride, extent, border, strict=True):
-            tap = draw(
-                axes([mode], max_kernel=2 if count == 3 else 4, max_stride=1, max_dilation=2, max_padding=3)
-            )
+            tap = draw(axes([mode], max_kernel=2 if count == 3 else 4, max_stride=1, max_dilation=2, max_padding=3))
             along.append(replace(tap, stride=s, border=mode, after=total + tap.span - tap.before))
         if square and same_outputs and draw(st.integers(0, 4)) == 0:
             structure: Channels | None = None
@@ -208,16 +202,12 @@ def composable_kernels(draw: DrawFn, spatial: int | None = None) -> tuple[Kernel
         elif form in ("zeros", "one side"):
             f = replace(f, border=Border.ZEROS)
             g = replace(g, border=Border.ZEROS)
-            left, right = (
-                (True, True) if form == "zeros" else draw(st.sampled_from([(True, False), (False, True)]))
-            )
+            left, right = (True, True) if form == "zeros" else draw(st.sampled_from([(True, False), (False, True)]))
             if left:
                 f = replace(f, before=max(f.before, f.span - (f.stride - 1)))
             if right:
                 f = replace(f, after=max(f.after, f.span))
-            g = replace(
-                g, before=g.before if left else min(g.before, 0), after=g.after if right else min(g.after, 0)
-            )
+            g = replace(g, before=g.before if left else min(g.before, 0), after=g.after if right else min(g.after, 0))
             unbiased = unbiased or g.reads_outside
         elif form == "pointwise":
             f = Axis()
