@@ -104,6 +104,7 @@ def analyse(
             _want_all(found, node)
         found.sizes[node] = _size(found, node, op)
     found.wanted.update(escaped)
+    found.wanted.update(n for n in found.ops if not reads.readers.get(n))  # unused, and computed all the same
     return found
 
 
