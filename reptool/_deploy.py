@@ -36,6 +36,7 @@ from reptool.verify import EXACT, Measured, measure, tolerance
 
 REQUIREMENTS = ("no_batchnorm", "no_refusals", "all_traced")
 MODEL_FLOOR = 5e-6
+MAX_FLAT_ROUNDS = 4
 
 Patterns = str | Iterable[str] | None
 
@@ -106,7 +107,9 @@ def deploy(
     _finish(target, report, before)
     if reference is not None and args is not None:
         _compare(model, target, args, kwargs, reference, report)
-    return _flattened(target, args, kwargs, report) if flatten else target
+    if not flatten:
+        return target
+    return _flattened(target, args, kwargs, report, options, verify)
 
 
 def explain(
@@ -463,9 +466,28 @@ def _finish(target: nn.Module, found: Report, before: set[str]) -> None:
     target.__dict__["_reptool_report"] = found
 
 
-def _flattened(target: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any], found: Report) -> nn.Module:
+def _flattened(
+    target: nn.Module,
+    args: tuple[Any, ...] | None,
+    kwargs: dict[str, Any],
+    found: Report,
+    options: Options,
+    verify: bool,
+) -> nn.Module:
+    """One GraphModule; what only the borders of modules and methods had kept apart is fused in it too."""
     from reptool.flatten import flatten_model
 
-    graph_module = flatten_model(target, args, kwargs)
-    graph_module.__dict__["_reptool_report"] = copy.deepcopy(found)
-    return graph_module
+    flat: nn.Module = flatten_model(target, args, kwargs)
+    for _ in range(MAX_FLAT_ROUNDS):
+        plan = make_plan(flat, args, kwargs, options, values=True)
+        if not any(unit.surgery.sites for unit in plan.units):
+            break
+        measured = {unit.prefix: _measure(unit, verify) for unit in plan.units}
+        found.regions += _report(flat, plan, measured).regions
+        for unit in plan.units:
+            write(
+                flat, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()}
+            )
+        flat = flatten_model(flat, args, kwargs)
+    flat.__dict__["_reptool_report"] = copy.deepcopy(found)
+    return flat

@@ -234,7 +234,7 @@ def _unit(
                 surgery = made
                 break
             problems = {s.region: made[s.region.value] for s in sites if s.region.value in made}
-        for region, refusal in _largest(problems).items():
+        for region, refusal in _largest(problems, found).items():
             refusals[region.value] = refusal
             rejected.setdefault(region.value, {})[region.form.ops] = refusal
     fused = {n for s in surgery.sites for n in s.region.form.ops}
@@ -242,14 +242,18 @@ def _unit(
     return Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
 
 
-def _largest(problems: dict[Region, Refusal]) -> dict[Region, Refusal]:
-    """Of regions that are in each other's way, the largest alone: without it the others may stand."""
+def _largest(problems: dict[Region, Refusal], found: Analysis) -> dict[Region, Refusal]:
+    """Of regions that are in each other's way, the largest alone: without it the others may stand.
+
+    Regions are in each other's way where they hold the same operation or the same module or tensor.
+    """
     out: dict[Region, Refusal] = {}
-    taken: set[fx.Node] = set()
+    taken: set[fx.Node | str] = set()
     for region in sorted(problems, key=lambda r: -len(r.form.ops)):
-        if not taken & region.form.ops:
+        held = {*region.form.ops, *(o for n in region.form.ops for o in found.ops[n].owners)}
+        if not taken & held:
             out[region] = problems[region]
-        taken |= region.form.ops
+        taken |= held
     return out
 
 

@@ -124,8 +124,10 @@ class Cutter:
         given = set(bound.arguments)
         bound.apply_defaults()
         guards: list[str] = []
-        names = list(signature.parameters)
-        for name in names[1:]:
+        own, *names = signature.parameters
+        if "self" in names or signature.parameters[own].kind is inspect.Parameter.VAR_POSITIONAL:
+            raise CannotCutError("its first parameter is not the module")
+        for name in names:
             parameter, value = signature.parameters[name], bound.arguments[name]
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 if value:
@@ -138,7 +140,8 @@ class Cutter:
                 guards.append(f"    _expect({name!r}, {name}, {_literal(value, name)})")
                 continue
             self._unpack(value, self.graph.placeholder(name))
-        header = ", ".join(_parameter_text(p) for p in _with_markers(list(signature.parameters.values())))
+        rest = [_parameter_text(p) for p in _with_markers([signature.parameters[n] for n in names])]
+        header = ", ".join(["self", *rest])
         return header, guards
 
     def _unpack(self, value: Any, made: Any) -> None:
