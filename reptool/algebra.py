@@ -53,13 +53,18 @@ def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 # --- embed ----------------------------------------------------------------------------------------------------------
-def _merge_axis(axes: Sequence[Axis], what: str) -> Axis | Refusal:
-    """The lattice of parallel kernels along one axis."""
+def _merge_axis(axes: Sequence[Axis], what: str, raises: bool) -> Axis | Refusal:
+    """The lattice of parallel kernels along one axis.
+
+    `raises` tells that the original raises where sizes differ (a concatenation does, a sum may broadcast): then
+    extents may differ by less than the stride, and the largest one gives the right size wherever there is one.
+    """
     if any(a.border is Border.UNKNOWN for a in axes):
         return Refusal(Code.BORDER_UNKNOWN, f"a branch of the {what} pads by the size of its input")
     if len({a.stride for a in axes}) > 1:
         return Refusal(Code.STRIDE, f"branches of the {what} have strides {sorted({a.stride for a in axes})}")
-    if len({a.extent for a in axes}) > 1:
+    extents = {a.extent for a in axes}
+    if len(extents) > 1 and not (raises and max(extents) - min(extents) < axes[0].stride):
         return Refusal(
             Code.EXTENT,
             f"branches of the {what} write images of different sizes (extents {sorted({a.extent for a in axes})})",
@@ -70,7 +75,7 @@ def _merge_axis(axes: Sequence[Axis], what: str) -> Axis | Refusal:
             Code.BORDER_MODE, f"branches of the {what} extend their input by {sorted(b.value for b in borders)}"
         )
     size, dilation, before = common_lattice([_taps(a) for a in axes])
-    after = axes[0].extent - before + dilation * (size - 1)
+    after = max(extents) - before + dilation * (size - 1)
     return Axis(size, axes[0].stride, dilation, before, after, borders.pop() if borders else Border.ZEROS)
 
 
@@ -97,7 +102,7 @@ def _same_border_value(kernels: Sequence[Kernel]) -> Tensor | Refusal | None:
 
 
 def _parallel(
-    kernels: Sequence[Kernel], what: str
+    kernels: Sequence[Kernel], what: str, raises: bool = False
 ) -> tuple[list[Kernel], tuple[Axis, ...] | None, Tensor | None] | Refusal:
     """Bring parallel kernels of one input onto one lattice."""
     unified = _unify_axes(kernels)
@@ -115,7 +120,7 @@ def _parallel(
         return list(same), same[0].axes, value
     merged: list[Axis] = []
     for along in zip(*[k.axes or () for k in same], strict=True):
-        axis = _merge_axis(along, what)
+        axis = _merge_axis(along, what, raises)
         if isinstance(axis, Refusal):
             return axis
         merged.append(axis)
@@ -156,7 +161,7 @@ def concat(kernels: Sequence[Kernel]) -> Kernel | Refusal:
 
     Refuses: as `add`; and `CHANNELS` where the number of channels of a part is not known.
     """
-    aligned = _parallel(kernels, "concatenation")
+    aligned = _parallel(kernels, "concatenation", raises=True)
     if isinstance(aligned, Refusal):
         return aligned
     parts, axes, value = aligned

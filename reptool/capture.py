@@ -9,9 +9,13 @@ opaque node; its children are captured by themselves afterwards.
 from __future__ import annotations
 
 import builtins
+import dis
+import gc
 import inspect
 import math
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -72,6 +76,7 @@ class Event:
     output: Any = None
     items: list[fx.Node | Event] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
+    effects: list[str] = field(default_factory=list)  # what its code does beside returning a value
     passed: list[Event] = field(default_factory=list)
     hooked: bool = False
     node: fx.Node | None = None  # for a leaf
@@ -144,6 +149,11 @@ def own_methods(cls: type) -> tuple[str, ...]:
     return _METHODS[cls]
 
 
+def _reads_attribute(code: Any, name: str) -> bool:
+    """Whether a function that writes an attribute also reads it: what it does may hang on what it did before."""
+    return any(i.argval == name for i in dis.get_instructions(code) if i.opname in ("LOAD_ATTR", "LOAD_METHOD"))
+
+
 def _foreign_hooks(module: nn.Module) -> bool:
     from reptool._weights import is_weight_hook
 
@@ -172,6 +182,7 @@ class Recorder:
         self.real: dict[fx.Node, Any] = {}
         self.knows_inputs = False
         self.escapes: set[fx.Node] = set()
+        self.given: list[weakref.ref[Value]] = []  # every value handed to the model's code
 
     # --- nodes
     def emit(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
@@ -186,7 +197,13 @@ class Recorder:
             node.meta["const"] = True
         node.meta["kind"] = tensor_kind(node)
         self.stack[-1].items.append(node)
-        return Value(node, self)
+        return self.hand(node)
+
+    def hand(self, node: fx.Node) -> Value:
+        """A value for the model's code; who still holds it when the forward has ended keeps it outside."""
+        value = Value(node, self)
+        self.given.append(weakref.ref(value))
+        return value
 
     def lower(self, value: Any) -> Any:
         """Values to nodes, tensors to constants; anything that is not data stays as it is."""
@@ -309,7 +326,7 @@ class Recorder:
         """Record one call of a module: as a leaf, opened up, or (when its code cannot be followed) opaque."""
         path = self.paths.get(id(module))
         if path is None:
-            return self.emit("call_function", _Unregistered(module), args, kwargs)
+            return self._unregistered(module, args, kwargs)
         if len(self.stack) > MAX_DEPTH:
             raise CaptureLimitError(f"module calls nested deeper than {MAX_DEPTH} at {path!r}; does the forward end?")
         self.calls += 1
@@ -321,6 +338,18 @@ class Recorder:
         else:
             out = self._open(module, path, args, kwargs, hooked)
         return self._barriers(out) if hooked else out
+
+    def _unregistered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module that nobody registered: a slice of a Sequential is its modules in order, others are one operation."""
+        if type(module).forward is nn.Sequential.forward and not _foreign_hooks(module) and len(args) == 1:
+            (value,) = args
+            for inner in module._modules.values():
+                assert inner is not None
+                value = inner(value)
+            return value
+        if any(id(m) in self.paths for m in module.modules()):
+            raise Unanswerable(f"an unregistered {type(module).__name__} holds registered modules")
+        return self.emit("call_function", _Unregistered(module), args, kwargs)
 
     def _barriers(self, value: Any) -> Any:
         return map_values(value, lambda v: self.emit("call_function", barrier, (v,), {}))
@@ -406,6 +435,8 @@ class Recorder:
             finally:
                 self.active = False
         self._close(top, out)
+        del out, args, kwargs
+        self._kept_outside(top)
         outputs = list(nodes_in(top.output))
         end = self.graph.output(tuple(outputs))
         end.meta.update(event=top, const=False, kind="output")
@@ -421,6 +452,24 @@ class Recorder:
             self.knows_inputs,
         )
 
+    def _kept_outside(self, top: Event) -> None:
+        """Values that somebody still holds (a list, a global, a closure) are read outside of the graph."""
+        if not any(ref() is not None for ref in self.given):
+            return
+        gc.collect()
+        events = list(_all_events(top))
+        ours = {id(v) for e in events for part in (e.args, e.kwargs, e.output) for v in leaves_in(part)}
+        alive = [v for ref in self.given if (v := ref()) is not None and id(v) not in ours]
+        here = set(self.graph.nodes)
+        kept = {v.node for v in alive if v._node is not None and v._node in here and not v._node.meta["const"]}
+        self.escapes |= kept
+        for event in events:
+            seen = {n for part in (event.args, event.kwargs) for n in nodes_in(part)}
+            for item in event.items:
+                seen |= set(nodes_in(item.output)) if isinstance(item, Event) else {item}
+            if seen & kept:
+                event.effects.append("keeps a value outside of the model's outputs")
+
     def _placeholders(self, value: Any) -> Any:
         if isinstance(value, Input):
             node = self.graph.create_node("placeholder", value.name)
@@ -428,7 +477,7 @@ class Recorder:
             if value.fake is not None:
                 self.knows_inputs = True
                 self.fakes[node] = value.fake(self._fake_mode())
-            return Value(node, self)
+            return self.hand(node)
         if isinstance(value, tuple):
             made = [self._placeholders(v) for v in value]
             return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
@@ -486,28 +535,39 @@ def map_values(value: Any, fn: Callable[[Value], Any]) -> Any:
     return value
 
 
-def nodes_in(value: Any, depth: int = 0) -> Iterator[fx.Node]:
+def _all_events(event: Event) -> Iterator[Event]:
+    yield event
+    for item in event.items:
+        if isinstance(item, Event):
+            yield from _all_events(item)
+
+
+def nodes_in(value: Any) -> Iterator[fx.Node]:
     """Every node held by containers, dataclasses and plain objects."""
-    if isinstance(value, fx.Node):
+    for leaf in leaves_in(value):
+        yield leaf if isinstance(leaf, fx.Node) else leaf.node
+
+
+def leaves_in(value: Any, depth: int = 0) -> Iterator[fx.Node | Value]:
+    """Every node and value held by containers, dataclasses and plain objects."""
+    if isinstance(value, fx.Node) or type(value) is Value or type(value) is Attribute:
         yield value
-    elif type(value) is Value or type(value) is Attribute:
-        yield value.node
     elif isinstance(value, (str, int, float, Tensor, nn.Module, type)) or value is None or depth > 6:
         return
     elif isinstance(value, Mapping):
         for v in value.values():
-            yield from nodes_in(v, depth + 1)
+            yield from leaves_in(v, depth + 1)
     elif isinstance(value, (list, tuple, set, frozenset)):
         for v in value:
-            yield from nodes_in(v, depth + 1)
+            yield from leaves_in(v, depth + 1)
     elif isinstance(value, slice):
-        yield from nodes_in((value.start, value.stop, value.step), depth + 1)
+        yield from leaves_in((value.start, value.stop, value.step), depth + 1)
     elif is_dataclass(value) and not isinstance(value, type):
         for f in fields(value):
-            yield from nodes_in(getattr(value, f.name, None), depth + 1)
+            yield from leaves_in(getattr(value, f.name, None), depth + 1)
     elif hasattr(value, "__dict__") and not callable(value):
         for v in vars(value).values():
-            yield from nodes_in(v, depth + 1)
+            yield from leaves_in(v, depth + 1)
 
 
 # --- patches --------------------------------------------------------------------------------------------------------
@@ -528,10 +588,13 @@ def patched(recorder: Recorder) -> Iterator[None]:
 
     def traced_write(self: nn.Module, name: str, value: Any) -> None:
         if recorder.active:
+            event = recorder.stack[-1]
             kept = list(nodes_in(value))
+            if _reads_attribute(sys._getframe(1).f_code, name):
+                event.questions.append(Question("own state", name, None))
             if kept:
                 recorder.escapes.update(kept)
-                recorder.stack[-1].questions.append(Question("attribute write", name, None))
+                event.effects.append(f"writes the attribute {name!r}")
                 object.__setattr__(self, name, value)
                 return
         write(self, name, value)

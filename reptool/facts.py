@@ -44,6 +44,7 @@ class Facts:
         self.recorder, self.reads, self.ops = recorder, reads, ops
         self._exact: dict[fx.Node, Any] = {}
         self._rank: dict[fx.Node, int | None] = {}
+        self._by_readers: dict[fx.Node, int | None] = {}
         self._channels: dict[tuple[fx.Node, int], int | None] = {}
         self._cones: dict[fx.Node, tuple[str, ...]] = {}
 
@@ -161,6 +162,11 @@ class Facts:
                         return rank
             elif name[:-2] in ("conv", "conv_transpose") and reader.args and reader.args[0] is node:
                 return int(name[-2]) + 2
+            elif name in ("cat", "concat", "pad") or (name == "getitem" and _only_slices(reader)):
+                if reader not in self._by_readers:
+                    self._by_readers[reader] = self._rank_by_readers(reader)
+                if self._by_readers[reader] is not None:
+                    return self._by_readers[reader]
         return None
 
     def _module_rank(self, node: fx.Node) -> int | None:
@@ -245,6 +251,15 @@ class Facts:
         shape = self.shape(node)
         return shape[-1 - behind] if shape is not None and len(shape) > behind else None
 
+    def channels_expected(self, node: fx.Node) -> int | None:
+        """Channels that a layer reading this value expects, None when no reader tells."""
+        for reader in self.reads.readers.get(node, ()):
+            module = reader.meta.get("module")
+            if reader.op == "call_module" and isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+                count = getattr(module, "in_channels", None) or getattr(module, "in_features", None)
+                return int(count) if count else None
+        return None
+
     def behind(self, node: fx.Node) -> int | None:
         """Axes behind the channels of the layer that makes this value, None when no layer does."""
         op = self.ops.get(node)
@@ -253,6 +268,11 @@ class Facts:
                 return len(op.shape.axes or ())
             op = self.ops.get(op.source)
         return None
+
+
+def _only_slices(node: fx.Node) -> bool:
+    key = node.args[1]
+    return all(isinstance(k, slice) or k is Ellipsis for k in (key if isinstance(key, tuple) else (key,)))
 
 
 def _is_size(sizes: Any) -> bool:

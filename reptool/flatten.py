@@ -52,7 +52,9 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
     for name, tensor in trace.constants.items():
         holder.register_buffer(name, tensor.detach().clone(), persistent=False)
     made = fx.GraphModule(holder, graph, type(model).__name__)
-    made.graph.eliminate_dead_code()
+    for node in reversed(list(made.graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            made.graph.erase_node(node)
     made.delete_all_unused_submodules()
     made.recompile()
     return made.eval()

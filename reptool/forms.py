@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
-import torch
 from torch import fx
 
 from reptool.algebra import add, compose, concat
@@ -94,38 +93,41 @@ def summed(node: fx.Node, op: Sum, forms: list[Form]) -> Form | Refusal:
     """The form of a sum of forms of one root."""
     if any(f.layout is not None for f in forms):
         return Refusal(Code.LAYOUT, "a sum of rearranged values", (node.name,))
-    shape = add([f.shape for f in forms])
+    mapped = [f.shape if g is None else compose(g.shape_only(), f.shape) for f, g in zip(forms, op.maps, strict=True)]
+    refused = next((m for m in mapped if isinstance(m, Refusal)), None)
+    if refused is not None:
+        return refused
+    shape = add([m for m in mapped if isinstance(m, Kernel)])
     if isinstance(shape, Refusal):
         return shape
 
     def make() -> Kernel | Refusal:
         parts = []
-        for form, factor in zip(forms, op.factors, strict=True):
+        for form, outer in zip(forms, op.maps, strict=True):
             kernel = form.kernel()
+            if outer is not None and isinstance(kernel, Kernel):
+                kernel = compose(outer, kernel)
             if isinstance(kernel, Refusal):
                 return kernel
-            if factor != 1.0:
-                scale = Kernel(None, None, torch.full((1, 1), factor, dtype=torch.float64))
-                part = compose(scale, kernel)
-                if isinstance(part, Refusal):
-                    return part
-                kernel = part
             parts.append(kernel)
         return add(parts)
 
     return Form(forms[0].root, shape, reduce(frozenset.union, [f.ops for f in forms], frozenset({node})), make)
 
 
-def joined(node: fx.Node, op: Concat, forms: list[Form]) -> Form | Refusal:
-    """The form of a concatenation of forms of one root."""
+def joined(node: fx.Node, op: Concat, forms: list[Form], expected: int | None = None) -> Form | Refusal:
+    """The form of a concatenation of forms of one root; `expected` channels are what its reader asks for."""
     if any(f.layout is not None for f in forms):
         return Refusal(Code.LAYOUT, "a concatenation of rearranged values", (node.name,))
     shapes = [f.shape.with_axes(op.axes) for f in forms]
     if any(len(s.axes or ()) != op.axes for s in shapes):
         return Refusal(Code.LAYOUT, "concatenated along another axis than the channels", (node.name,))
     known = {s.in_channels for s in shapes if s.in_channels is not None}
-    if len(known) == 1:
-        shapes = [s.with_channels(next(iter(known))) for s in shapes]
+    if not known and expected is not None and expected % len(shapes) == 0:
+        known = {expected // len(shapes)}  # parts that are the same on every channel: equal shares of them
+    count = next(iter(known)) if len(known) == 1 else None
+    if count is not None:
+        shapes = [s.with_channels(count) for s in shapes]
     shape = concat(shapes)
     if isinstance(shape, Refusal):
         return shape
@@ -135,6 +137,7 @@ def joined(node: fx.Node, op: Concat, forms: list[Form]) -> Form | Refusal:
         refused = next((p for p in parts if isinstance(p, Refusal)), None)
         if refused is not None:
             return refused
-        return concat([p.with_axes(op.axes) for p in parts if isinstance(p, Kernel)])
+        whole = [p.with_axes(op.axes) for p in parts if isinstance(p, Kernel)]
+        return concat(whole if count is None else [p.with_channels(count) for p in whole])
 
     return Form(forms[0].root, shape, reduce(frozenset.union, [f.ops for f in forms], frozenset({node})), make)

@@ -11,11 +11,12 @@ from torch import Tensor, fx, nn
 
 from reptool._nodes import name_of
 from reptool._weights import exact_tensors, has_computed_weight
+from reptool.algebra import compose
 from reptool.fusions.avg_pool import avg_pool_kernel
 from reptool.fusions.bn_conv import bn_kernel
 from reptool.fusions.shortcut import dirac_kernel
 from reptool.kernel import Axis, Border, Channels, Kernel, identity
-from reptool.ops import Affine, Concat, Op, Sum, View
+from reptool.ops import Affine, Concat, Fill, Op, Sum, View
 from reptool.refusal import Code, Refusal
 
 Lifted = Op | Refusal | None
@@ -33,7 +34,9 @@ class Context:
         channels: Callable[[fx.Node, int], int | None],
         cone: Callable[[fx.Node], tuple[str, ...]],
         behind: Callable[[fx.Node], int | None],
+        ops: dict[fx.Node, Op],
     ) -> None:
+        self.ops = ops
         self.constant, self.exact, self.read, self.cone = constant, exact, read, cone
         self.rank, self.channels, self.behind = rank, channels, behind
 
@@ -604,7 +607,7 @@ def _add(sign: float, reverse: bool = False) -> Callable[[fx.Node, Context], Lif
             reads = [_read(node, a, ctx), _read(node, b, ctx)]
             if any(r is None for r in reads):
                 return None
-            return Sum([r for r in reads if r is not None], [1.0, factor])
+            return Sum([r for r in reads if r is not None], [None, None if factor == 1.0 else _times(factor)])
         if _varies(a) and _constant(b) and a.meta.get("kind") in ("tensor", "unknown"):
             return _channel_map(node, a, b, ctx, lambda v: (torch.ones_like(v), v * factor), True)
         if _varies(b) and _constant(a) and b.meta.get("kind") in ("tensor", "unknown"):
@@ -612,6 +615,44 @@ def _add(sign: float, reverse: bool = False) -> Callable[[fx.Node, Context], Lif
         return None
 
     return handler
+
+
+def _times(factor: float) -> Kernel:
+    return Kernel(None, None, torch.full((1, 1), factor, dtype=torch.float64))
+
+
+def _lerp(node: fx.Node, ctx: Context) -> Lifted:
+    """``lerp(a, b, w) = (1 - w) a + w b`` with a constant number `w`."""
+    given = _bound(node, ("input", "end", "weight"), {})
+    if given is None or not _is_number(given.get("weight")):
+        return None
+    reads = [_read(node, given[k], ctx) for k in ("input", "end")]
+    if any(r is None for r in reads):
+        return None
+    weight = float(given["weight"])
+    return Sum([r for r in reads if r is not None], [_times(1.0 - weight), _times(weight)])
+
+
+def _addcmul(node: fx.Node, ctx: Context) -> Lifted:
+    """``addcmul(c, x, g, value=v) = c + v g x`` with constants `c` and `g` per channel."""
+    given = _bound(node, ("input", "tensor1", "tensor2", "value"), {"value": 1})
+    if given is None or not _is_number(given["value"]):
+        return None
+    a, b = given["tensor1"], given["tensor2"]
+    if _varies(b):
+        a, b = b, a
+    shift = given["input"]
+    if not (_varies(a) and _constant(b) and _constant(shift)) or not all(isinstance(t, fx.Node) for t in (b, shift)):
+        return None
+    scaled = _channel_map(node, a, b, ctx, lambda v: (v * float(given["value"]), None), False)
+    moved = _channel_map(node, a, shift, ctx, lambda v: (torch.ones_like(v), v), True)
+    if not isinstance(scaled, Affine) or not isinstance(moved, Affine):
+        return scaled if not isinstance(scaled, Affine) else moved
+    both = compose(moved.load(), scaled.load())
+    if isinstance(both, Refusal):
+        return both.at(node.name)
+    owners = _cone(ctx, b, shift)
+    return Affine(scaled.source, both.shape_only(), lambda: both, owners, paradigm="scale", cost=1)
 
 
 def _mul(node: fx.Node, ctx: Context) -> Lifted:
@@ -785,6 +826,86 @@ def _piece_sizes(name: str, given: dict[str, Any], total: int) -> list[int] | No
     return [min(each, total - i) for i in range(0, total, each)]
 
 
+def _unshuffle(node: fx.Node, source: Any, factor: Any, ctx: Context) -> Lifted:
+    """Space to depth: a strided convolution that picks one position for each output channel."""
+    read = _read(node, source, ctx)
+    channels = None if read is None else ctx.channels(read, 2)
+    if read is None or channels is None or type(factor) is not int:
+        return None
+    rows = channels * factor * factor
+    weight = torch.eye(factor * factor, dtype=torch.float64).reshape(-1, 1, factor, factor).repeat(channels, 1, 1, 1)
+    axis = Axis(factor, factor, 1, 0, factor - 1)  # the size is a multiple of the factor, or the original raises
+    kernel = Kernel(Channels.select(channels, [o // factor**2 for o in range(rows)]), (axis, axis), weight)
+    return _fixed(node, read, kernel, paradigm="slice", cost=1)
+
+
+def _unshuffle_function(node: fx.Node, ctx: Context) -> Lifted:
+    given = _bound(node, ("input", "downscale_factor"), {})
+    return None if given is None else _unshuffle(node, given["input"], given.get("downscale_factor"), ctx)
+
+
+def _unshuffle_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
+    return _owned(_unshuffle(node, node.args[0], module.downscale_factor, ctx), node)
+
+
+def _fill(node: fx.Node, ctx: Context) -> Lifted:
+    """``padded[:, :, :a] = c``: the sides of a zero padding overwritten one after another with one constant."""
+    target, key, value = node.args
+    before = _read(node, target, ctx)
+    if before is None or not isinstance(key, tuple) or not isinstance(value, fx.Node) or not value.meta["const"]:
+        return None
+    sides: list[tuple[Any, fx.Node]] = [(key, value)]
+    at = before
+    while name_of(at) == "setitem":
+        sides.append((at.args[1], at.args[2]))  # type: ignore[arg-type]
+        earlier = ctx.read(at, at.args[0])  # type: ignore[arg-type]
+        if earlier is None:
+            return None
+        at = earlier
+    pad = ctx.ops.get(at)
+    if not isinstance(pad, Affine) or pad.paradigm != "padding" or pad.shape.axes is None:
+        return None
+    if any(a.border is not Border.ZEROS or a.before < 0 or a.after < 0 for a in pad.shape.axes):
+        return None
+    wanted = {(i, side) for i, a in enumerate(pad.shape.axes) for side, p in (("before", a.before), ("after", a.after)) if p}
+    covered = {_side(k, pad.shape.axes) for k, _ in sides}
+    if None in covered or not covered <= wanted:
+        return None
+    if covered != wanted:
+        return Fill(before)
+    constants = [ctx.exact(v) for _, v in sides]
+    shown = [_along_channels(ctx.constant(v), e, at, ctx) for (_, v), e in zip(sides, constants, strict=True)]
+    if not all(isinstance(c, tuple) for c in shown):
+        return None
+    vectors = [c[1] for c in shown if isinstance(c, tuple)]
+    if any(not torch.equal(v, vectors[0]) for v in vectors):
+        return None
+    axes = tuple(replace(a, border=Border.CONSTANT) if a.reads_outside else a for a in pad.shape.axes)
+    kernel = replace(pad.load(), axes=axes, border_value=vectors[0])
+    if vectors[0].numel() > 1:
+        kernel = replace(replace(kernel, border_value=None).with_channels(vectors[0].numel()), border_value=vectors[0])
+    whole = Affine(pad.source, kernel.shape_only(), lambda: kernel, _cone(ctx, *[v for _, v in sides]), paradigm="padding")
+    return Fill(before, whole, whole.owners)
+
+
+def _side(key: Any, axes: Sequence[Axis]) -> tuple[int, str] | None:
+    """Which side of a padding a key overwrites, None when it is not exactly one."""
+    keys = [k for k in key if k is not Ellipsis]
+    if len(keys) != len(key):
+        keys = [slice(None)] * (len(axes) + 2 - len(keys)) + keys if key[0] is Ellipsis else keys
+    keys = [*keys, *[slice(None)] * (len(axes) + 2 - len(keys))]
+    partial = [(i, k) for i, k in enumerate(keys) if k != slice(None)]
+    if len(keys) != len(axes) + 2 or len(partial) != 1 or partial[0][0] < 2 or not isinstance(partial[0][1], slice):
+        return None
+    position, k = partial[0][0] - 2, partial[0][1]
+    axis = axes[position]
+    if k.step not in (None, 1):
+        return None
+    if k.start in (None, 0) and k.stop == axis.before:
+        return position, "before"
+    return (position, "after") if k.start == -axis.after and k.stop is None else None
+
+
 # --- views ----------------------------------------------------------------------------------------------------------
 def _view(node: fx.Node, source: Any, ctx: Context, arrange: Callable[[int], Sequence[int] | None]) -> Lifted:
     """A view of known rank; `arrange` gives, for each axis of the result, the axis it is (-1: a mixture)."""
@@ -864,6 +985,7 @@ MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...]
     (nn.modules.dropout._DropoutNd, _dropout_module),
     (_PADS, _pad_module),
     (nn.Flatten, _flatten_module),
+    (nn.PixelUnshuffle, _unshuffle_module),
 )
 FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     **{f"conv{n}d": _conv_function for n in (1, 2, 3)},
@@ -885,6 +1007,10 @@ FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     **dict.fromkeys(("neg", "neg_", "negative"), _neg),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "getitem": _getitem,
+    "setitem": _fill,
+    "pixel_unshuffle": _unshuffle_function,
+    "lerp": _lerp,
+    "addcmul": _addcmul,
     "flatten": _flatten_function,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _transpose),
     "permute": _permute,

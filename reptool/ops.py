@@ -44,10 +44,10 @@ class Affine:
 
 @dataclass(eq=False)
 class Sum:
-    """``node = sum of sources`` (each scaled by its factor)."""
+    """``node = sum of sources``, each through a pointwise map of its own (None: as it is)."""
 
     sources: list[fx.Node]
-    factors: list[float]
+    maps: list[Kernel | None]
     owners: tuple[str, ...] = ()
     paradigm: str = "branch_add"
 
@@ -60,6 +60,26 @@ class Concat:
     axes: int
     owners: tuple[str, ...] = ()
     paradigm: str = "branch_concat"
+
+
+@dataclass(eq=False)
+class Fill:
+    """An item assignment that overwrites part of a padding with a constant.
+
+    Args:
+        source: the value before.
+        whole: once the whole padding is overwritten: the value padded, and the padding by that constant.
+    """
+
+    source: fx.Node
+    whole: Affine | None = None
+    owners: tuple[str, ...] = ()
+    paradigm: str = "padding"
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The value before."""
+        return [self.source]
 
 
 @dataclass(eq=False)
@@ -77,4 +97,4 @@ class View:
         return [self.source]
 
 
-Op = Affine | Sum | Concat | View
+Op = Affine | Sum | Concat | View | Fill

@@ -7,7 +7,7 @@ cheapest way to compute each is chosen: as it stands, or as one layer of an earl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -15,7 +15,7 @@ from reptool._nodes import metadata_read, name_of, only_asserted
 from reptool.facts import Facts
 from reptool.forms import Form, arranged, joined, start, summed, through
 from reptool.lift import Context, lift
-from reptool.ops import Affine, Op, Sum, View
+from reptool.ops import Affine, Fill, Op, Sum, View
 from reptool.price import Price, Size, layer_price, nominal_size, op_price, out_size
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
@@ -82,7 +82,7 @@ def analyse(
     """
     found = Analysis(graph, reads, facts, facts.ops)
     facts.ops.clear()
-    ctx = Context(facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind)
+    ctx = Context(facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind, facts.ops)
     for node in graph.nodes:
         refusal = blocked.get(node)
         op = None
@@ -130,6 +130,16 @@ def _size(found: Analysis, node: fx.Node, op: Op | None) -> Size:
     return nominal_size(2)
 
 
+def _filled(found: Analysis, node: fx.Node) -> frozenset[fx.Node]:
+    """The padding and the item assignments in front of one that completes it."""
+    out: set[fx.Node] = set()
+    op = found.ops[node]
+    while isinstance(op, Fill):
+        out.add(op.source)
+        op = found.ops[op.source]
+    return frozenset(out)
+
+
 def _forms_of(found: Analysis, node: fx.Node) -> dict[fx.Node, Form]:
     return {**found.forms.get(node, {}), node: start(node)}
 
@@ -137,7 +147,17 @@ def _forms_of(found: Analysis, node: fx.Node) -> dict[fx.Node, Form]:
 def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
     made: dict[fx.Node, Form] = {}
     first: Refusal | None = None
-    if isinstance(op, (Affine, View)):
+    if isinstance(op, Fill):
+        if op.whole is None:
+            return
+        between = _filled(found, node)
+        for root, form in _forms_of(found, op.whole.source).items():
+            new = through(node, op.whole, form, values)
+            if isinstance(new, Refusal):
+                first = first or new
+            else:
+                made[root] = replace(new, ops=new.ops | between)
+    elif isinstance(op, (Affine, View)):
         for root, form in _forms_of(found, op.source).items():
             new = through(node, op, form, values) if isinstance(op, Affine) else arranged(node, op, form)
             if isinstance(new, Refusal):
@@ -147,9 +167,12 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
     else:
         sets = [_forms_of(found, s) for s in op.sources]
         common = [r for r in sets[0] if all(r in s for s in sets)]
-        build: Callable[..., Form | Refusal] = summed if isinstance(op, Sum) else joined
         for root in common:
-            new = build(node, op, [s[root] for s in sets])
+            forms = [s[root] for s in sets]
+            if isinstance(op, Sum):
+                new = summed(node, op, forms)
+            else:
+                new = joined(node, op, forms, found.facts.channels_expected(node))
             if isinstance(new, Refusal):
                 first = first or new
             else:

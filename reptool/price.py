@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 
 from reptool.kernel import Axis, Border, Kernel
-from reptool.ops import Affine, Concat, Op, Sum, View
+from reptool.ops import Affine, Concat, Fill, Op, Sum, View
 
 NOMINAL = {0: (), 1: (512,), 2: (56, 56), 3: (16, 16, 16)}
 TRAFFIC = 2.0
@@ -114,5 +114,7 @@ def op_price(op: Op, size: Size, channels: int | None) -> Price:
         return Price((len(op.sources) - 1) * elements + TRAFFIC * (len(op.sources) + 1) * elements + OPERATION)
     if isinstance(op, View):
         return Price()
+    if isinstance(op, Fill):
+        return Price(OPERATION)
     assert isinstance(op, Concat)
     return Price(TRAFFIC * 2 * elements * len(op.sources) + OPERATION)

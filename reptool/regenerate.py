@@ -29,6 +29,7 @@ CONVERSIONS = (
     "fuse", "reparameterize", "switch_to_deploy", "fuse_conv_bn", "fuse_bn", "convert_to_deploy", "merge_kernel", "merge_kernels",
     "reparam", "fuse_repvgg_block", "fuse_convs", "merge_dilated_branches", "repvgg_convert", "deploy_mode",
 )  # fmt: skip
+CONVERTED = ("is_fused", "is_deployed", "is_reparameterized")
 
 
 class CannotCutError(Exception):
@@ -105,6 +106,8 @@ class Cutter:
         if self.event.questions:
             q = self.event.questions[0]
             raise CannotCutError(f"it asks for the {q.what} of {q.node}")
+        if self.event.effects:
+            raise CannotCutError(f"it {self.event.effects[0]}")
         parameters, guards = self._parameters(function)
         for item in self.event.items:
             if isinstance(item, Event):
@@ -379,6 +382,11 @@ def _converted(self: nn.Module, *_: Any, **__: Any) -> nn.Module:
     return self
 
 
+def _is_converted(self: nn.Module, *_: Any, **__: Any) -> bool:
+    """Whether the model's own conversion has nothing left to do: it has not, it does nothing any more."""
+    return True
+
+
 _CLASSES: dict[Any, type] = {}
 _BUILTIN_NAMES: dict[str, Any] = {
     "inf": float("inf"),
@@ -408,6 +416,7 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
     if key in _CLASSES:
         return _CLASSES[key]
     body: dict[str, Any] = {n: _converted for n in CONVERSIONS if callable(getattr(cls, n, None))}
+    body |= {n: _is_converted for n in CONVERTED if body and inspect.isfunction(getattr(cls, n, None))}
     for method in methods:
         scope = {name: _find(module, qualname) for name, module, qualname in method.names}
         scope.update(_BUILTIN_NAMES, _expect=_expect)

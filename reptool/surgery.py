@@ -248,7 +248,7 @@ class Surgeon:
             if entry is not site.region.root and entry not in site.onpath:
                 break
             inner = [n for n in event.nodes() if not n.meta["const"] and not is_inert(n)]
-            return None if any(n not in ops for n in inner) or event.questions else event
+            return None if any(n not in ops for n in inner) or event.questions or event.effects else event
         return None
 
     # --- ownership over all regions
@@ -565,7 +565,7 @@ class Surgeon:
 
     def _is_bypass(self, event: Event, edits: Edits, surgery: Surgery) -> bool:
         """Whether a module call does nothing any more but hand its input on."""
-        if event.parent is None or event.method != "forward" or event.hooked or event.questions:
+        if event.parent is None or event.method != "forward" or event.hooked or event.questions or event.effects:
             return False
         if not isinstance(event.output, fx.Node) or len(event.args) != 1 or event.kwargs or event.args[0] is None:
             return False

@@ -20,7 +20,7 @@ from reptool.lower import Geometry, Place, new_layer, values
 from reptool.ops import Affine, Op, View
 from reptool.plan import Region
 from reptool.reads import Reads
-from reptool.refusal import Refusal
+from reptool.refusal import Code, Refusal
 
 EXACT = 1e-10
 CAST = 64.0
@@ -110,10 +110,12 @@ def test_sizes(kernel: Kernel, reference: list[Op]) -> list[tuple[int, ...]]:
                 a = op.shape.axes[i]
                 pads += abs(a.before) + abs(a.after)
                 stride *= a.stride
-        base.append(axis.span + 1 + max(pads, 1))
+        least = axis.span + 1 + max(pads, 1)
+        base.append(-(-least // axis.stride) * axis.stride)
         period.append(min(max(axis.stride, 1), MAX_SIZES))
     count = max(period)
-    return [tuple(b + i * 2 + k for i, b in enumerate(base)) for k in range(count)]
+    wider = [2 * (i + 1) * axis.stride for i, axis in enumerate(axes)]
+    return [tuple(b + i + k for i, b in zip([0, *wider], base, strict=False)) for k in range(count)]
 
 
 def measure(
@@ -141,7 +143,10 @@ def measure(
     found = Measured()
     for size in test_sizes(kernel, [ops[n] for n in region.form.ops]):
         x = _input(kernel, size, rank, generator)
-        wanted = reference(x)
+        try:
+            wanted = reference(x)
+        except RuntimeError:  # the original refuses this size (a concatenation of unequal maps, a map too small)
+            continue
         with torch.no_grad():
             got, scale, rounded = reference.views(double(x)), absolute(x.abs()), reference.views(delivered(x))
         if wanted.shape != got.shape:
@@ -153,6 +158,8 @@ def measure(
             found.exact, found.size = error, size
         found.cast = max(found.cast, error_cast)
         found.sizes += 1
+    if not found.sizes:
+        return Refusal(Code.EXTENT, "the original runs at none of the sizes tried", (region.value.name,))
     return found, *cast
 
 
