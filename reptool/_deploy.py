@@ -36,7 +36,7 @@ from reptool.verify import EXACT, Measured, measure, tolerance
 
 REQUIREMENTS = ("no_batchnorm", "no_refusals", "all_traced")
 MODEL_FLOOR = 5e-6
-ROUNDING = 10  # two roundings of one ill-conditioned model were seen to differ by a factor of 3; a wrong region is off by far more
+ROUNDING = 10  # two roundings of one model were seen to differ by a factor of 3; a wrong region is off by far more
 MAX_FLAT_ROUNDS = 4
 
 Patterns = str | Iterable[str] | None
