@@ -8,7 +8,8 @@ kernel in.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -158,7 +159,7 @@ class OrthogonalWeightNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Map V to W."""
-        with torch.autocast(weight.device.type, enabled=False):
+        with _full_precision(weight.device.type):
             rows = _centered(weight.flatten(1)).to(torch.promote_types(weight.dtype, torch.float32))
             groups = [self._orthogonal(group) for group in rows.split(self.group_size)]
             return (self.scale * torch.cat(groups).to(weight.dtype)).view_as(weight)
@@ -394,6 +395,13 @@ def _register(layer: Layer, parametrization: nn.Module) -> Layer:
     assert isinstance(weight, Tensor)
     parametrize.register_parametrization(layer, "weight", parametrization.to(weight))
     return layer
+
+
+def _full_precision(device: str) -> AbstractContextManager[None]:
+    """Outside of autocast, on devices that have it (the meta device does not)."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return cast("AbstractContextManager[None]", torch.autocast(device, enabled=False))
 
 
 def _groups(layer: nn.Module) -> int:

@@ -105,7 +105,9 @@ def test_parametrizations_that_cannot_preserve(name: str) -> None:
     function = getattr(parametrizations, name)
     with pytest.raises(InputError, match="use preserve=False"):
         adapter_for(function)
-    made = adapter_for(function, preserve=False).build(CONV, None)
+    adapter = adapter_for(function, preserve=False)
+    assert adapter.can_replace(CONV) is None  # asked on the meta device
+    made = adapter.build(CONV, None)
     assert not torch.allclose(made.weight, CONV.weight)  # type: ignore[arg-type]
     assert set(CHANGING) < set(EVERYWHERE)
 
