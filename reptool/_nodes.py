@@ -112,6 +112,8 @@ def tensor_kind(node: fx.Node) -> str:
         return "size" if "size" in inputs and name == "add" else "number"
     if name in ("eq", "ne", "lt", "le", "gt", "ge") and any(k in ("number", "size", "dtype", "device") for k in inputs):
         return "number"
+    if name == "not_":
+        return "number"
     if name == "barrier":
         return inputs[0] or "unknown" if inputs else "unknown"
     if "unknown" in inputs and node.op == "call_method":

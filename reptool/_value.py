@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import functools
 import operator
 import sys
 from collections.abc import Callable, Iterator
@@ -103,9 +104,11 @@ class Value:
 
     def __bool__(self) -> bool:
         frame = sys._getframe(1)
-        if _is_assertion(frame):
-            self._recorder.emit("call_function", torch._assert, (self, "asserted in the original forward"), {})
-            return True
+        fine = True if _is_assertion(frame) else _answer_without_error(frame.f_code, frame.f_lasti)
+        if fine is not None:
+            holds = self if fine else self._recorder.emit("call_function", operator.not_, (self,), {})
+            self._recorder.emit("call_function", torch._assert, (holds, "asserted in the original forward"), {})
+            return fine
         return bool(self._recorder.ask(self.node, "truth", bool))
 
     def __len__(self) -> int:
@@ -199,6 +202,41 @@ def _is_assertion(frame: Any) -> bool:
         if name not in ("CACHE", "NOP", "POP_JUMP_IF_TRUE", "POP_JUMP_FORWARD_IF_TRUE"):
             return False
         at += 2
+    return False
+
+
+@functools.lru_cache(maxsize=4096)
+def _answer_without_error(code: Any, at: int) -> bool | None:
+    """What a test must give so that the code does not raise at once (``if size != 4: raise ...``), None for other tests."""
+    if getattr(code, "co_exceptiontable", b""):
+        return None  # somebody may catch it
+    instructions = list(dis.get_instructions(code))
+    if any(i.opname in ("SETUP_FINALLY", "SETUP_WITH") for i in instructions):
+        return None
+    where = {i.offset: n for n, i in enumerate(instructions)}
+    here, inverted = where.get(at), False
+    while here is not None and here < len(instructions):
+        name = instructions[here].opname
+        if name.startswith("POP_JUMP") and name.endswith(("IF_TRUE", "IF_FALSE")):
+            break
+        inverted ^= name == "UNARY_NOT"
+        if name not in ("UNARY_NOT", "TO_BOOL", "CACHE", "NOP", "COMPARE_OP"):
+            return None
+        here += 1
+    else:
+        return None
+    jumps = instructions[here].opname.endswith("IF_TRUE") ^ inverted
+    falls, goes = _raises(instructions, here + 1), _raises(instructions, where[instructions[here].argval])
+    return None if falls == goes else jumps if falls else not jumps
+
+
+def _raises(instructions: list[dis.Instruction], at: int) -> bool:
+    """Whether straight code that ends in ``raise`` begins here."""
+    for instruction in instructions[at : at + 200]:
+        if instruction.opname == "RAISE_VARARGS":
+            return True
+        if "JUMP" in instruction.opname or instruction.opname.startswith(("RETURN", "FOR_", "YIELD")):
+            return False
     return False
 
 

@@ -161,11 +161,28 @@ def _foreign_hooks(module: nn.Module) -> bool:
     return bool(pre or module._forward_hooks)
 
 
+def _package(thing: Any) -> str:
+    return (getattr(thing, "__module__", None) or "").partition(".")[0]
+
+
+def watched_classes(model: nn.Module) -> tuple[type, ...]:
+    """Classes whose outputs a model promises to record on demand (the ``_can_record_outputs`` of transformers)."""
+    found: list[type] = []
+    for module in model.modules():
+        promised = getattr(type(module), "_can_record_outputs", None)
+        for specs in promised.values() if isinstance(promised, dict) else ():
+            for spec in specs if isinstance(specs, (list, tuple)) else [specs]:
+                cls = spec if isinstance(spec, type) else getattr(spec, "target_class", None)
+                if isinstance(cls, type):
+                    found.append(cls)
+    return tuple(dict.fromkeys(found))
+
+
 # --- the recorder ---------------------------------------------------------------------------------------------------
 class Recorder:
     """Runs one root module on symbolic values."""
 
-    def __init__(self, root: nn.Module, prefix: str = "") -> None:
+    def __init__(self, root: nn.Module, prefix: str = "", watched: tuple[type, ...] = ()) -> None:
         self.root = root
         self.prefix = prefix
         self.graph = fx.Graph()
@@ -180,6 +197,7 @@ class Recorder:
         self.calls = 0
         self.fakes: dict[fx.Node, Any] = {}
         self.real: dict[fx.Node, Any] = {}
+        self.watched = watched
         self.knows_inputs = False
         self.escapes: set[fx.Node] = set()
         self.given: list[weakref.ref[Value]] = []  # every value handed to the model's code
@@ -331,13 +349,26 @@ class Recorder:
             raise CaptureLimitError(f"module calls nested deeper than {MAX_DEPTH} at {path!r}; does the forward end?")
         self.calls += 1
         hooked = _foreign_hooks(module)
-        if hooked:
+        watched = hooked or isinstance(module, self.watched)
+        if watched:
             args, kwargs = self._barriers(args), self._barriers(kwargs)
         if path in self.opaque or stock_forward(module):
             out: Any = self._leaf(module, path, args, kwargs, hooked)
         else:
             out = self._open(module, path, args, kwargs, hooked)
-        return self._barriers(out) if hooked else out
+        out = self._barriers(out) if watched else out
+        for hook in self._own_hooks(module):
+            given = hook(module, args, out)
+            out = out if given is None else given
+        return out
+
+    def _own_hooks(self, module: nn.Module) -> list[Callable[..., Any]]:
+        """Plain forward hooks that the model's own package installed: a part of the model's forward."""
+        return [
+            h
+            for key, h in module._forward_hooks.items()
+            if key not in module._forward_hooks_with_kwargs and _package(h) == _package(type(self.root)) != "torch"
+        ]
 
     def _unregistered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module that nobody registered: a slice of a Sequential is its modules in order, others are one operation."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.capture import CaptureLimitError, Event, Input, Recorder, Trace, stock_forward
+from reptool.capture import CaptureLimitError, Event, Input, Recorder, Trace, stock_forward, watched_classes
 from reptool.errors import InputError
 from reptool.facts import Facts
 from reptool.forms import Form
@@ -96,6 +96,7 @@ def make_plan(
     plan = Plan()
     scratch = shallow_copy(model)
     tied, hooked = ownership(scratch)
+    watched = watched_classes(scratch)
     queue: list[tuple[str, nn.Module, tuple[Any, ...] | None, dict[str, Any]]] = [("", scratch, args, kwargs)]
     done: set[int] = set()
     while queue:
@@ -112,7 +113,7 @@ def make_plan(
             continue
         if prefix and stock_forward(module):
             continue
-        traced = _trace(module, prefix, given, named)
+        traced = _trace(module, prefix, given, named, watched)
         if isinstance(traced, str):
             plan.untraced[prefix] = traced
             queue += _children(prefix, module)
@@ -170,9 +171,9 @@ def ownership(model: nn.Module) -> tuple[dict[str, set[str]], set[str]]:
 
 
 def _trace(
-    module: nn.Module, prefix: str, args: tuple[Any, ...] | None, kwargs: dict[str, Any]
+    module: nn.Module, prefix: str, args: tuple[Any, ...] | None, kwargs: dict[str, Any], watched: tuple[type, ...]
 ) -> tuple[Recorder, Trace] | str:
-    recorder = Recorder(module, prefix)
+    recorder = Recorder(module, prefix, watched)
     try:
         inputs = _inputs(module) if args is None else (_placeholders(args, "input"), _placeholders(kwargs, ""))
         return recorder, recorder.run(*inputs)

@@ -532,6 +532,8 @@ def _along_channels(
     rank = ctx.rank(source)
     if rank is not None and rank < value.dim():
         return None
+    if rank is None and value.dim() > (behind + 2 if behind else 1):
+        return Refusal(Code.RANK_UNKNOWN, f"a constant of shape {tuple(value.shape)} may add axes to a value of unknown rank")
     if rank is not None and behind and behind != rank - 2:
         return Refusal(
             Code.BROADCAST, f"a constant of shape {tuple(value.shape)} varies along an axis that is not the channels"
