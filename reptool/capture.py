@@ -200,6 +200,8 @@ class Recorder:
         self.watched = watched
         self.knows_inputs = False
         self.escapes: set[fx.Node] = set()
+        self.closed: Callable[[str], str] | None = None  # kind of value of a module that need not be opened, or ''
+        self.wrapped: list[tuple[nn.Module, str]] = []  # methods that stand behind a recorder for now
         self.given: list[weakref.ref[Value]] = []  # every value handed to the model's code
 
     # --- nodes
@@ -354,6 +356,9 @@ class Recorder:
             args, kwargs = self._barriers(args), self._barriers(kwargs)
         if path in self.opaque or stock_forward(module):
             out: Any = self._leaf(module, path, args, kwargs, hooked)
+        elif self.closed is not None and self.closed(path):
+            out = self._leaf(module, path, args, kwargs, hooked)
+            out.node.meta["kind"] = self.closed(path)
         else:
             out = self._open(module, path, args, kwargs, hooked)
         out = self._barriers(out) if watched else out
@@ -431,6 +436,7 @@ class Recorder:
     def _watch_methods(self, module: nn.Module) -> None:
         for name in own_methods(type(module)):
             if name not in module.__dict__:
+                self.wrapped.append((module, name))
                 module.__dict__[name] = _Watched(self, module, name, getattr(module, name))
 
     def call_method(self, module: nn.Module, name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -449,22 +455,27 @@ class Recorder:
         return out
 
     # --- the whole run
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-        """Trace the root's forward on `args` and `kwargs`, whose inputs are `Input` placeholders."""
-        top = Event(self.root, "", "forward", None)
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = "", method: str = "forward") -> Trace:
+        """Trace the root's forward (or a method of the module at `path`) on `args` and `kwargs` with `Input`s inside."""
+        module = self.root.get_submodule(path)
+        top = Event(module, path, method, None)
         self.stack = [top]
         args, kwargs = self._placeholders(args), self._placeholders(kwargs)
         top.args, top.kwargs = self.lower(args), self.lower(kwargs)
         with _LOCK, patched(self):
             self.active = True
             try:
-                self._watch_methods(self.root)
-                if stock_forward(self.root):
-                    out: Any = self._leaf(self.root, "", args, kwargs, _foreign_hooks(self.root))
+                self._watch_methods(module)
+                if method != "forward":
+                    out: Any = getattr(type(module), method)(module, *args, **kwargs)
+                elif stock_forward(module):
+                    out = self._leaf(module, path, args, kwargs, _foreign_hooks(module))
                 else:
-                    out = self.root.forward(*args, **kwargs)
+                    out = module.forward(*args, **kwargs)
             finally:
                 self.active = False
+                for owner, name in self.wrapped:
+                    owner.__dict__.pop(name, None)
         self._close(top, out)
         del out, args, kwargs
         self._kept_outside(top)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import fnmatch
+import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +23,7 @@ from reptool.plan import Analysis, Chooser, Region, analyse
 from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
 from reptool.surgery import Site, Surgeon, Surgery
+from reptool.wiring import Wiring
 
 RULES = (
     "conv_bn", "bn_conv", "branch_add", "branch_concat", "kernel_size", "sequential", "shortcut", "avg_pool", "scale",
@@ -61,6 +64,25 @@ class Plan:
     untraced: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass
+class Ownership:
+    """Who else has a hand on a model's tensors and modules.
+
+    Args:
+        tied: path of a tensor, or of the module that holds it -> the other paths of shared tensors.
+        hooked: paths of modules with hooks of the user's.
+        held: paths of modules that are also kept in plain attributes.
+    """
+
+    tied: dict[str, set[str]]
+    hooked: set[str]
+    held: set[str]
+
+    def under(self, prefix: str) -> Ownership:
+        """The same for a submodule, by its own paths."""
+        return Ownership(_under(self.tied, prefix), set(_strip(self.hooked, prefix)), set(_strip(self.held, prefix)))
+
+
 def shallow_copy(model: nn.Module) -> nn.Module:
     """A copy of a model's structure that shares its tensors."""
     memo: dict[int, Any] = {}
@@ -95,7 +117,7 @@ def make_plan(
     """
     plan = Plan()
     scratch = shallow_copy(model)
-    tied, hooked = ownership(scratch)
+    owned = ownership(scratch)
     watched = watched_classes(scratch)
     queue: list[tuple[str, nn.Module, tuple[Any, ...] | None, dict[str, Any]]] = [("", scratch, args, kwargs)]
     done: set[int] = set()
@@ -124,14 +146,19 @@ def make_plan(
             full = f"{prefix}.{path}" if prefix else path
             plan.untraced[full] = why
             queue += _children(full, inner)
-        plan.units.append(
-            _unit(recorder, trace, options, values, _under(tied, prefix), {h for h in _strip(hooked, prefix)})
-        )
+        plan.units.append(_unit(recorder, trace, options, values, owned.under(prefix), _above(scratch, prefix), plan))
     return plan
 
 
 def _children(prefix: str, module: nn.Module) -> list[tuple[str, nn.Module, tuple[Any, ...] | None, dict[str, Any]]]:
     return [(f"{prefix}.{n}" if prefix else n, m, None, {}) for n, m in module.named_children()]
+
+
+def _above(model: nn.Module, prefix: str) -> dict[str, nn.Module]:
+    """The modules that enclose the one at `prefix`."""
+    parts = prefix.split(".") if prefix else []
+    paths = [".".join(parts[:i]) for i in range(len(parts))]
+    return {p: model.get_submodule(p) for p in paths}
 
 
 def _strip(paths: Iterable[str], prefix: str) -> Iterable[str]:
@@ -144,12 +171,8 @@ def _under(tied: dict[str, set[str]], prefix: str) -> dict[str, set[str]]:
     return {p[len(lead) :]: others for p, others in tied.items() if p.startswith(lead)}
 
 
-def ownership(model: nn.Module) -> tuple[dict[str, set[str]], set[str]]:
-    """Tensors and modules with more than one owner, and modules with hooks of the user's.
-
-    Returns:
-        path (of a tensor or of the module that holds it) -> the other paths, and the paths of hooked modules.
-    """
+def ownership(model: nn.Module) -> Ownership:
+    """Tensors and modules with more than one owner, and modules with hooks of the user's."""
     from reptool.capture import _foreign_hooks
 
     holders: dict[int, list[tuple[str, str]]] = {}
@@ -167,7 +190,30 @@ def ownership(model: nn.Module) -> tuple[dict[str, set[str]], set[str]]:
                 others = {f for p, f in places if f != full}
                 tied.setdefault(path, set()).update(others)
                 tied.setdefault(full, set()).update(others)
-    return tied, hooked
+    kept = {id(m) for module in model.modules() for v in vars(module).items() for m in _kept(*v)}
+    return Ownership(tied, hooked, {p for p, m in model.named_modules(remove_duplicate=False) if id(m) in kept})
+
+
+def _kept(name: str, value: Any, depth: int = 0) -> Iterator[nn.Module]:
+    """Modules held by a plain attribute: in containers, partials and bound methods."""
+    if name == "_modules" or depth > 4:
+        return
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from _kept("", v, depth + 1)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for v in value:
+            yield from _kept("", v, depth + 1)
+    elif isinstance(value, functools.partial):
+        yield from _kept("", (value.func, value.args, value.keywords), depth + 1)
+    elif inspect.ismethod(value):
+        yield from _kept("", value.__self__, depth + 1)
+    elif inspect.isfunction(value):
+        for cell in value.__closure__ or ():
+            with contextlib.suppress(ValueError):
+                yield from _kept("", cell.cell_contents, depth + 1)
 
 
 def _trace(
@@ -213,7 +259,13 @@ def _placeholders(value: Any, name: str) -> Any:
 
 # --- one unit -------------------------------------------------------------------------------------------------------
 def _unit(
-    recorder: Recorder, trace: Trace, options: Options, values: bool, tied: dict[str, set[str]], hooked: set[str]
+    recorder: Recorder,
+    trace: Trace,
+    options: Options,
+    values: bool,
+    owned: Ownership,
+    above: dict[str, nn.Module],
+    plan: Plan,
 ) -> Unit:
     reads = resolve(trace.graph)
     facts = Facts(recorder, reads, {})
@@ -224,7 +276,8 @@ def _unit(
         if node.meta.get("hooked"):
             blocked[node] = Refusal(Code.HOOK, f"{node.target!r} has hooks that would see other values", (node.name,))
     found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values)
-    surgeon = Surgeon(trace, found, hooked, tied)
+    surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held)
+    wiring = Wiring(surgeon, above, plan.untraced, values)
     allowed = _filter(options, found, rejected, trace)
     surgery = Surgery()
     for _ in range(MAX_ROUNDS):
@@ -232,9 +285,15 @@ def _unit(
         if not problems:
             made = surgeon.operate(sites)
             if isinstance(made, Surgery):
-                surgery = made
-                break
-            problems = {s.region: made[s.region.value] for s in sites if s.region.value in made}
+                other = wiring.check(made)
+                if not other.problems:
+                    for path, methods in other.methods.items():
+                        made.methods.setdefault(path, {}).update(methods)
+                    surgery = made
+                    break
+                problems = other.problems
+            else:
+                problems = {s.region: made[s.region.value] for s in sites if s.region.value in made}
         for region, refusal in _largest(problems, found).items():
             refusals[region.value] = refusal
             rejected.setdefault(region.value, {})[region.form.ops] = refusal

@@ -9,6 +9,7 @@ from functools import reduce
 from torch import fx
 
 from reptool.algebra import add, compose, concat
+from reptool.fusions.linear import linear_to_pointwise, pointwise_to_linear
 from reptool.kernel import Axis, Kernel, identity
 from reptool.ops import Affine, Concat, Sum, View
 from reptool.refusal import Code, Refusal
@@ -77,7 +78,7 @@ def _viewed(kernel: Kernel, form: Form) -> Kernel | Refusal:
     if len(kernel.axes) != form.layout or not kernel.is_pointwise:
         return Refusal(Code.LAYOUT, "a map along axes that a view has rearranged")
     axes = len(form.shape.axes or ())
-    weight = None if kernel.weight is None else kernel.weight.reshape(*kernel.weight.shape[:2], *[1] * axes)
+    weight = None if kernel.weight is None else linear_to_pointwise(pointwise_to_linear(kernel.weight), axes)
     return replace(kernel, axes=(Axis(),) * axes, weight=weight)
 
 

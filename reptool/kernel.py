@@ -26,6 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reptool.fusions.shortcut import dirac_kernel
+
 IntArray: TypeAlias = "NDArray[np.int64]"
 
 ZERO_TOLERANCE = 1e-12
@@ -296,4 +298,4 @@ def rewindow(weight: Tensor, old: Channels, new: Channels) -> Tensor:
 
 def identity() -> Kernel:
     """The identity on any number of channels and axes, with its weight."""
-    return Kernel(None, None, torch.ones(1, 1, dtype=torch.float64))
+    return Kernel(None, None, dirac_kernel(1))

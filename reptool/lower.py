@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reptool.fusions.linear import pointwise_to_linear
 from reptool.kernel import Border, Kernel
 from reptool.price import is_same_padding
 from reptool.refusal import Code, Refusal
@@ -116,7 +117,7 @@ def values(kernel: Kernel, place: Place) -> tuple[Tensor, Tensor | None] | Refus
     """
     weight = kernel.grouped_weight()
     if kernel.axes == () and kernel.channels is not None and kernel.channels.groups > 1:
-        weight = torch.block_diag(*weight.chunk(kernel.channels.groups))
+        weight = pointwise_to_linear(weight, kernel.channels.groups)
     if kernel.transposed is not None and kernel.channels is not None:
         groups = kernel.channels.groups
         o, i = weight.shape[0], weight.shape[1]

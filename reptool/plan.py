@@ -14,6 +14,7 @@ from torch import fx
 from reptool._nodes import metadata_read, name_of, only_asserted
 from reptool.facts import Facts
 from reptool.forms import Form, arranged, joined, start, summed, through
+from reptool.kernel import Kernel
 from reptool.lift import Context, lift
 from reptool.ops import Affine, Fill, Op, Sum, View
 from reptool.price import Price, Size, layer_price, nominal_size, op_price, out_size
@@ -22,6 +23,8 @@ from reptool.refusal import Code, Refusal
 
 MAX_FORMS = 12
 MAX_ROUNDS = 3
+FORCED = 1e15
+ALONE = ("avg_pool", "bn")  # what becomes a convolution of its own when it is forced to
 _SHAPE_LIKE = {"reshape_as", "view_as", "expand_as", "type_as"}
 
 
@@ -122,12 +125,16 @@ def _want_all(found: Analysis, node: fx.Node) -> None:
 def _size(found: Analysis, node: fx.Node, op: Op | None) -> Size:
     if isinstance(op, Affine):
         size = found.sizes.get(op.source, ())
-        if op.shape.axes is not None and len(size) != len(op.shape.axes):
+        if op.shape.axes and len(size) != len(op.shape.axes):
             size = nominal_size(len(op.shape.axes))
         return out_size(op.shape, size)
     if op is not None:
         return found.sizes.get(op.sources[0], ())
     return nominal_size(2)
+
+
+def _is_layer(op: Op) -> bool:
+    return isinstance(op, Affine) and op.layer
 
 
 def _filled(found: Analysis, node: fx.Node) -> frozenset[fx.Node]:
@@ -159,6 +166,8 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
                 made[root] = replace(new, ops=new.ops | between)
     elif isinstance(op, (Affine, View)):
         for root, form in _forms_of(found, op.source).items():
+            if isinstance(op, View) and not any(_is_layer(found.ops[n]) for n in form.ops):
+                continue  # views stay where they are: behind the layer
             new = through(node, op, form, values) if isinstance(op, Affine) else arranged(node, op, form)
             if isinstance(new, Refusal):
                 first = first or new
@@ -189,7 +198,10 @@ Choice = dict[fx.Node, fx.Node | None]
 
 
 class Chooser:
-    """Chooses, island by island, the cheapest way to compute every wanted value."""
+    """Chooses, island by island, the cheapest way to compute every wanted value.
+
+    With `force` the fewest operations are the cheapest (an operation that is no layer counts twice), whatever they cost.
+    """
 
     def __init__(self, found: Analysis, allowed: Callable[[fx.Node, Form], Refusal | None], force: bool) -> None:
         self.found, self.allowed, self.force = found, allowed, force
@@ -234,6 +246,12 @@ class Chooser:
             for root, form in nearest_first:
                 if not self._worth(form):
                     continue
+                if form.shape.channels is None:
+                    known = self._with_channels(node, form)
+                    if isinstance(known, Refusal):
+                        self.found.refused.setdefault(node, known)
+                        continue
+                    form = known
                 refusal = self.allowed(node, form)
                 if refusal is None:
                     found[root] = form
@@ -244,20 +262,37 @@ class Chooser:
 
     def _worth(self, form: Form) -> bool:
         """Whether a form is a layer at all, and another one than what stands."""
-        if form.shape.channels is None:
-            return False
-        layers = [op for op in map(self.found.ops.get, form.ops) if isinstance(op, Affine) and op.layer]
+        ops = [op for op in map(self.found.ops.get, form.ops) if isinstance(op, Affine)]
+        layers = [op for op in ops if op.layer]
         if not layers:
-            return self.force
+            return self.force and any(op.paradigm in ALONE for op in ops)
         if len(form.ops) == 1:
             return layers[0].computed
-        return True
+        return form.shape.channels is not None
+
+    def _with_channels(self, node: fx.Node, form: Form) -> Form | Refusal:
+        """A form of poolings alone on as many channels as its value has."""
+        axes = len(form.shape.axes or ())
+        count = self.found.facts.channels(node, axes) or self._channels_by_readers(node, axes)
+        if count is None:
+            return Refusal(
+                Code.CHANNELS, "how many channels this has is not known; give example_inputs", (node.name,)
+            )
+
+        def make() -> Kernel | Refusal:
+            kernel = form.kernel()
+            return kernel if isinstance(kernel, Refusal) else kernel.with_channels(count)
+
+        return Form(form.root, form.shape.with_channels(count), form.ops, make, form.layout)
+
+    def _cost(self, price: Price) -> float:
+        return price.total + FORCED * (price.layers + 2 * price.others) if self.force else price.total
 
     def _as_is(self, node: fx.Node) -> Price:
         op = self.found.ops[node]
         size = self.found.sizes.get(op.sources[0], ())
         axes = op.shape.axes if isinstance(op, Affine) else None
-        if axes is not None and len(size) != len(axes):
+        if axes and len(size) != len(axes):
             size = nominal_size(len(axes))
         form = next(iter(self.found.forms.get(node, {}).values()), None)
         channels = form.shape.out_channels if form is not None else None
@@ -267,16 +302,17 @@ class Chooser:
             channels = self._channels_by_readers(node)
         return op_price(op, size, channels)
 
-    def _channels_by_readers(self, node: fx.Node) -> int | None:
+    def _channels_by_readers(self, node: fx.Node, axes: int | None = None) -> int | None:
         for reader in self.found.reads.readers.get(node, ()):
             op = self.found.ops.get(reader)
             if isinstance(op, Affine) and op.shape.in_channels is not None:
-                return op.shape.in_channels
+                if axes is None or (op.shape.axes is not None and len(op.shape.axes) == axes):
+                    return op.shape.in_channels
         return None
 
     def _layer(self, form: Form) -> Price:
         size = self.found.sizes.get(form.root, ())
-        if form.shape.axes is not None and len(size) != len(form.shape.axes):
+        if form.shape.axes and len(size) != len(form.shape.axes):
             size = nominal_size(len(form.shape.axes))
         return layer_price(form.shape, size)
 
@@ -286,9 +322,9 @@ class Chooser:
             return 0.0
         if node not in self.best:
             op = self.found.ops[node]
-            price = self._as_is(node).total + sum(self._tree(s) for s in op.sources)
+            price = self._cost(self._as_is(node)) + sum(self._tree(s) for s in op.sources)
             for root, form in self._candidates(node).items():
-                price = min(price, self._layer(form).total + self._tree(root))
+                price = min(price, self._cost(self._layer(form)) + self._tree(root))
             self.best[node] = price
         return self.best[node]
 
@@ -311,15 +347,17 @@ class Chooser:
                         choice, best, improved = trial, price, True
             if not improved or len(island) > 200:
                 break
-        if not self._better(best, base, base) and not self.force:
+        if not self._better(best, base, base):
             self._note_dearer(island, choice)
             return []
         return self._chosen(order, wanted, choice)
 
     def _better(self, new: Price, old: Price, base: Price) -> bool:
-        excess_new = 0 if self.force else max(new.multiplications - base.multiplications, 0)
-        excess_old = 0 if self.force else max(old.multiplications - base.multiplications, 0)
-        return (excess_new, new.total) < (excess_old, old.total * (1 - 1e-9))
+        if self.force:
+            first_new, first_old = new.layers + 2 * new.others, old.layers + 2 * old.others
+        else:
+            first_new, first_old = (max(p.multiplications - base.multiplications, 0) for p in (new, old))
+        return (first_new, new.total) < (first_old, old.total * (1 - 1e-9))
 
     def _note_dearer(self, island: list[fx.Node], choice: Choice) -> None:
         for node in island:
@@ -339,14 +377,12 @@ class Chooser:
             def rest(n: fx.Node) -> float:
                 return 0.0 if n in needed else self._tree(n)
 
-            best = self._as_is(node).total + sum(map(rest, dict.fromkeys(op.sources)))
+            best = self._cost(self._as_is(node)) + sum(map(rest, dict.fromkeys(op.sources)))
             pick: fx.Node | None = None
             for root, form in self._candidates(node).items():
-                price = self._layer(form).total + rest(root)
+                price = self._cost(self._layer(form)) + rest(root)
                 if price < best:
                     best, pick = price, root
-            if self.force and pick is None and self._candidates(node):
-                pick = next(iter(self._candidates(node)))
             choice[node] = pick
             needed.update([pick] if pick is not None else op.sources)
         return choice

@@ -9,7 +9,7 @@ convolution and linear layers are also kept by themselves: a plan never raises t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from reptool.kernel import Axis, Border, Kernel
@@ -32,12 +32,14 @@ class Price:
         multiplications: those of convolution and linear layers alone.
         layers: number of convolution and linear layers.
         weights: number of their weights.
+        others: number of operations that are neither a layer nor free (a norm, a pooling, a sum, a padding).
     """
 
     total: float = 0.0
     multiplications: int = 0
     layers: int = 0
     weights: int = 0
+    others: int = 0
 
     def __add__(self, other: Price) -> Price:
         return Price(
@@ -45,6 +47,7 @@ class Price:
             self.multiplications + other.multiplications,
             self.layers + other.layers,
             self.weights + other.weights,
+            self.others + other.others,
         )
 
 
@@ -59,8 +62,8 @@ def out_size(kernel: Kernel, size: Size) -> Size:
         stride = kernel.transposed[1]
         assert isinstance(stride, tuple)
         return tuple(n * s for n, s in zip(size, stride, strict=False))
-    if kernel.axes is None:
-        return size
+    if not kernel.axes:
+        return size  # a linear layer: once at every position
     if len(size) != len(kernel.axes):
         size = nominal_size(len(kernel.axes))
     return tuple(max(a.out_size(n), 1) for a, n in zip(kernel.axes, size, strict=True))
@@ -71,7 +74,7 @@ def layer_price(kernel: Kernel, size: Size) -> Price:
     channels = kernel.channels
     if channels is None:
         return Price()
-    if kernel.axes is not None and len(size) != len(kernel.axes):
+    if kernel.axes and len(size) != len(kernel.axes):
         size = nominal_size(len(kernel.axes))
     groups = channels.groups if kernel.axes != () else 1
     taps = prod(a.kernel_size for a in kernel.axes or ())
@@ -79,12 +82,12 @@ def layer_price(kernel: Kernel, size: Size) -> Price:
     positions = prod(size) if kernel.transposed is not None else prod(out_size(kernel, size))
     macs = weights * positions
     moved = channels.in_channels * prod(size) + channels.out_channels * prod(out_size(kernel, size))
-    extra = 0.0
+    outer = 0
     if kernel.axes and kernel.transposed is None and needs_outer_padding(kernel.axes):
         padded = prod(n + a.before + a.after for a, n in zip(kernel.axes, size, strict=True))
         moved += channels.in_channels * 2 * padded
-        extra = OPERATION
-    return Price(macs + TRAFFIC * moved + weights + OPERATION + extra, macs, 1, weights)
+        outer = 1
+    return Price(macs + TRAFFIC * moved + weights + OPERATION * (1 + outer), macs, 1, weights, outer)
 
 
 def needs_outer_padding(axes: Sequence[Axis]) -> bool:
@@ -105,16 +108,17 @@ def op_price(op: Op, size: Size, channels: int | None) -> Price:
     if isinstance(op, Affine):
         if op.layer:
             own = layer_price(op.shape, size)
-            return Price(own.total + 2 * own.weights, own.multiplications, 1, own.weights) if op.computed else own
+            return own if not op.computed else replace(own, total=own.total + 2 * own.weights, others=own.others + 1)
         if op.paradigm in ("identity", "slice"):
             return Price()
         written = width * prod(out_size(op.shape, size))
-        return Price(op.cost * written + TRAFFIC * (elements + written) + OPERATION)
+        return Price(op.cost * written + TRAFFIC * (elements + written) + OPERATION, others=1)
     if isinstance(op, Sum):
-        return Price((len(op.sources) - 1) * elements + TRAFFIC * (len(op.sources) + 1) * elements + OPERATION)
+        moved = TRAFFIC * (len(op.sources) + 1) * elements
+        return Price((len(op.sources) - 1) * elements + moved + OPERATION, others=1)
     if isinstance(op, View):
         return Price()
     if isinstance(op, Fill):
-        return Price(OPERATION)
+        return Price(OPERATION, others=1)
     assert isinstance(op, Concat)
-    return Price(TRAFFIC * 2 * elements * len(op.sources) + OPERATION)
+    return Price(TRAFFIC * 2 * elements * len(op.sources) + OPERATION, others=1)

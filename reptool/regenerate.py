@@ -127,10 +127,8 @@ class Cutter:
         given = set(bound.arguments)
         bound.apply_defaults()
         guards: list[str] = []
-        own, *names = signature.parameters
-        if "self" in names or signature.parameters[own].kind is inspect.Parameter.VAR_POSITIONAL:
-            raise CannotCutError("its first parameter is not the module")
-        for name in names:
+        header = _header(signature)
+        for name in list(signature.parameters)[1:]:
             parameter, value = signature.parameters[name], bound.arguments[name]
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 if value:
@@ -143,8 +141,6 @@ class Cutter:
                 guards.append(f"    _expect({name!r}, {name}, {_literal(value, name)})")
                 continue
             self._unpack(value, self.graph.placeholder(name))
-        rest = [_parameter_text(p) for p in _with_markers([signature.parameters[n] for n in names])]
-        header = ", ".join(["self", *rest])
         return header, guards
 
     def _unpack(self, value: Any, made: Any) -> None:
@@ -324,11 +320,46 @@ def _find(module: str, qualname: str) -> Any:
 
 
 def _literal(value: Any, name: str) -> str:
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, float, str)) or value == {}:
         return repr(value)
     if isinstance(value, (tuple, list)) and all(v is None or isinstance(v, (bool, int, float, str)) for v in value):
         return repr(value)
     raise CannotCutError(f"its argument {name!r} is a {type(value).__name__}")
+
+
+def _header(signature: inspect.Signature) -> str:
+    """The parameters of a method as text; the first one becomes ``self``."""
+    own, *rest = signature.parameters.values()
+    if own.kind in (own.VAR_POSITIONAL, own.VAR_KEYWORD, own.KEYWORD_ONLY) or any(p.name == "self" for p in rest):
+        raise CannotCutError("its first parameter is not the module")
+    return ", ".join(["self", *(_parameter_text(p) for p in _with_markers(rest))])
+
+
+def guarded_method(cls: type, name: str, seen: Mapping[str, list[Any]]) -> Method | None:
+    """The method as it is, behind a check that these arguments are among those it was seen with."""
+    signature = inspect.signature(getattr(cls, name))
+    try:
+        checks = [f"    _expect({n!r}, {n}, {', '.join(dict.fromkeys(_literal(v, n) for v in vs))})" for n, vs in seen.items()]
+        header = _header(signature)
+    except CannotCutError:
+        return None
+    given = ", ".join(["self", *(_pass_on(p) for p in list(signature.parameters.values())[1:])])
+    lines = [f"def {name}({header}):", *checks, f"    return _original({given})"]
+    return Method(name, "\n".join(lines) + "\n", ())
+
+
+def sealed_method(cls: type, name: str, where: str) -> Method | None:
+    """The method as an error: it uses modules that were absorbed in another way than the forward does."""
+    try:
+        header = _header(inspect.signature(getattr(cls, name)))
+    except CannotCutError:
+        return None
+    return Method(name, f"def {name}({header}):\n    _sealed({f'{where}.{name}'!r})\n", ())
+
+
+def _pass_on(parameter: inspect.Parameter) -> str:
+    prefix = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    return f"{parameter.name}={parameter.name}" if parameter.kind is parameter.KEYWORD_ONLY else prefix + parameter.name
 
 
 def _with_markers(parameters: list[inspect.Parameter]) -> list[inspect.Parameter | None]:
@@ -367,9 +398,18 @@ def check_rewritable(function: Callable[..., Any]) -> None:
 
 
 # --- delivered classes ----------------------------------------------------------------------------------------------
-def _expect(name: str, value: Any, traced: Any) -> None:
-    """The guard of a regenerated method: an argument it was specialized for."""
-    if torch.is_tensor(value) or value != traced:
+def _sealed(where: str) -> None:
+    """The body of a method that deploying left without its parts."""
+    raise SpecializedError(
+        f"{where} uses layers one by one that deploy() fused, which would give other values; exclude them "
+        "(deploy(model, exclude=...)), or call it on the original model"
+    )
+
+
+def _expect(name: str, value: Any, *seen: Any) -> None:
+    """The guard of a deployed method: an argument it was specialized for."""
+    if torch.is_tensor(value) or value not in seen:
+        traced = seen[0]
         shown = f"a tensor of shape {tuple(value.shape)}" if torch.is_tensor(value) else repr(value)
         raise SpecializedError(
             f"this method was deployed for {name}={traced!r} and called with {name}={shown}; deploy the model with "
@@ -419,7 +459,7 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
     body |= {n: _is_converted for n in CONVERTED if body and inspect.isfunction(getattr(cls, n, None))}
     for method in methods:
         scope = {name: _find(module, qualname) for name, module, qualname in method.names}
-        scope.update(_BUILTIN_NAMES, _expect=_expect)
+        scope.update(_BUILTIN_NAMES, _expect=_expect, _sealed=_sealed, _original=getattr(cls, method.name))
         exec(compile(method.source, f"<reptool {cls.__name__}.{method.name}>", "exec"), scope)
         function = scope[method.name]
         original = getattr(cls, method.name)

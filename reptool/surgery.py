@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert, metadata_read, name_of
 from reptool.capture import Event, Trace
+from reptool.forms import Form
 from reptool.lower import Geometry, Place, geometry, geometry_of
 from reptool.ops import Affine, Concat, Op, Sum, View
 from reptool.plan import Analysis, Region
@@ -71,8 +72,10 @@ class Surgery:
 class Surgeon:
     """Finds the places, checks ownership and writes the methods of one trace."""
 
-    def __init__(self, trace: Trace, found: Analysis, hooked: set[str], tied: dict[str, set[str]]) -> None:
-        self.trace, self.found, self.hooked, self.tied = trace, found, hooked, tied
+    def __init__(
+        self, trace: Trace, found: Analysis, hooked: set[str], tied: dict[str, set[str]], held: set[str]
+    ) -> None:
+        self.trace, self.found, self.hooked, self.tied, self.held = trace, found, hooked, tied, held
         self.reads = found.reads
         self.calls: dict[str, list[fx.Node | Event]] = {}
         self._collect(trace.top)
@@ -103,7 +106,7 @@ class Surgeon:
         best: tuple[int, Site] | None = None
         position = self.reads.position
         last: Refusal | None = None
-        for carrier in sorted((n for n in ops if _is_layer(self.found.ops[n])), key=position.__getitem__):
+        for carrier in sorted(self._carriers(ops), key=position.__getitem__):
             found = self._at(region, carrier, shape)
             if isinstance(found, Refusal):
                 last = last or found
@@ -118,6 +121,11 @@ class Surgeon:
         site = best[1]
         taint = self._taint(site)
         return taint if taint is not None else site
+
+    def _carriers(self, ops: Iterable[fx.Node]) -> list[fx.Node]:
+        """The region's layers; where there are none (a norm or a pooling by itself) its modules."""
+        layers = [n for n in ops if _is_layer(self.found.ops[n])]
+        return layers or [n for n in ops if n.op == "call_module" and self.found.ops[n].owners]
 
     @staticmethod
     def _rank(site: Site) -> int:
@@ -137,6 +145,9 @@ class Surgeon:
     def _at(self, region: Region, carrier: fx.Node, shape: Geometry) -> Site | Refusal:
         way = self._way(region, carrier)
         dead = [n for n in region.form.ops if n not in way and n is not carrier]
+        position = self.reads.position
+        if any(isinstance(self.found.ops[n], View) and position[n] < position[carrier] for n in way):
+            return Refusal(Code.LAYOUT, "the axes are rearranged in front of this layer", (carrier.name,))
         site = Site(region, carrier, None, shape, False, way, dead)
         written = self._written(region, way, carrier)
         if written is not None:
@@ -147,14 +158,24 @@ class Surgeon:
             reuse = geometry_of(module) == shape and _plain_forward(module)
             if not path and not reuse:
                 return Refusal(Code.METHOD, "the model itself is this layer", (carrier.name,))
-            weight = _any_weight(module)
-            return replace(site, slot=path, reuse=reuse, place=Place.of(weight))
+            return replace(site, slot=path, reuse=reuse, place=Place.of(self._weight_near(path)))
         event = self._whole_event(site)
         if event is not None and shape.kind != "transposed" and _weight_of(carrier, self.found) is not None:
             weight = _weight_of(carrier, self.found)
             assert weight is not None
             return replace(site, slot=event.path, event=event, place=Place.of(weight))
         return self._functional(site)
+
+    def _weight_near(self, path: str) -> Tensor:
+        """A tensor of the dtype and device that a layer at `path` is to have: its own, or the nearest around it."""
+        while True:
+            module = self.modules[path]
+            for tensor in (*module.parameters(), *module.buffers()):
+                if tensor.is_floating_point():
+                    return tensor
+            if not path:
+                return torch.zeros(())
+            path = path.rpartition(".")[0]
 
     def _functional(self, site: Site) -> Site | Refusal:
         """A functional layer keeps its call; weight and bias become plain parameters of the module they came from."""
@@ -293,7 +314,7 @@ class Surgeon:
                 return Refusal(Code.READ_ELSEWHERE, "an absorbed layer's output is still read elsewhere", (node.name,))
             if not op.owners and node in live and node not in site.onpath:
                 continue
-            if node in live and node in site.onpath and not _is_plain_identity(op, node):
+            if node in live and node in site.onpath and not is_plain_identity(op, node):
                 return Refusal(Code.READ_ELSEWHERE, "an absorbed value is still read elsewhere", (node.name,))
             last = max(absorbed[node], key=lambda s: self.reads.position[s.region.value])
             if len(absorbed[node]) > 1 and last is site and any(other.carrier is node for other in absorbed[node]):
@@ -343,6 +364,10 @@ class Surgeon:
         slotted = owner == site.slot or (site.event is not None and owner.startswith(f"{site.slot}."))
         if owner in self.hooked:
             return Refusal(Code.HOOK, f"{owner!r} has hooks that would see other values", (node.name,))
+        if owner in self.held and node.op == "call_module" and not (slotted and site.reuse):
+            return Refusal(
+                Code.SHARED, f"{owner!r} is also kept in a plain attribute, which would keep the old one", (node.name,)
+            )
         users: list[fx.Node] = []
         for call in self.calls.get(owner, ()):
             if isinstance(call, fx.Node):
@@ -400,12 +425,15 @@ class Surgeon:
         return out
 
     def _signature(self, site: Site) -> object:
-        position = self.reads.position
-        ops = sorted(site.region.form.ops, key=position.__getitem__)
-        return (
-            site.slot, site.shape,
-            tuple((self.found.ops[n].owners, name_of(n), self.found.ops[n].paradigm) for n in ops),
-        )  # fmt: skip
+        return site.slot, site.shape, self.pattern(self.ordered(site.region.form))
+
+    def ordered(self, form: Form) -> list[fx.Node]:
+        """The operations of a form in the order in which they run."""
+        return sorted(form.ops, key=self.reads.position.__getitem__)
+
+    def pattern(self, ops: list[fx.Node]) -> object:
+        """What operations do and whose values they use, whatever the nodes are called."""
+        return tuple((self.found.ops[n].owners, name_of(n), self.found.ops[n].paradigm) for n in ops)
 
     def _taint(self, site: Site) -> Refusal | None:
         """Whether the code around the region asked something that another input might answer otherwise."""
@@ -558,7 +586,7 @@ class Surgeon:
             elif item in edits.dead or item in edits.layers:
                 touched.append(item)
             elif item in edits.bypass and not (item.op == "call_module"):
-                if not _is_plain_identity(self.found.ops[item], item):
+                if not is_plain_identity(self.found.ops[item], item):
                     touched.append(item)
         if touched:
             self._regenerate(event, edits, surgery, blame, problems, touched)
@@ -658,7 +686,7 @@ def _is_layer(op: Op) -> bool:
     return isinstance(op, Affine) and op.layer
 
 
-def _is_plain_identity(op: Op, node: fx.Node) -> bool:
+def is_plain_identity(op: Op, node: fx.Node) -> bool:
     """An operation that hands its input on as it is: it may stay where it stands."""
     return isinstance(op, Affine) and op.paradigm == "identity" and not op.owners
 
@@ -679,10 +707,6 @@ def _plain_forward(module: nn.Module) -> bool:
         nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward,
         nn.ConvTranspose1d.forward, nn.ConvTranspose2d.forward, nn.ConvTranspose3d.forward,
     }  # fmt: skip
-
-
-def _any_weight(module: nn.Module) -> Tensor:
-    return next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
 
 
 def _weight_argument(node: fx.Node) -> fx.Node | None:

@@ -1,0 +1,485 @@
+"""Wiring: other code that can reach the modules a surgery changes, and whether it uses them the same way.
+
+A fused layer means "convolution, then norm" only for code that runs the convolution and then the norm. The trace shows
+one way through the model; this file looks for the others: methods that were not called, the same method with other
+flags, and code that could not be followed. Where the code names a changed module it is run on symbolic values too and
+must show the same regions; where that cannot be shown, a method raises, a flag is guarded, or the region is given up.
+"""
+
+from __future__ import annotations
+
+import copy
+import dis
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reptool.capture import Event, Input, Recorder, Trace, own_methods, stock_forward
+from reptool.facts import Facts
+from reptool.lower import geometry
+from reptool.ops import View
+from reptool.plan import Region, analyse
+from reptool.price import Price
+from reptool.reads import resolve
+from reptool.refusal import Code, Refusal
+from reptool.regenerate import CONVERSIONS, CannotCutError, Method, guarded_method, sealed_method
+from reptool.surgery import Site, Surgeon, Surgery, is_plain_identity
+
+_NOT_DATA = ("init", "load", "save", "reset", "set_", "make", "build", "freeze", "unfreeze", "train", "export", "log_")
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_WALKS = {"children", "named_children", "modules", "named_modules", "_modules", "get_submodule", "getattr", "named"}
+
+
+@dataclass
+class Loads:
+    """Attribute names a function reads.
+
+    Args:
+        own: read directly from its first parameter.
+        other: read from anything else.
+        values: read for more than calling them at once.
+        nested: how many loops and subscripts the function has.
+        calls: every global and attribute name.
+    """
+
+    own: set[str] = field(default_factory=set)
+    other: set[str] = field(default_factory=set)
+    values: set[str] = field(default_factory=set)
+    nested: int = 0
+    calls: set[str] = field(default_factory=set)
+
+
+def loads(function: Callable[..., Any]) -> Loads:
+    """The attribute names that a function, its inner functions included, reads."""
+    out = Loads()
+    code = getattr(function, "__code__", None)
+    stack = [code] if code is not None else []
+    own = code.co_varnames[0] if code is not None and code.co_argcount else ""
+    while stack:
+        code = stack.pop()
+        stack += [c for c in code.co_consts if inspect.iscode(c)]
+        previous: dis.Instruction | None = None
+        for i in dis.get_instructions(code):
+            if i.opname in ("GET_ITER", "BINARY_SUBSCR", "BINARY_SLICE") or (
+                i.opname == "BINARY_OP" and i.argrepr == "[]"
+            ):
+                out.nested += 1
+            if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                out.calls.add(str(i.argval))
+            if i.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
+                name = str(i.argval)
+                out.calls.add(name)
+                direct = previous is not None and previous.opname.startswith("LOAD_") and previous.argval == own
+                (out.own if direct else out.other).add(name)
+                if not _calls(i):
+                    out.values.add(name)
+            if i.opname not in ("CACHE", "PUSH_NULL", "EXTENDED_ARG"):
+                previous = i
+    return out
+
+
+def _calls(instruction: dis.Instruction) -> bool:
+    """Whether an attribute is read to be called at once (Python 3.12 and newer say so in the lowest bit)."""
+    if instruction.opname == "LOAD_METHOD":
+        return True
+    return sys.version_info >= (3, 12) and instruction.opname == "LOAD_ATTR" and bool((instruction.arg or 0) & 1)
+
+
+def functions_of(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The user's plain functions of a class that may take data: name and function."""
+    seen: set[str] = set()
+    for klass in cls.__mro__:
+        if klass is nn.Module or (klass.__module__ or "").startswith("torch."):
+            continue
+        for name, value in vars(klass).items():
+            if name in seen:
+                continue
+            seen.add(name)
+            if inspect.isfunction(value) and name != "forward" and _takes_data(name, value):
+                yield name, value
+
+
+def _takes_data(name: str, function: Callable[..., Any]) -> bool:
+    if name.startswith("__") or name in CONVERSIONS or hasattr(nn.Module, name):
+        return False
+    if name.lstrip("_").startswith(_NOT_DATA):
+        return False
+    return len(inspect.signature(function).parameters) > 1
+
+
+@dataclass
+class Found:
+    """What other code asks of a surgery.
+
+    Args:
+        problems: regions that must be given up.
+        methods: module path -> methods that now check their flags or raise.
+    """
+
+    problems: dict[Region, Refusal] = field(default_factory=dict)
+    methods: dict[str, dict[str, Method]] = field(default_factory=dict)
+
+
+class Wiring:
+    """Checks one unit's surgery against all code that reaches its modules.
+
+    Args:
+        surgeon: of the unit.
+        ancestors: full path -> module for everything above the unit's root.
+        untraced: full paths of modules whose forward could not be followed.
+        values: whether values may be looked at.
+    """
+
+    def __init__(
+        self, surgeon: Surgeon, ancestors: Mapping[str, nn.Module], untraced: Iterable[str], values: bool
+    ) -> None:
+        self.surgeon, self.ancestors, self.values = surgeon, ancestors, values
+        self.trace = surgeon.trace
+        self.prefix = f"{self.trace.prefix}." if self.trace.prefix else ""
+        self.untraced = {p for p in untraced}
+        self.copy: nn.Module | None = None
+        self._loads: dict[Any, Loads] = {}
+        self._seen: dict[Any, bool] = {}
+
+    def check(self, surgery: Surgery) -> Found:
+        """What is to be done about other code before this surgery is right."""
+        found = Found()
+        if not surgery.sites:
+            return found
+        state = _Changed(surgery, self.surgeon)
+        self._opaque(state, found)
+        if found.problems:
+            return found
+        self._methods(state, surgery, found)
+        self._flags(state, surgery, found)
+        return found
+
+    # --- reach
+    def _loads_of(self, cls: type, name: str) -> Loads:
+        """Names read by a method and the methods of its class that it calls."""
+        key = (cls, name)
+        if key not in self._loads:
+            whole = Loads()
+            queue, seen = [name], {name}
+            while queue:
+                function = inspect.getattr_static(cls, queue.pop(), None)
+                if isinstance(function, property):
+                    function = function.fget
+                if not inspect.isfunction(function):
+                    continue
+                one = loads(function)
+                whole.own |= one.own
+                whole.other |= one.other
+                whole.values |= one.values
+                whole.calls |= one.calls
+                whole.nested += one.nested
+                for called in one.own - seen:
+                    if inspect.getattr_static(cls, called, None) is not None and not hasattr(nn.Module, called):
+                        seen.add(called)
+                        queue.append(called)
+            self._loads[key] = whole
+        return self._loads[key]
+
+    def _reached(self, state: _Changed, at: str, module: nn.Module, read: Loads) -> list[Site]:
+        """Sites whose modules the code of the module at `at` may use one by one (`at` relative, "" the root)."""
+        lead = f"{at}." if at else ""
+        return [s for s, paths in state.paths.items() if any(_names(p, lead, state, read) for p in paths)]
+
+    # --- code that could not be followed
+    def _opaque(self, state: _Changed, found: Found) -> None:
+        above = [(p, m) for p, m in self.ancestors.items() if p != self.trace.prefix]
+        for path, module in above:
+            names = ["forward", *(n for n, _ in functions_of(type(module)))]
+            inside = self.trace.prefix[len(path) :].lstrip(".")
+            for name in names:
+                read = self._loads_of(type(module), name)
+                for site, paths in state.paths.items():
+                    if any(_names(f"{inside}.{p}" if p else inside, "", state, read, inside) for p in paths):
+                        found.problems[site.region] = _unfollowed(site, path, name)
+        for full in self.untraced:
+            if not full.startswith(self.prefix) or full == self.trace.prefix:
+                continue
+            path = full[len(self.prefix) :]
+            module = self.surgeon.modules.get(path)
+            if module is None:
+                continue
+            read = self._loads_of(type(module), "forward")
+            for site in self._reached(state, path, module, read):
+                found.problems[site.region] = _unfollowed(site, full, "forward")
+
+    # --- methods that were not called
+    def _methods(self, state: _Changed, surgery: Surgery, found: Found) -> None:
+        called = {(e.path, e.method) for e in _events(self.trace.top)}
+        for path, module in self.surgeon.modules.items():
+            if path in state.gone or not any(p.startswith(f"{path}.") if path else p for p in state.all):
+                continue
+            names = [n for n, _ in functions_of(type(module))]
+            if not stock_forward(module):
+                names.append("forward")
+            for name in names:
+                if (path, name) in called or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+                    continue
+                if name == "forward" and type(module).forward is nn.Module.forward:
+                    continue
+                sequential = type(module).forward is nn.Sequential.forward and name == "forward"
+                sites = (
+                    [s for s, paths in state.paths.items() if any(p.startswith(f"{path}.") for p in paths)]
+                    if sequential
+                    else self._reached(state, path, module, self._loads_of(type(module), name))
+                )
+                if sites and not self._same(state, path, name, {}):
+                    method = sealed_method(type(module), name, path or "<root>")
+                    if method is not None:
+                        found.methods.setdefault(path, {})[name] = method
+
+    # --- the same method with other flags
+    def _flags(self, state: _Changed, surgery: Surgery, found: Found) -> None:
+        events: dict[tuple[str, str], list[Event]] = {}
+        for event in _events(self.trace.top):
+            events.setdefault((event.path, event.method), []).append(event)
+        for (path, name), calls in events.items():
+            module = calls[0].module
+            function = inspect.getattr_static(type(module), name, None)
+            if not inspect.isfunction(function) or path in state.gone or stock_forward(module):
+                continue
+            if name in surgery.methods.get(path, {}):
+                continue  # it is written anew, for the flags it was seen with
+            flags = _flags_of(function, calls)
+            if not flags:
+                continue
+            sites = self._reached(state, path, module, self._loads_of(type(module), name))
+            if not sites:
+                continue
+            kinds = {n: p.kind for n, p in inspect.signature(function).parameters.items()}
+            base = {f: s[0] for f, s in flags.items() if kinds[f] not in _VARIADIC}
+            bad = {f: s for f, s in flags.items() if f not in base or not self._harmless(state, path, name, base, f)}
+            if not bad:
+                continue
+            assumed = not self.trace.shown and any(e.parent is None for e in calls)
+            method = None if assumed else guarded_method(type(module), name, bad)
+            if method is not None:
+                found.methods.setdefault(path, {})[name] = method
+                continue
+            for site in sites:
+                found.problems[site.region] = Refusal(
+                    Code.SPECIALIZED,
+                    f"{path or '<root>'}.{name} may run other code with another {sorted(bad)[0]!r}; "
+                    "give example_inputs that show how it is called",
+                    (site.region.value.name,),
+                )
+
+    def _harmless(self, state: _Changed, path: str, name: str, base: dict[str, Any], flag: str) -> bool:
+        """Whether the method shows the same regions whatever the flag."""
+        value = base[flag]
+        if type(value) is bool:
+            return self._same(state, path, name, {**base, flag: not value})
+        if value is None:
+            return all(self._same(state, path, name, {**base, flag: v}) for v in (Input(flag), True))
+        return False
+
+    # --- one run
+    def _same(self, state: _Changed, path: str, name: str, flags: dict[str, Any]) -> bool:
+        key = (path, name, tuple((k, repr(v)) for k, v in flags.items()), frozenset(state.open), frozenset(state.all))
+        if key not in self._seen:
+            traced = self._run(state, path, name, flags)
+            self._seen[key] = traced is not None and self._consistent(state, *traced)
+        return self._seen[key]
+
+    def _run(self, state: _Changed, path: str, name: str, flags: dict[str, Any]) -> tuple[Recorder, Trace] | None:
+        root = self._own()
+        module = root.get_submodule(path)
+        signature = inspect.signature(getattr(type(module), name))
+        args: list[Any] = []
+        kwargs: dict[str, Any] = dict(flags)
+        for parameter in list(signature.parameters.values())[1:]:
+            if parameter.name in flags:
+                if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                    args.append(kwargs.pop(parameter.name))
+                continue
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                args += [] if args else [Input(parameter.name)]
+            elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
+                if parameter.kind is parameter.KEYWORD_ONLY:
+                    kwargs[parameter.name] = Input(parameter.name)
+                else:
+                    args.append(Input(parameter.name))
+            elif not args and not kwargs and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                args.append(Input(parameter.name))
+        recorder = Recorder(root, self.trace.prefix)
+        recorder.closed = state.closed
+        try:
+            return recorder, recorder.run(tuple(args), kwargs, path, name)
+        except Exception:
+            return None
+
+    def _own(self) -> nn.Module:
+        """A copy that shares nothing: what is run here cannot change the user's weights."""
+        if self.copy is None:
+            memo: dict[int, Any] = {}
+            for module in self.trace.root.modules():
+                for value in vars(module).values():
+                    if isinstance(value, Tensor) and not value.is_leaf:
+                        memo[id(value)] = value.detach().clone()
+            self.copy = copy.deepcopy(self.trace.root, memo)
+        return self.copy
+
+    def _consistent(self, state: _Changed, recorder: Recorder, trace: Trace) -> bool:
+        """Whether a run shows the changed modules in nothing but the fused regions."""
+        if any(e.questions for e in _events(trace.top)) or set(trace.opaque) & state.open:
+            return False
+        reads = resolve(trace.graph)
+        found = analyse(trace.graph, reads, Facts(recorder, reads, {}), {}, trace.escaped, self.values)
+        surgeon = Surgeon(trace, found, self.surgeon.hooked, self.surgeon.tied, self.surgeon.held)
+        touched: set[fx.Node] = set()
+        for node in trace.graph.nodes:
+            target = str(node.target)
+            if node.op == "call_module" and target in state.all:
+                touched |= set(surgeon._const_users(node)) if node.meta["const"] else {node}
+            elif node.op == "get_attr" and (target.rpartition(".")[0] in state.all or target in state.tensors):
+                touched |= set(surgeon._const_users(node))
+        sites = list(self._instances(state, surgeon))
+        covered = {n for s in sites for n in s.region.form.ops}
+        return touched <= covered and not surgeon.check(sites)
+
+    def _instances(self, state: _Changed, surgeon: Surgeon) -> Iterator[Site]:
+        """The fused regions as they appear in another run."""
+        for value, forms in surgeon.found.forms.items():
+            for form in forms.values():
+                ops = surgeon.ordered(form)
+                known = state.patterns.get(surgeon.pattern(ops))
+                if known is None:
+                    continue
+                shape = geometry(form.shape)
+                if isinstance(shape, Refusal) or shape != known.shape:
+                    continue
+                index = self.surgeon.ordered(known.region.form).index(known.carrier)
+                site = surgeon._at(Region(value, form, Price(), Price()), ops[index], shape)
+                if isinstance(site, Refusal) or site.slot != known.slot:
+                    continue
+                if all(self._stays(n, surgeon, state) for n in ops):
+                    yield site
+
+    def _stays(self, node: fx.Node, surgeon: Surgeon, state: _Changed) -> bool:
+        """Whether the surgery also reaches this operation when it is run by other code."""
+        op = surgeon.found.ops[node]
+        if node.op == "call_module" or isinstance(op, View) or is_plain_identity(op, node):
+            return True
+        return any((e.path, e.method) in state.rewritten for e in node.meta["event"].ancestors() if e.parent is not None)
+
+
+class _Changed:
+    """What a surgery changes, by path."""
+
+    def __init__(self, surgery: Surgery, surgeon: Surgeon) -> None:
+        self.paths: dict[Site, set[str]] = {}
+        self.tensors = set(surgery.dropped)
+        self.gone = set(surgery.identities) | {s.slot for s in surgery.sites if s.slot is not None}
+        self.rewritten = {(p, m) for p, ms in surgery.methods.items() for m in ms}
+        self.rewritten |= {(p, "forward") for p in self.gone}
+        self.patterns: dict[object, Site] = {}
+        self.open: set[str] = set()
+        self.kinds: dict[str, str] = {}
+        for site in surgery.sites:
+            paths: set[str] = set()
+            nodes = list(site.region.form.ops)
+            above = [{e.path for e in n.meta["event"].ancestors() if e.method == "forward" and e.path} for n in nodes]
+            for node, events in zip(nodes, above, strict=True):
+                if node.op == "call_module" and surgeon.found.ops[node].owners:
+                    paths.add(str(node.target))
+                paths |= events & self.gone
+            if site.slot is None:
+                self.tensors |= {f"{site.owner}.{n}" if site.owner else n for n in site.names if n}
+                paths |= {t for t in self.tensors if t.rpartition(".")[0] == site.owner}
+            else:
+                paths.add(site.slot)
+            self.paths[site] = paths
+            self.patterns[surgeon.pattern(surgeon.ordered(site.region.form))] = site
+            for path in paths:
+                parent = path.rpartition(".")[0]
+                while parent:
+                    if not all(parent in events for events in above):
+                        self.open.add(parent)
+                    parent = parent.rpartition(".")[0]
+        self.all = {p for paths in self.paths.values() for p in paths} | self.gone
+        self.open |= self.gone | {""}
+        for path, calls in surgeon.calls.items():
+            outs = [c.output for c in calls if isinstance(c, Event) and c.method == "forward"]
+            tensor = bool(outs) and all(isinstance(o, fx.Node) and o.meta.get("kind") == "tensor" for o in outs)
+            self.kinds[path] = "tensor" if tensor else "unknown"
+
+    def closed(self, path: str) -> str:
+        """The kind of value a module gives whose inside other code may run as a whole; '' where it must be opened."""
+        return "" if path in self.open else self.kinds.get(path, "unknown")
+
+
+# --- small questions ------------------------------------------------------------------------------------------------
+def _names(path: str, lead: str, state: _Changed, read: Loads, prefix: str = "") -> bool:
+    """Whether code of the module at `lead` that reads these names may use the module at `path` by itself."""
+    if not path.startswith(lead):
+        return False
+    parts = path[len(lead) :].split(".")
+    last = parts[-1]
+    inner = [".".join(parts[: i + 1]) for i in range(len(parts) - 1)]
+    shut = [p for p in inner if _is_shut(lead + p, state, prefix)]
+    if not last.isdigit():
+        if len(parts) == 1:
+            return last in read.own or last in read.other or bool(_WALKS & read.calls)
+        return last in read.other
+    named = [p for p in parts if not p.isdigit()]
+    if not named:
+        return read.nested > 0 or bool(_WALKS & read.calls)
+    holder = named[-1]
+    if not shut:
+        return holder in read.own or holder in read.other
+    if shut[-1].rpartition(".")[2].isdigit():
+        return holder in read.values and read.nested >= 2
+    return holder in read.values
+
+
+def _is_shut(path: str, state: _Changed, prefix: str) -> bool:
+    if prefix:
+        if path == prefix or prefix.startswith(f"{path}."):
+            return path == prefix
+        path = path[len(prefix) + 1 :]
+    return path not in state.open
+
+
+def _unfollowed(site: Site, path: str, name: str) -> Refusal:
+    return Refusal(
+        Code.UNTRACEABLE,
+        f"{path or '<root>'}.{name} could not be followed and may use the modules of this region one by one",
+        (site.region.value.name,),
+    )
+
+
+def _events(event: Event) -> Iterator[Event]:
+    yield event
+    for item in event.items:
+        if isinstance(item, Event):
+            yield from _events(item)
+
+
+def _flags_of(function: Callable[..., Any], calls: list[Event]) -> dict[str, list[Any]]:
+    """Parameters that were given constants, with what was seen."""
+    from reptool.capture import nodes_in
+
+    signature = inspect.signature(function)
+    code = function.__code__  # type: ignore[attr-defined]
+    read = {i.argval for i in dis.get_instructions(code) if i.opname.startswith("LOAD_")}
+    read |= {name for value in read if isinstance(value, tuple) for name in value}
+    out: dict[str, list[Any]] = {}
+    for event in calls:
+        try:
+            bound = signature.bind(event.module, *event.args, **event.kwargs)
+        except TypeError:
+            continue
+        bound.apply_defaults()
+        for name in list(signature.parameters)[1:]:
+            if name in read and not any(True for _ in nodes_in(bound.arguments[name])):
+                out.setdefault(name, []).append(bound.arguments[name])
+    return {n: v for n, v in out.items() if len(v) == len(calls)}
