@@ -376,7 +376,7 @@ class Recorder:
         ]
 
     def _unregistered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A module that nobody registered: a slice of a Sequential is its modules in order, others are one operation."""
+        """A module that nobody registered: a slice of a Sequential is its modules in order, others are one node."""
         if type(module).forward is nn.Sequential.forward and not _foreign_hooks(module) and len(args) == 1:
             (value,) = args
             for inner in module._modules.values():
@@ -456,7 +456,7 @@ class Recorder:
 
     # --- the whole run
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = "", method: str = "forward") -> Trace:
-        """Trace the root's forward (or a method of the module at `path`) on `args` and `kwargs` with `Input`s inside."""
+        """Trace the root's forward (or a method of the one at `path`) on `args` and `kwargs`, which hold `Input`s."""
         module = self.root.get_submodule(path)
         top = Event(module, path, method, None)
         self.stack = [top]

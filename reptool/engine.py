@@ -308,9 +308,9 @@ def _largest(problems: dict[Region, Refusal], found: Analysis) -> dict[Region, R
     Regions are in each other's way where they hold the same operation or the same module or tensor.
     """
     out: dict[Region, Refusal] = {}
-    taken: set[fx.Node | str] = set()
+    taken: set[object] = set()
     for region in sorted(problems, key=lambda r: -len(r.form.ops)):
-        held = {*region.form.ops, *(o for n in region.form.ops for o in found.ops[n].owners)}
+        held: set[object] = {*region.form.ops, *(o for n in region.form.ops for o in found.ops[n].owners)}
         if not taken & held:
             out[region] = problems[region]
         taken |= held

@@ -339,7 +339,8 @@ def guarded_method(cls: type, name: str, seen: Mapping[str, list[Any]]) -> Metho
     """The method as it is, behind a check that these arguments are among those it was seen with."""
     signature = inspect.signature(getattr(cls, name))
     try:
-        checks = [f"    _expect({n!r}, {n}, {', '.join(dict.fromkeys(_literal(v, n) for v in vs))})" for n, vs in seen.items()]
+        known = {n: ", ".join(dict.fromkeys(_literal(v, n) for v in values)) for n, values in seen.items()}
+        checks = [f"    _expect({n!r}, {n}, {values})" for n, values in known.items()]
         header = _header(signature)
     except CannotCutError:
         return None

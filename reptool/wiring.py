@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from reptool.capture import Event, Input, Recorder, Trace, own_methods, stock_forward
+from reptool.capture import Event, Input, Recorder, Trace, stock_forward
 from reptool.facts import Facts
 from reptool.lower import geometry
 from reptool.ops import View
@@ -27,7 +26,7 @@ from reptool.plan import Region, analyse
 from reptool.price import Price
 from reptool.reads import resolve
 from reptool.refusal import Code, Refusal
-from reptool.regenerate import CONVERSIONS, CannotCutError, Method, guarded_method, sealed_method
+from reptool.regenerate import CONVERSIONS, Method, guarded_method, sealed_method
 from reptool.surgery import Site, Surgeon, Surgery, is_plain_identity
 
 _NOT_DATA = ("init", "load", "save", "reset", "set_", "make", "build", "freeze", "unfreeze", "train", "export", "log_")
@@ -141,7 +140,7 @@ class Wiring:
         self.surgeon, self.ancestors, self.values = surgeon, ancestors, values
         self.trace = surgeon.trace
         self.prefix = f"{self.trace.prefix}." if self.trace.prefix else ""
-        self.untraced = {p for p in untraced}
+        self.untraced = set(untraced)
         self.copy: nn.Module | None = None
         self._loads: dict[Any, Loads] = {}
         self._seen: dict[Any, bool] = {}
@@ -185,7 +184,7 @@ class Wiring:
             self._loads[key] = whole
         return self._loads[key]
 
-    def _reached(self, state: _Changed, at: str, module: nn.Module, read: Loads) -> list[Site]:
+    def _reached(self, state: _Changed, at: str, read: Loads) -> list[Site]:
         """Sites whose modules the code of the module at `at` may use one by one (`at` relative, "" the root)."""
         lead = f"{at}." if at else ""
         return [s for s, paths in state.paths.items() if any(_names(p, lead, state, read) for p in paths)]
@@ -205,11 +204,11 @@ class Wiring:
             if not full.startswith(self.prefix) or full == self.trace.prefix:
                 continue
             path = full[len(self.prefix) :]
-            module = self.surgeon.modules.get(path)
-            if module is None:
+            inner = self.surgeon.modules.get(path)
+            if inner is None:
                 continue
-            read = self._loads_of(type(module), "forward")
-            for site in self._reached(state, path, module, read):
+            read = self._loads_of(type(inner), "forward")
+            for site in self._reached(state, path, read):
                 found.problems[site.region] = _unfollowed(site, full, "forward")
 
     # --- methods that were not called
@@ -230,7 +229,7 @@ class Wiring:
                 sites = (
                     [s for s, paths in state.paths.items() if any(p.startswith(f"{path}.") for p in paths)]
                     if sequential
-                    else self._reached(state, path, module, self._loads_of(type(module), name))
+                    else self._reached(state, path, self._loads_of(type(module), name))
                 )
                 if sites and not self._same(state, path, name, {}):
                     method = sealed_method(type(module), name, path or "<root>")
@@ -252,7 +251,7 @@ class Wiring:
             flags = _flags_of(function, calls)
             if not flags:
                 continue
-            sites = self._reached(state, path, module, self._loads_of(type(module), name))
+            sites = self._reached(state, path, self._loads_of(type(module), name))
             if not sites:
                 continue
             kinds = {n: p.kind for n, p in inspect.signature(function).parameters.items()}
@@ -308,7 +307,7 @@ class Wiring:
                     kwargs[parameter.name] = Input(parameter.name)
                 else:
                     args.append(Input(parameter.name))
-            elif not args and not kwargs and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            elif not args and not kwargs and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
                 args.append(Input(parameter.name))
         recorder = Recorder(root, self.trace.prefix)
         recorder.closed = state.closed
@@ -369,7 +368,8 @@ class Wiring:
         op = surgeon.found.ops[node]
         if node.op == "call_module" or isinstance(op, View) or is_plain_identity(op, node):
             return True
-        return any((e.path, e.method) in state.rewritten for e in node.meta["event"].ancestors() if e.parent is not None)
+        event: Event = node.meta["event"]
+        return any((e.path, e.method) in state.rewritten for e in event.ancestors() if e.parent is not None)
 
 
 class _Changed:
@@ -469,7 +469,7 @@ def _flags_of(function: Callable[..., Any], calls: list[Event]) -> dict[str, lis
     from reptool.capture import nodes_in
 
     signature = inspect.signature(function)
-    code = function.__code__  # type: ignore[attr-defined]
+    code = function.__code__
     read = {i.argval for i in dis.get_instructions(code) if i.opname.startswith("LOAD_")}
     read |= {name for value in read if isinstance(value, tuple) for name in value}
     out: dict[str, list[Any]] = {}

@@ -64,7 +64,7 @@ def structure_of(model: nn.Module, example_inputs: Any = None) -> Structure:
 
 def _used(model: nn.Module, plan: Plan) -> dict[str, str]:
     """Convolutions with hooks, shared weights, or weights that other code reads."""
-    tied, hooked = ownership(model)
+    owned = ownership(model)
     used: dict[str, str] = {}
     for unit in plan.units:
         for node in unit.trace.graph.nodes:
@@ -72,9 +72,9 @@ def _used(model: nn.Module, plan: Plan) -> dict[str, str]:
             path = ".".join(p for p in (unit.prefix, owner) if p)
             if node.op == "get_attr" and isinstance(_get(model, path), CONVS):
                 used[path] = f"the model's code reads its {name} itself"
-    for path in hooked:
+    for path in owned.hooked:
         used[path] = "it has hooks"
-    for path, others in tied.items():
+    for path, others in owned.tied.items():
         used[path] = f"its parameters are shared with {', '.join(sorted(others))}"
     return used
 
