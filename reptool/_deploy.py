@@ -90,27 +90,30 @@ def deploy(
     )
     """
     check_model(model)
-    if any(p.is_meta for p in model.parameters()):
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise UnsupportedModelError(
             "the model is on the meta device; materialize its weights first (explain() works on meta)"
         )
+    if inplace and flatten:
+        raise InputError("flatten=True returns another module, inplace=True changes the one given; choose one of them")
     model, args, kwargs, options = _prepared(model, example_inputs, rules, force, include, exclude)
     needed = _required(require)
-    reference = _reference(model, args, kwargs) if verify and args is not None else None
-    plan = make_plan(model, args, kwargs, options, values=True)
+    reference = None if args is None else _reference(model, args, kwargs, verify)
+    plan = make_plan(model, args, kwargs, options, values=True, cast=True)
     measured = {unit.prefix: _measure(unit, verify) for unit in plan.units}
     report = _report(model, plan, measured)
     _check_requirements(report, needed)
-    target = model if inplace else full_copy(model)
-    before = set(model.state_dict())
-    for unit in plan.units:
-        write(target, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()})
-    _finish(target, report, before)
-    if reference is not None and args is not None:
-        _compare(model, target, args, kwargs, reference, report)
-    if not flatten:
-        return target
-    return _flattened(target, args, kwargs, report, options, verify)
+    compared = verify and reference is not None
+    target = model if inplace and not compared else full_copy(model)
+    _write_all(target, plan, measured, report)
+    if compared and args is not None:
+        _compare(target, args, kwargs, reference, report)
+    if flatten:
+        return _flattened(target, args, kwargs, report, options, verify)
+    if inplace and compared:
+        _write_all(model, plan, measured, report)
+        return model
+    return target
 
 
 def explain(
@@ -138,7 +141,9 @@ def explain(
     """
     check_model(model)
     model, args, kwargs, options = _prepared(model, example_inputs, rules, force, include, exclude)
-    known = not any(p.is_meta for p in model.parameters())
+    known = not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
+    if known and args is not None:
+        _reference(model, args, kwargs, wide=False)
     plan = make_plan(model, args, kwargs, options, values=known)
     return _report(model, plan, {})
 
@@ -273,10 +278,10 @@ def _measure(unit: Unit, verify: bool) -> Values:
             )
         else:
             kernel = site.region.form.kernel()
-            made = values(kernel, site.place) if isinstance(kernel, Kernel) else kernel
+            made = site.cast or (values(kernel, site.place) if isinstance(kernel, Kernel) else kernel)
             found = made if isinstance(made, Refusal) else (None, *made)
         if isinstance(found, Refusal):
-            raise _value_error(found, name, site)
+            raise _value_error(found, name, unit, site)
         errors = found[0]
         if errors is not None:
             if not errors.exact <= EXACT:
@@ -293,21 +298,35 @@ def _measure(unit: Unit, verify: bool) -> Values:
     return out
 
 
-def _value_error(refusal: Refusal, name: str, site: Site) -> Exception:
+def _value_error(refusal: Refusal, name: str, unit: Unit, site: Site) -> Exception:
     if refusal.code is Code.NON_FINITE:
-        return InputError(
-            f"region {name!r}: {refusal.sentence}; repair the weights (NaN or infinity in {site.region.value.name}) first"
-        )
+        bad = ", ".join(_not_finite(unit, site)) or site.region.value.name
+        return InputError(f"region {name!r}: {refusal}: NaN or infinity in {bad}; repair or exclude it first")
     return VerificationError(f"region {name!r}: {refusal}; nothing was changed. Exclude it, or deploy in a wider dtype")
 
 
-def _reference(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The model's own output, and its output in float64 (None where it cannot run there)."""
+def _not_finite(unit: Unit, site: Site) -> list[str]:
+    """Paths of the tensors in a region that hold NaN or infinity."""
+    owners = [o for n in site.region.form.ops for o in unit.found.ops[n].owners]
+    root = unit.trace.root
+    return sorted(
+        f"{unit.prefix}.{name}".strip(".")
+        for name, tensor in (*root.named_parameters(), *root.named_buffers())
+        if any(name == o or name.startswith(f"{o}." if o else "") for o in owners)
+        and tensor.is_floating_point()
+        and not bool(tensor.isfinite().all())
+    )
+
+
+def _reference(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: bool) -> tuple[Any, Any]:
+    """The model's own output, and its output in float64 (None where it cannot run there, or if it is not `wide`)."""
     own = check_inputs_run(full_copy(model), _cloned(args), _cloned(kwargs))
+    if not wide:
+        return own, None
     try:
-        wide = full_copy(model).double()
+        double = full_copy(model).double()
         with torch.no_grad():
-            exact = wide(*_cloned(args, True), **_cloned(kwargs, True))
+            exact = double(*_cloned(args, True), **_cloned(kwargs, True))
     except Exception:  # a model that fixes a dtype in its code
         exact = None
     return own, exact
@@ -355,13 +374,13 @@ def _error(found: Any, wanted: Any) -> float:
 
 
 def _compare(
-    model: nn.Module,
     target: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    reference: tuple[Any, Any],
+    reference: tuple[Any, Any] | None,
     found: Report,
 ) -> None:
+    assert reference is not None
     own, exact = reference
     with torch.no_grad():
         out = full_copy(target)(*_cloned(args), **_cloned(kwargs))
@@ -372,8 +391,9 @@ def _compare(
     found.model_error = (error, base)
     if not error <= max(ROUNDING * base, floor):
         raise VerificationError(
-            f"the deployed {type(model).__name__} is off by {error:.3g} on example_inputs (the original itself by {base:.3g}). "
-            "Every region was exact by itself: a region is used in a way that was not seen. Exclude parts to find it and report this"
+            f"the deployed {found.model} is off by {error:.3g} on example_inputs (the original itself by {base:.3g}); "
+            "nothing was changed. Every region was exact by itself: a region is used in a way that was not seen. "
+            "Exclude parts to find it and report this"
         )
 
 
@@ -449,7 +469,10 @@ def _check_requirements(found: Report, needed: list[str]) -> None:
         raise RequirementError(f"{'; '.join(left)}. Nothing was changed. {reasons}")
 
 
-def _finish(target: nn.Module, found: Report, before: set[str]) -> None:
+def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Values], found: Report) -> None:
+    before = set(target.state_dict())
+    for unit in plan.units:
+        write(target, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()})
     found.parameters = (found.parameters[0], sum(p.numel() for p in target.parameters()))
     modules = list(target.modules())
     found.layers = (found.layers[0], sum(isinstance(m, (nn.modules.conv._ConvNd, nn.Linear)) for m in modules))
@@ -480,15 +503,13 @@ def _flattened(
 
     flat: nn.Module = flatten_model(target, args, kwargs)
     for _ in range(MAX_FLAT_ROUNDS):
-        plan = make_plan(flat, args, kwargs, options, values=True)
+        plan = make_plan(flat, args, kwargs, options, values=True, cast=True)
         if not any(unit.surgery.sites for unit in plan.units):
             break
         measured = {unit.prefix: _measure(unit, verify) for unit in plan.units}
         found.regions += _report(flat, plan, measured).regions
         for unit in plan.units:
-            write(
-                flat, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()}
-            )
+            write(flat, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()})
         flat = flatten_model(flat, args, kwargs)
     flat.__dict__["_reptool_report"] = copy.deepcopy(found)
     return flat

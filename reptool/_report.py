@@ -97,8 +97,7 @@ class Report:
             for name in ("layer", "is now", "rules", "MACs", "error (float64)", "error (cast)"):
                 table.add_column(name, overflow="fold")
             for r in self.regions:
-                before, after = r.multiplications
-                saved = f"{before / after:.2f}x fewer" if after and before != after else "same"
+                saved = _saved(*r.multiplications)
                 table.add_row(r.layer, r.kind, ", ".join(r.rules), saved, _number(r.error), _number(r.error_cast))
             yield table
         if self.refusals:
@@ -131,3 +130,9 @@ class _Nowhere:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}"
+
+
+def _saved(before: int, after: int) -> str:
+    if not before or not after or before == after:
+        return "same" if before == after else "-"
+    return f"{before / after:.2f}x fewer" if before > after else f"{after / before:.2f}x more"

@@ -18,6 +18,7 @@ from reptool.capture import CaptureLimitError, Event, Input, Recorder, Trace, st
 from reptool.errors import InputError
 from reptool.facts import Facts
 from reptool.forms import Form
+from reptool.lower import values as layer_values
 from reptool.ops import Affine, Sum, View
 from reptool.plan import Analysis, Chooser, Region, analyse
 from reptool.reads import Reads, resolve
@@ -104,7 +105,12 @@ def full_copy(model: nn.Module) -> nn.Module:
 
 
 def make_plan(
-    model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any], options: Options, values: bool
+    model: nn.Module,
+    args: tuple[Any, ...] | None,
+    kwargs: dict[str, Any],
+    options: Options,
+    values: bool,
+    cast: bool = False,
 ) -> Plan:
     """Work out everything for `model`, which stays untouched.
 
@@ -114,6 +120,7 @@ def make_plan(
         kwargs: example keyword inputs.
         options: what to do.
         values: whether values may be looked at (not on the meta device).
+        cast: whether each layer's values are worked out; one whose values do not fit its dtype is then left alone.
     """
     plan = Plan()
     scratch = shallow_copy(model)
@@ -146,7 +153,8 @@ def make_plan(
             full = f"{prefix}.{path}" if prefix else path
             plan.untraced[full] = why
             queue += _children(full, inner)
-        plan.units.append(_unit(recorder, trace, options, values, owned.under(prefix), _above(scratch, prefix), plan))
+        unit = _unit(recorder, trace, options, (values, cast), owned.under(prefix), _above(scratch, prefix), plan)
+        plan.units.append(unit)
     return plan
 
 
@@ -262,11 +270,12 @@ def _unit(
     recorder: Recorder,
     trace: Trace,
     options: Options,
-    values: bool,
+    known: tuple[bool, bool],
     owned: Ownership,
     above: dict[str, nn.Module],
     plan: Plan,
 ) -> Unit:
+    values, cast = known
     reads = resolve(trace.graph)
     facts = Facts(recorder, reads, {})
     blocked: dict[fx.Node, Refusal] = {}
@@ -286,12 +295,12 @@ def _unit(
             made = surgeon.operate(sites)
             if isinstance(made, Surgery):
                 other = wiring.check(made)
-                if not other.problems:
+                problems = other.problems or (_unfit(made.sites) if cast else {})
+                if not problems:
                     for path, methods in other.methods.items():
                         made.methods.setdefault(path, {}).update(methods)
                     surgery = made
                     break
-                problems = other.problems
             else:
                 problems = {s.region: made[s.region.value] for s in sites if s.region.value in made}
         for region, refusal in _largest(problems, found).items():
@@ -300,6 +309,20 @@ def _unit(
     fused = {n for s in surgery.sites for n in s.region.form.ops}
     left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused}
     return Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
+
+
+def _unfit(sites: list[Site]) -> dict[Region, Refusal]:
+    """Regions whose values do not fit a layer of that dtype; NaN and infinity are the caller's to repair."""
+    out: dict[Region, Refusal] = {}
+    for site in sites:
+        assert site.place is not None
+        kernel = site.region.form.kernel()
+        found = kernel if isinstance(kernel, Refusal) else layer_values(kernel, site.place)
+        if isinstance(found, tuple):
+            site.cast = found
+        elif found.code is not Code.NON_FINITE:
+            out[site.region] = found.at(site.region.value.name)
+    return out
 
 
 def _largest(problems: dict[Region, Refusal], found: Analysis) -> dict[Region, Refusal]:

@@ -31,6 +31,7 @@ _RANKED_MODULES = tuple(
     for n in (1, 2, 3)
     if (kind, n) != ("BatchNorm", 1)
 )
+_SAME_RANK = {"cat", "concat", "pad", "split", "chunk", "split_with_sizes", "tensor_split"}
 _ARITHMETIC = {
     "add", "add_", "iadd", "sub", "sub_", "isub", "mul", "mul_", "imul", "truediv", "div", "div_", "itruediv",
     "maximum", "minimum", "where",
@@ -162,7 +163,7 @@ class Facts:
                         return rank
             elif name[:-2] in ("conv", "conv_transpose") and reader.args and reader.args[0] is node:
                 return int(name[-2]) + 2
-            elif name in ("cat", "concat", "pad") or (name == "getitem" and _only_slices(reader)):
+            elif name in _SAME_RANK or (name == "getitem" and _keeps_rank(reader)):
                 if reader not in self._by_readers:
                     self._by_readers[reader] = self._rank_by_readers(reader)
                 if self._by_readers[reader] is not None:
@@ -270,8 +271,11 @@ class Facts:
         return None
 
 
-def _only_slices(node: fx.Node) -> bool:
-    key = node.args[1]
+def _keeps_rank(node: fx.Node) -> bool:
+    """Whether an index takes slices alone, or a piece of a split value."""
+    owner, key = node.args
+    if isinstance(owner, fx.Node) and owner.meta.get("kind") == "sequence" and type(key) is int:
+        return name_of(owner) in _SAME_RANK
     return all(isinstance(k, slice) or k is Ellipsis for k in (key if isinstance(key, tuple) else (key,)))
 
 

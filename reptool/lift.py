@@ -798,8 +798,13 @@ def _part(node: fx.Node, owner: fx.Node, index: int, ctx: Context) -> Lifted:
     if source is None or ctx.read(node, owner) is not owner:
         return None
     behind = _behind(given["dim"], source, ctx)
-    total = None if behind is None else ctx.channels(source, behind)
-    if behind is None or total is None:
+    if behind is None:
+        return None
+    total = ctx.channels(source, behind)
+    sections = given.get("split_size_or_sections")
+    if total is None and isinstance(sections, (list, tuple)) and all(type(s) is int for s in sections):
+        total = sum(sections)  # anything else raises
+    if total is None:
         return None
     sizes = _piece_sizes(name, given, total)
     if sizes is None or not -len(sizes) <= index < len(sizes):

@@ -200,7 +200,7 @@ Choice = dict[fx.Node, fx.Node | None]
 class Chooser:
     """Chooses, island by island, the cheapest way to compute every wanted value.
 
-    With `force` the fewest operations are the cheapest (an operation that is no layer counts twice), whatever they cost.
+    With `force` the fewest operations are the cheapest; one that is no layer counts twice.
     """
 
     def __init__(self, found: Analysis, allowed: Callable[[fx.Node, Form], Refusal | None], force: bool) -> None:
@@ -305,9 +305,10 @@ class Chooser:
     def _channels_by_readers(self, node: fx.Node, axes: int | None = None) -> int | None:
         for reader in self.found.reads.readers.get(node, ()):
             op = self.found.ops.get(reader)
-            if isinstance(op, Affine) and op.shape.in_channels is not None:
-                if axes is None or (op.shape.axes is not None and len(op.shape.axes) == axes):
-                    return op.shape.in_channels
+            if not isinstance(op, Affine) or axes not in (None, len(op.shape.axes or ())):
+                continue
+            if op.shape.in_channels is not None:
+                return op.shape.in_channels
         return None
 
     def _layer(self, form: Form) -> Price:

@@ -19,7 +19,6 @@ class Code(str, Enum):
     BORDER_READ = "border-read"
     BORDER_UNKNOWN = "border-unknown"
     CONSTANT_VALUE = "constant-value"
-    NOT_CONSECUTIVE = "not-consecutive"
     # --- lifting (lift.py)
     TRAINING_NORM = "training-norm"
     NO_STATISTICS = "no-statistics"
@@ -27,7 +26,6 @@ class Code(str, Enum):
     POOL_GEOMETRY = "pool-geometry"
     RANK_UNKNOWN = "rank-unknown"
     BROADCAST = "broadcast"
-    DTYPE = "dtype"
     DATA_DEPENDENT = "data-dependent"
     # --- planning and ownership (plan.py, ownership.py)
     DEARER = "dearer"
@@ -36,7 +34,6 @@ class Code(str, Enum):
     MUTATED = "mutated"
     HOOK = "hook"
     SPECIALIZED = "specialized"
-    NOT_OURS = "not-ours"
     UNTRACEABLE = "untraceable"
     METHOD = "method"
     EXCLUDED = "excluded"

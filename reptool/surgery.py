@@ -41,6 +41,8 @@ class Site:
         dead: absorbed operations off that way.
         names: for a functional layer, the attribute names of weight and bias on `owner`.
         owner: module path that holds a functional layer's weight.
+        place: dtype, device and memory format of the layer.
+        cast: the layer's weight and bias, once they are worked out.
     """
 
     region: Region
@@ -54,6 +56,7 @@ class Site:
     names: tuple[str, str | None] = ("weight", None)
     owner: str = ""
     place: Place | None = None
+    cast: tuple[Tensor, Tensor | None] | None = None
 
 
 @dataclass
