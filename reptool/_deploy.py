@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from reptool._report import FusedRegion, Report
 from reptool.apply import LoadGuard, write
+from reptool.capture import rebuilt
 from reptool.engine import (
     RULES,
     Options,
@@ -334,14 +335,13 @@ def _reference(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 def _cloned(value: Any, double: bool = False) -> Any:
     """Example inputs that a forward may write into, in float64 if asked."""
-    if isinstance(value, Tensor):
-        return value.detach().double().clone() if double and value.is_floating_point() else value.detach().clone()
-    if isinstance(value, (tuple, list)):
-        made = [_cloned(v, double) for v in value]
-        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
-    if isinstance(value, dict):
-        return {k: _cloned(v, double) for k, v in value.items()}
-    return value
+
+    def clone(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.detach().double().clone() if double and leaf.is_floating_point() else leaf.detach().clone()
+
+    return rebuilt(value, clone)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

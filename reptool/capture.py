@@ -9,6 +9,7 @@ opaque node; its children are captured by themselves afterwards.
 from __future__ import annotations
 
 import builtins
+import copy
 import dis
 import gc
 import inspect
@@ -22,13 +23,14 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 
 from reptool._nodes import barrier, metadata_read, tensor_kind
 from reptool._value import Attribute, Value
 from reptool.errors import ReptoolError
 
-MAX_NODES = 400_000
+MAX_NODES = 100_000
 MAX_DEPTH = 120
 
 _LOCK = threading.RLock()
@@ -80,6 +82,7 @@ class Event:
     passed: list[Event] = field(default_factory=list)
     hooked: bool = False
     node: fx.Node | None = None  # for a leaf
+    where: tuple[Any, int] | None = None  # the code that made the call, and the offset of the call in it
 
     def ancestors(self) -> Iterator[Event]:
         """This event and all that enclose it, innermost first."""
@@ -350,6 +353,8 @@ class Recorder:
         if len(self.stack) > MAX_DEPTH:
             raise CaptureLimitError(f"module calls nested deeper than {MAX_DEPTH} at {path!r}; does the forward end?")
         self.calls += 1
+        caller = sys._getframe(2)
+        where = (caller.f_code, caller.f_lasti)
         hooked = _foreign_hooks(module)
         watched = hooked or isinstance(module, self.watched)
         if watched:
@@ -361,6 +366,11 @@ class Recorder:
             out.node.meta["kind"] = self.closed(path)
         else:
             out = self._open(module, path, args, kwargs, hooked)
+        last = self.stack[-1].items[-1]
+        if isinstance(last, Event):
+            last.where = where
+        else:
+            last.meta["where"] = where
         out = self._barriers(out) if watched else out
         for hook in self._own_hooks(module):
             given = hook(module, args, out)
@@ -513,21 +523,15 @@ class Recorder:
                 event.effects.append("keeps a value outside of the model's outputs")
 
     def _placeholders(self, value: Any) -> Any:
-        if isinstance(value, Input):
-            node = self.graph.create_node("placeholder", value.name)
-            node.meta.update(event=self.stack[-1], const=False, kind=value.kind)
-            if value.fake is not None:
-                self.knows_inputs = True
-                self.fakes[node] = value.fake(self._fake_mode())
-            return self.hand(node)
-        if isinstance(value, tuple):
-            made = [self._placeholders(v) for v in value]
-            return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
-        if isinstance(value, list):
-            return [self._placeholders(v) for v in value]
-        if isinstance(value, dict):
-            return {k: self._placeholders(v) for k, v in value.items()}
-        return value
+        return rebuilt(value, lambda v: self._placeholder(v) if isinstance(v, Input) else v)
+
+    def _placeholder(self, value: Input) -> Value:
+        node = self.graph.create_node("placeholder", value.name)
+        node.meta.update(event=self.stack[-1], const=False, kind=value.kind)
+        if value.fake is not None:
+            self.knows_inputs = True
+            self.fakes[node] = value.fake(self._fake_mode())
+        return self.hand(node)
 
 
 @dataclass
@@ -612,7 +616,44 @@ def leaves_in(value: Any, depth: int = 0) -> Iterator[fx.Node | Value]:
             yield from leaves_in(v, depth + 1)
 
 
+def rebuilt(value: Any, change: Callable[[Any], Any], depth: int = 0) -> Any:
+    """A structure of containers, dataclasses and plain objects with its leaves changed; `value` stays as it is."""
+    if isinstance(value, tuple):
+        made = [rebuilt(v, change, depth + 1) for v in value]
+        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+    if isinstance(value, list):
+        return [rebuilt(v, change, depth + 1) for v in value]
+    if type(value) is dict:
+        return {k: rebuilt(v, change, depth + 1) for k, v in value.items()}
+    plain = not isinstance(value, (Tensor, nn.Module, Input, type)) and not callable(value)
+    if not plain or not hasattr(value, "__dict__") or depth > 6:
+        return change(value)
+    items = {k: rebuilt(v, change, depth + 1) for k, v in value.items()} if isinstance(value, dict) else {}
+    fields_ = {k: rebuilt(v, change, depth + 1) for k, v in vars(value).items()}
+    if all(v is value[k] for k, v in items.items()) and all(v is vars(value)[k] for k, v in fields_.items()):
+        return value
+    twin = copy.copy(value)
+    for k, v in items.items():
+        dict.__setitem__(twin, k, v)
+    for k, v in fields_.items():
+        object.__setattr__(twin, k, v)
+    return twin
+
+
 # --- patches --------------------------------------------------------------------------------------------------------
+def _nothing_to_keep(*_: Any, **__: Any) -> Iterator[None]:
+    """In place of checkpointing, which keeps what it needs to run a function again."""
+    yield
+
+
+class _CalledAtOnce:
+    """In place of checkpointing by an autograd function."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
 @contextmanager
 def patched(recorder: Recorder) -> Iterator[None]:
     """While tracing: module calls, parameter reads, attribute writes and a few functions go through the recorder."""
@@ -659,6 +700,8 @@ def patched(recorder: Recorder) -> Iterator[None]:
     replace(nn.Module, "__call__", traced_call)
     replace(nn.Module, "__getattr__", traced_read)
     replace(nn.Module, "__setattr__", traced_write)
+    replace(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _nothing_to_keep)
+    replace(torch.utils.checkpoint, "CheckpointFunction", _CalledAtOnce)
     for name in _FACTORIES:
         replace(torch, name, lifted(getattr(torch, name)))
     for name in _MATH:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.capture import CaptureLimitError, Event, Input, Recorder, Trace, stock_forward, watched_classes
+from reptool.capture import CaptureLimitError, Event, Input, Recorder, Trace, rebuilt, stock_forward, watched_classes
 from reptool.errors import InputError
 from reptool.facts import Facts
 from reptool.forms import Form
@@ -260,9 +260,9 @@ def _placeholders(value: Any, name: str) -> Any:
         return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
     if isinstance(value, list):
         return [_placeholders(v, f"{name}_{i}") for i, v in enumerate(value)]
-    if isinstance(value, dict):
+    if type(value) is dict:
         return {k: _placeholders(v, f"{name}_{k}".strip("_") if isinstance(k, str) else name) for k, v in value.items()}
-    return value
+    return rebuilt(value, lambda v: _placeholders(v, name) if isinstance(v, Tensor) else v)
 
 
 # --- one unit -------------------------------------------------------------------------------------------------------

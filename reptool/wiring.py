@@ -423,22 +423,17 @@ def _names(path: str, lead: str, state: _Changed, read: Loads, prefix: str = "")
     if not path.startswith(lead):
         return False
     parts = path[len(lead) :].split(".")
-    last = parts[-1]
-    inner = [".".join(parts[: i + 1]) for i in range(len(parts) - 1)]
-    shut = [p for p in inner if _is_shut(lead + p, state, prefix)]
-    if not last.isdigit():
-        if len(parts) == 1:
-            return last in read.own or last in read.other or bool(_WALKS & read.calls)
-        return last in read.other
-    named = [p for p in parts if not p.isdigit()]
-    if not named:
-        return read.nested > 0 or bool(_WALKS & read.calls)
-    holder = named[-1]
+    shut = [i for i in range(len(parts) - 1) if _is_shut(lead + ".".join(parts[: i + 1]), state, prefix)]
+    past = parts[shut[-1] + 1 :] if shut else parts
+    named = {p for p in past if not p.isdigit()}
     if not shut:
-        return holder in read.own or holder in read.other
-    if shut[-1].rpartition(".")[2].isdigit():
-        return holder in read.values and read.nested >= 2
-    return holder in read.values
+        return bool(named & (read.own | read.other)) or bool(_WALKS & read.calls) or (not named and read.nested > 0)
+    if named:
+        return bool(named & read.other)
+    holders = [p for p in parts[: shut[-1] + 1] if not p.isdigit()]
+    if not holders or parts[shut[-1]].isdigit():
+        return read.nested >= 2 and (not holders or holders[-1] in read.values)
+    return holders[-1] in read.values
 
 
 def _is_shut(path: str, state: _Changed, prefix: str) -> bool:
