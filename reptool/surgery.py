@@ -7,6 +7,7 @@ written anew (`regenerate`). Everything is worked out here before anything is wr
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,7 @@ from reptool.ops import Affine, Concat, Op, Sum, View
 from reptool.plan import Analysis, Region
 from reptool.refusal import Code, Refusal
 from reptool.regenerate import Cutter, Edits, Method, is_dead
+from reptool.straight import straight
 
 _FUNCTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 _TRANSPOSED = {1: torch.conv_transpose1d, 2: torch.conv_transpose2d, 3: torch.conv_transpose3d}
@@ -453,6 +455,8 @@ class Surgeon:
                 if event is lowest:
                     break
         for event in seen:
+            if event is lowest and event.questions and self._in_line(site, event):
+                continue
             for question in event.questions:
                 return Refusal(
                     Code.SPECIALIZED,
@@ -461,6 +465,23 @@ class Surgeon:
                     (site.region.value.name,),
                 )
         return None
+
+    def _in_line(self, site: Site, event: Event) -> bool:
+        """Whether the text of the method around a chain of layers shows that they always run one after the other."""
+        items: list[fx.Node | Event] = []
+        for node in sorted((*site.onpath, site.carrier), key=self.reads.position.__getitem__):
+            item: fx.Node | Event = node
+            around: Event | None = node.meta["event"]
+            while around is not event:
+                if around is None:
+                    return False
+                item, around = around, around.parent
+            if item not in items:
+                items.append(item)
+        wheres = [i.where if isinstance(i, Event) else i.meta.get("where") for i in items]
+        function = inspect.getattr_static(type(event.module), event.method, None)
+        known = [w for w in wheres if w is not None]
+        return not site.dead and len(known) == len(wheres) and function is not None and straight(function, known)
 
     # --- the whole operation
     def operate(self, sites: list[Site]) -> Surgery | dict[fx.Node, Refusal]:

@@ -1,0 +1,109 @@
+"""Layers in a method that asks for sizes: fused where the text shows that they always run together."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reptool
+
+
+def same_padding(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    size, stride, kernel = int(x.shape[-1]), layer.stride[0], layer.kernel_size[0]
+    total = max(kernel - stride, 0) if size % stride == 0 else max(kernel - size % stride, 0)
+    return F.pad(x, (total // 2, total - total // 2) * 2)
+
+
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2)
+        self.norm = nn.BatchNorm2d(4)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+
+
+class Padded(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        x = same_padding(x, self.conv)
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x.relu()
+
+
+class Nested(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] > 9:
+            x = x[:, :, 1:]
+        return self.norm(self.conv(x)).relu()
+
+
+class NormByChance(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if x.shape[2] > 9:
+            y = self.norm(y)
+        return y
+
+
+class TwoWays(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] > 9:
+            return self.norm(self.conv(x))
+        return self.conv(x)
+
+
+class BothRead(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = self.norm(y)
+        return z if x.shape[2] > 9 else y
+
+
+class ManyTimes(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        for _ in range(x.shape[0]):
+            y = self.norm(y)
+        return y
+
+
+class LayerByChance(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x) if x.shape[2] > 9 else x[:, :1].repeat(1, 4, 1, 1)
+        return self.norm(y)
+
+
+class Elsewhere(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y = self.norm(y)
+        return y if x.shape[2] > 9 else y + self.conv.weight.sum()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="needs the positions of calls")
+@pytest.mark.parametrize("cls", [Padded, Nested])
+def test_fused(cls: type[Layers]) -> None:
+    model = cls().eval()
+    assert isinstance(compared(model).norm, nn.Identity)
+
+
+@pytest.mark.parametrize("cls", [NormByChance, TwoWays, BothRead, ManyTimes, LayerByChance, Elsewhere])
+def test_left(cls: type[Layers]) -> None:
+    model = cls().eval()
+    assert isinstance(compared(model).norm, nn.BatchNorm2d)
+
+
+def compared(model: nn.Module) -> nn.Module:
+    """The deployed model, which gives the same at every size and batch."""
+    deployed = reptool.deploy(model, torch.randn(1, 3, 12, 12))
+    for size in (4, 5, 8, 9, 10, 12, 13):
+        for batch in (1, 2):
+            x = torch.randn(batch, 3, size, size)
+            torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-5)
+    return deployed
