@@ -201,7 +201,7 @@ def check_model(model: Any) -> None:
             if (
                 value is not None
                 and type(value) not in (Tensor, nn.Parameter, nn.Buffer)
-                and not isinstance(value, nn.Parameter)
+                and (nn.Parameter not in type(value).__mro__ or _computes_itself(type(value)))
             ):
                 raise UnsupportedModelError(
                     f"{path}.{name} is a {type(value).__name__}, a tensor subclass whose arithmetic is not known"
@@ -210,6 +210,11 @@ def check_model(model: Any) -> None:
                 raise UnsupportedModelError(
                     f"{path}.{name} holds a {type(value.data).__name__}, a tensor subclass whose arithmetic is not known"
                 )
+
+
+def _computes_itself(cls: type) -> bool:
+    """Whether a tensor class has arithmetic of its own."""
+    return any("__torch_function__" in c.__dict__ for c in cls.__mro__[: cls.__mro__.index(nn.Parameter)])
 
 
 def unwrap(model: nn.Module) -> nn.Module:

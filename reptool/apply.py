@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reptool._weights import set_plain
 from reptool.errors import AbsorbedStateError, SpecializedError
 from reptool.lower import new_layer, set_values
-from reptool.regenerate import CONVERSIONS, derive
+from reptool.regenerate import CONVERSIONS, Method, derive
 from reptool.surgery import Site, Surgery
 
 
@@ -77,8 +77,21 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
     _silence(model, prefix, surgery)
 
 
-def _rewrite_graph_module(module: torch.fx.GraphModule, methods: tuple[Any, ...]) -> None:
-    module.__class__ = derive(type(module), methods)
+class _Flat(torch.fx.Tracer):
+    """Follows one forward and opens no module."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Every module stays one node."""
+        return True
+
+
+def _rewrite_graph_module(module: torch.fx.GraphModule, methods: tuple[Method, ...]) -> None:
+    """A GraphModule's code is its graph: copying and recompiling know nothing else."""
+    own = module.__class__
+    module.__class__ = derive(own, methods)
+    graph = _Flat().trace(module)
+    module.__class__ = own
+    module.graph = graph
 
 
 def _aliases(root: nn.Module) -> dict[str, list[str]]:

@@ -201,6 +201,7 @@ class Recorder:
         self.fakes: dict[fx.Node, Any] = {}
         self.real: dict[fx.Node, Any] = {}
         self.watched = watched
+        self.guessed = False  # whether the inputs were made up: then every answer is one that may be wrong
         self.knows_inputs = False
         self.escapes: set[fx.Node] = set()
         self.closed: Callable[[str], str] | None = None  # kind of value of a module that need not be opened, or ''
@@ -279,7 +280,7 @@ class Recorder:
     def ask(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:
         """Answer a question about a value, or raise `Unanswerable`."""
         answer = read(self.evaluate(node))
-        if not node.meta["const"] and not _only_rank(node):
+        if not node.meta["const"] and (self.guessed or not _only_rank(node)):
             self.stack[-1].questions.append(Question(what, node.name, answer))
         return answer
 
@@ -529,7 +530,7 @@ class Recorder:
         node = self.graph.create_node("placeholder", value.name)
         node.meta.update(event=self.stack[-1], const=False, kind=value.kind)
         if value.fake is not None:
-            self.knows_inputs = True
+            self.knows_inputs = not self.guessed
             self.fakes[node] = value.fake(self._fake_mode())
         return self.hand(node)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import fnmatch
 import functools
 import inspect
@@ -14,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.capture import CaptureLimitError, Event, Input, Recorder, Trace, rebuilt, stock_forward, watched_classes
+from reptool._copies import full_copy as full_copy
+from reptool._copies import shallow_copy
+from reptool.capture import CaptureLimitError, Event, Input, Recorder, Trace, Unanswerable, rebuilt, stock_forward, watched_classes
 from reptool.errors import InputError
 from reptool.facts import Facts
 from reptool.forms import Form
@@ -23,6 +24,7 @@ from reptool.ops import Affine, Sum, View
 from reptool.plan import Analysis, Chooser, Region, analyse
 from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
+from reptool.showing import Call, made_up, seen_calls
 from reptool.surgery import Site, Surgeon, Surgery
 from reptool.wiring import Wiring
 
@@ -84,26 +86,6 @@ class Ownership:
         return Ownership(_under(self.tied, prefix), set(_strip(self.hooked, prefix)), set(_strip(self.held, prefix)))
 
 
-def shallow_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model's structure that shares its tensors."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if isinstance(value, Tensor):
-                memo[id(value)] = value
-    return copy.deepcopy(model, memo)
-
-
-def full_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model that shares nothing (weights computed by legacy hooks are copied as values)."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
-
-
 def make_plan(
     model: nn.Module,
     args: tuple[Any, ...] | None,
@@ -128,6 +110,7 @@ def make_plan(
     watched = watched_classes(scratch)
     queue: list[tuple[str, nn.Module, tuple[Any, ...] | None, dict[str, Any]]] = [("", scratch, args, kwargs)]
     done: set[int] = set()
+    seen: dict[str, Call] | None = None
     while queue:
         prefix, module, given, named = queue.pop(0)
         if id(module) in done:
@@ -142,6 +125,9 @@ def make_plan(
             continue
         if prefix and stock_forward(module):
             continue
+        if prefix and args is not None:
+            seen = seen_calls(model, args, kwargs) if seen is None else seen
+            given, named = seen.get(prefix, (None, {}))
         traced = _trace(module, prefix, given, named, watched)
         if isinstance(traced, str):
             plan.untraced[prefix] = traced
@@ -230,7 +216,15 @@ def _trace(
     recorder = Recorder(module, prefix, watched)
     try:
         inputs = _inputs(module) if args is None else (_placeholders(args, "input"), _placeholders(kwargs, ""))
-        return recorder, recorder.run(*inputs)
+        try:
+            return recorder, recorder.run(*inputs)
+        except Unanswerable:
+            guess = made_up(module, inputs) if args is None else None
+            if guess is None:
+                raise
+            recorder = Recorder(module, prefix, watched)
+            recorder.guessed = True
+            return recorder, recorder.run(*guess)
     except CaptureLimitError as error:
         return str(error)
     except Exception as error:  # the user's forward may raise anything

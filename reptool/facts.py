@@ -187,6 +187,10 @@ class Facts:
         if name in ("view", "reshape", "permute", "expand", "repeat"):
             sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
             return len(sizes) if sizes and not node.kwargs and not _is_size(sizes) else None
+        if name in ("reshape_as", "view_as", "expand_as") and rest and isinstance(rest[0], fx.Node):
+            return self.rank(rest[0])
+        if name in ("matmul", "bmm", "baddbmm") and isinstance(first, fx.Node):
+            return self.rank(first)
         if name == "flatten" and isinstance(first, fx.Node):
             start = rest[0] if rest else node.kwargs.get("start_dim", 0)
             end = rest[1] if len(rest) > 1 else node.kwargs.get("end_dim", -1)

@@ -206,6 +206,8 @@ class Chooser:
     def __init__(self, found: Analysis, allowed: Callable[[fx.Node, Form], Refusal | None], force: bool) -> None:
         self.found, self.allowed, self.force = found, allowed, force
         self.best: dict[fx.Node, float] = {}
+        self._standing: dict[fx.Node, Price] = {}
+        self._fused: dict[Form, Price] = {}
         self.options: dict[fx.Node, dict[fx.Node, Form]] = {}
         self.dearer: dict[fx.Node, Refusal] = {}
 
@@ -289,6 +291,11 @@ class Chooser:
         return price.total + FORCED * (price.layers + 2 * price.others) if self.force else price.total
 
     def _as_is(self, node: fx.Node) -> Price:
+        if node not in self._standing:
+            self._standing[node] = self._price_as_is(node)
+        return self._standing[node]
+
+    def _price_as_is(self, node: fx.Node) -> Price:
         op = self.found.ops[node]
         size = self.found.sizes.get(op.sources[0], ())
         axes = op.shape.axes if isinstance(op, Affine) else None
@@ -312,6 +319,11 @@ class Chooser:
         return None
 
     def _layer(self, form: Form) -> Price:
+        if form not in self._fused:
+            self._fused[form] = self._price_layer(form)
+        return self._fused[form]
+
+    def _price_layer(self, form: Form) -> Price:
         size = self.found.sizes.get(form.root, ())
         if form.shape.axes and len(size) != len(form.shape.axes):
             size = nominal_size(len(form.shape.axes))
@@ -332,9 +344,26 @@ class Chooser:
     def _island(self, island: list[fx.Node]) -> list[Region]:
         order = island[::-1]
         wanted = {n for n in island if n in self.found.wanted}
-        nothing: Choice = {}
-        base = self._total(order, wanted, nothing)
-        choice = self._greedy(order, wanted)
+        base = self._total(order, wanted, {})
+        greedy = self._greedy(order, wanted)
+        starts: list[Choice] = [greedy]
+        if self._total(order, wanted, greedy).multiplications > base.multiplications:
+            starts.append({})  # it paid for a layer twice: climb from what stands as well
+        choice, best = greedy, None
+        for begin in starts:
+            reached, price = self._improved(order, wanted, begin, base)
+            if best is None or self._better(price, best, base):
+                choice, best = reached, price
+        assert best is not None
+        if not self._better(best, base, base):
+            self._note_dearer(island, choice)
+            return []
+        return self._chosen(order, wanted, choice)
+
+    def _improved(
+        self, order: list[fx.Node], wanted: set[fx.Node], choice: Choice, base: Price
+    ) -> tuple[Choice, Price]:
+        """Change one value's choice at a time as long as it pays."""
         best = self._total(order, wanted, choice)
         for _ in range(MAX_ROUNDS):
             improved = False
@@ -346,12 +375,9 @@ class Chooser:
                     price = self._total(order, wanted, trial)
                     if self._better(price, best, base):
                         choice, best, improved = trial, price, True
-            if not improved or len(island) > 200:
+            if not improved or len(order) > 200:
                 break
-        if not self._better(best, base, base):
-            self._note_dearer(island, choice)
-            return []
-        return self._chosen(order, wanted, choice)
+        return choice, best
 
     def _better(self, new: Price, old: Price, base: Price) -> bool:
         if self.force:

@@ -8,7 +8,6 @@ must show the same regions; where that cannot be shown, a method raises, a flag 
 
 from __future__ import annotations
 
-import copy
 import dis
 import inspect
 import sys
@@ -16,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from reptool._copies import full_copy
 from reptool.capture import Event, Input, Recorder, Trace, stock_forward
 from reptool.facts import Facts
 from reptool.lower import geometry
@@ -319,12 +319,7 @@ class Wiring:
     def _own(self) -> nn.Module:
         """A copy that shares nothing: what is run here cannot change the user's weights."""
         if self.copy is None:
-            memo: dict[int, Any] = {}
-            for module in self.trace.root.modules():
-                for value in vars(module).values():
-                    if isinstance(value, Tensor) and not value.is_leaf:
-                        memo[id(value)] = value.detach().clone()
-            self.copy = copy.deepcopy(self.trace.root, memo)
+            self.copy = full_copy(self.trace.root)
         return self.copy
 
     def _consistent(self, state: _Changed, recorder: Recorder, trace: Trace) -> bool:

@@ -3,7 +3,7 @@
 from .adapters import Adapter as Adapter
 from .adapters import adapter_for as adapter_for
 from .report import Expansion as Expansion
-from .report import expansion as expansion
+from .report import expansion_report as expansion_report
 from .run import expand as expand
 
-__all__ = ["Adapter", "Expansion", "adapter_for", "expand", "expansion"]
+__all__ = ["Adapter", "Expansion", "adapter_for", "expand", "expansion_report"]

@@ -82,7 +82,7 @@ class Expansion:
         return captured.get()
 
 
-def expansion(model: nn.Module) -> Expansion:
+def expansion_report(model: nn.Module) -> Expansion:
     """The report of the last `expand` of `model`.
 
     Args:
@@ -95,7 +95,7 @@ def expansion(model: nn.Module) -> Expansion:
         >>> from reptool.blocks import RefConv
         >>> from reptool.expansion import expand
         >>> grown = expand(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1)), RefConv)
-        >>> [site.path for site in expansion(grown).replaced], list(expansion(grown).skipped)
+        >>> [site.path for site in expansion_report(grown).replaced], list(expansion_report(grown).skipped)
         (['0'], ['1'])
     """
     found = model.__dict__.get("_reptool_expansion")

@@ -77,7 +77,7 @@ def expand(
         **options: keyword arguments of the block.
 
     Returns:
-        The expanded copy (or `model`); its report is ``reptool.expansion(result)``.
+        The expanded copy (or `model`); its report is ``reptool.expansion_report(result)``.
 
     Raises:
         UnsupportedModelError: not a plain module.
