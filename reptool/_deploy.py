@@ -422,15 +422,25 @@ def _shown(shape: Geometry) -> str:
     return f"{name}{len(shape.kernel_size)}d({shape.in_channels}, {shape.out_channels}, {'x'.join(map(str, shape.kernel_size))}{extra})"
 
 
+def _places(unit: Unit) -> dict[str, str]:
+    """Node name -> the path of the module it calls, or of the module whose code it stands in with its name."""
+    out: dict[str, str] = {}
+    for node in unit.trace.graph.nodes:
+        event = node.meta.get("event")
+        inside = str(node.target) if node.op == "call_module" or event is None else event.path
+        path = ".".join(p for p in (unit.prefix, inside) if p)
+        out[node.name] = path if node.op == "call_module" else f"{path}: {node.name}" if path else node.name
+    return out
+
+
 def _report(model: nn.Module, plan: Plan, measured: dict[str, Values]) -> Report:
     out = Report(type(model).__name__, untraced=dict(plan.untraced))
     norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     gone_norms = gone_layers = 0
     for unit in plan.units:
         out.specialized += unit.questions
-        out.refusals += [
-            r if not unit.prefix else r.at(*(f"{unit.prefix}: {n}" for n in r.nodes)) for r in unit.refusals.values()
-        ]
+        places = _places(unit)
+        out.refusals += [r.at(*(places.get(n, n) or "<root>" for n in r.nodes)) for r in unit.refusals.values()]
         seen: set[str] = set()
         for site in unit.surgery.sites:
             region, form = site.region, site.region.form

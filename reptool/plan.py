@@ -388,10 +388,16 @@ class Chooser:
 
     def _note_dearer(self, island: list[fx.Node], choice: Choice) -> None:
         for node in island:
-            if choice.get(node) is not None or any(len(f.ops) > 1 for f in self._candidates(node).values()):
-                self.found.refused.setdefault(
-                    node, Refusal(Code.DEARER, "one layer in place of these would cost more", (node.name,))
-                )
+            forms = [f for f in self._candidates(node).values() if len(f.ops) > 1 or choice.get(node) is f.root]
+            if not forms:
+                continue
+            widest = max(forms, key=lambda f: len(f.ops))
+            before, after = sum(map(self._as_is, widest.ops), Price()), self._layer(widest)
+            sentence = (
+                f"one layer in place of {len(widest.ops)} operations would cost {after.total:,.0f} instead of "
+                f"{before.total:,.0f} ({after.multiplications:,} instead of {before.multiplications:,} multiplications)"
+            )
+            self.found.refused.setdefault(node, Refusal(Code.DEARER, sentence, (node.name,)))
 
     def _greedy(self, order: list[fx.Node], wanted: set[fx.Node]) -> Choice:
         choice: Choice = {}
