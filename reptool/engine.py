@@ -357,7 +357,7 @@ def _filter(
             extra = rules_of(form, found) - options.rules
             if extra:
                 return Refusal(Code.RULE_OFF, f"needs the rules {sorted(extra)}", (node.name,))
-        for owner in {o for n in form.ops for o in found.ops[n].owners}:
+        for owner in sorted({o for n in form.ops for o in found.ops[n].owners}):
             full = f"{trace.prefix}.{owner}" if trace.prefix else owner
             if options.include is not None and not _matches(full, options.include):
                 return Refusal(Code.EXCLUDED, f"{full!r} is not included", (node.name,))

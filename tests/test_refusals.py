@@ -196,7 +196,7 @@ CASES = [
     Case(
         Code.EXCLUDED,
         lambda: nn.Sequential(conv(4, 4), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 4), nn.BatchNorm2d(4)),
-        "'1'",
+        "'0'",
         options={"include": ["3", "4"]},
         id="not included",
     ),
