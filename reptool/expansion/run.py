@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from reptool._copies import full_copy
 from reptool._deploy import check_model
 from reptool.capture import stock_forward
-from reptool.engine import full_copy
 from reptool.errors import InputError
 
 from .adapters import EVERYWHERE, Adapter, Branches, adapter_for

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reptool.engine import Options, Plan, example_arguments, make_plan, ownership, shallow_copy
+from reptool._copies import shallow_copy
+from reptool.engine import Options, Plan, example_arguments, make_plan, ownership
 
 from .where import CONVS, ancestors
 

@@ -19,7 +19,7 @@ from reptool.blocks import (
     RepVGGBlock,
     parametrizations,
 )
-from reptool.expansion import expand, expansion
+from reptool.expansion import expand, expansion_report
 from reptool.testing import randomize
 
 pytestmark = pytest.mark.models
@@ -92,7 +92,7 @@ def test_round_trip(make: Callable[[], nn.Module], block: Any, size: int) -> Non
     images = torch.randn(2, 3, size, size)
     wanted = run(model, images)
     grown = expand(model, block)
-    assert expansion(grown).replaced
+    assert expansion_report(grown).replaced
     assert off(run(grown, images), wanted) < 1e-3
     found, plain = reptool.deploy(grown, verify=False), reptool.deploy(model, verify=False)
     assert off(run(found, images), wanted) < 1e-3
@@ -114,6 +114,6 @@ def is_layer(module: nn.Module) -> bool:
 
 def test_norms_of_timm_are_taken_over() -> None:
     grown = expand(from_timm("mobilenetv2_100")(), RepVGGBlock)
-    assert {site.norm is not None for site in expansion(grown).replaced} == {True}
+    assert {site.norm is not None for site in expansion_report(grown).replaced} == {True}
     grown = expand(ssdlite(), RepVGGBlock)
-    assert {site.norm is not None for site in expansion(grown).replaced} == {True}
+    assert {site.norm is not None for site in expansion_report(grown).replaced} == {True}

@@ -9,13 +9,13 @@ from torch import nn
 
 from reptool.blocks import ACBlock, RefConv
 from reptool.errors import InputError
-from reptool.expansion import expand, expansion
+from reptool.expansion import expand, expansion_report
 from tests.expansion.networks import small
 
 
 def test_what_it_says() -> None:
     net = small()
-    found = expansion(expand(net, ACBlock, where=["0", "3"]))
+    found = expansion_report(expand(net, ACBlock, where=["0", "3"]))
     assert [(s.path, s.norm, s.kernel) for s in found.replaced] == [("0", "1", (3, 3)), ("3", "4", (3, 3))]
     assert found.skipped == {"6": "not selected by where", "9": "not selected by where"}
     assert found.replaced[0].parameters == (3 * 8 * 9 + 16, 3 * 8 * 15 + 48)
@@ -25,11 +25,11 @@ def test_what_it_says() -> None:
 
 
 def test_as_a_table() -> None:
-    text = str(expansion(expand(small(), RefConv)))
+    text = str(expansion_report(expand(small(), RefConv)))
     assert "3 convolutions became RefConv" in text
     assert "pointwise" in text
 
 
 def test_other_models_have_none() -> None:
     with pytest.raises(InputError, match="not returned by"):
-        expansion(nn.Sequential())
+        expansion_report(nn.Sequential())

@@ -22,7 +22,7 @@ from reptool.blocks import (
     parametrizations,
 )
 from reptool.errors import InputError, UnsupportedModelError
-from reptool.expansion import expand, expansion
+from reptool.expansion import expand, expansion_report
 from tests.expansion.networks import Awkward, NormAct, TwoWays, ready, small
 
 SPATIAL: list[Any] = [ACBlock, RepVGGBlock, DiverseBranchBlock, MobileOneBlock, OREPA]
@@ -78,38 +78,38 @@ def test_paper_initialization() -> None:
     assert torch.equal(branched.get_parameter("0.branches.square.conv.weight"), net.get_parameter("0.weight"))
     assert torch.allclose(branched.get_parameter("0.branches.vertical.bn.weight"), torch.tensor(1 / 3))
     centered = expand(net, parametrizations.centered_weight_norm, preserve=False)
-    assert len(expansion(centered).replaced) == 4
+    assert len(expansion_report(centered).replaced) == 4
 
 
 def test_pointwise_only_when_told() -> None:
     net = ready(small())
-    assert "pointwise" in expansion(expand(net, RepVGGBlock)).skipped["6"]
-    assert "6" not in expansion(expand(net, RepVGGBlock, pointwise=True)).skipped
+    assert "pointwise" in expansion_report(expand(net, RepVGGBlock)).skipped["6"]
+    assert "6" not in expansion_report(expand(net, RepVGGBlock, pointwise=True)).skipped
     refocused = expand(net, RefConv, pointwise=True, map_kernel_size=1)
-    assert not expansion(refocused).skipped
-    assert "6" not in expansion(expand(net, parametrizations.weight_norm)).skipped
+    assert not expansion_report(refocused).skipped
+    assert "6" not in expansion_report(expand(net, parametrizations.weight_norm)).skipped
 
 
 def test_a_bias_is_added_only_when_told() -> None:
     net = ready(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 3)))
-    assert "no bias" in expansion(expand(net, ACBlock)).skipped["0"]
+    assert "no bias" in expansion_report(expand(net, ACBlock)).skipped["0"]
     grown = expand(net, ACBlock, add_bias=True)
     images = torch.randn(2, 3, 9, 9)
     assert close(grown(images), net(images))
-    assert not expansion(expand(net, RefConv)).skipped
+    assert not expansion_report(expand(net, RefConv)).skipped
 
 
 def test_small_kernels_are_skipped_with_a_reason() -> None:
     net = ready(small())
-    assert "small kernel" in expansion(expand(net, LargeKernelBlock)).skipped["0"]
-    assert set(expansion(expand(net, LargeKernelBlock, small_kernel=3)).skipped) == {"6"}
+    assert "small kernel" in expansion_report(expand(net, LargeKernelBlock)).skipped["0"]
+    assert set(expansion_report(expand(net, LargeKernelBlock, small_kernel=3)).skipped) == {"6"}
 
 
 def test_doubtful_norms_stay_and_used_convolutions_too() -> None:
     net = ready(Awkward())
     images = torch.randn(2, 4, 9, 9)
     grown = expand(net, RepVGGBlock)
-    found = expansion(grown)
+    found = expansion_report(grown)
     assert {s.path: s.norm for s in found.replaced} == {
         "noisy": None,
         "twice": None,
@@ -121,7 +121,7 @@ def test_doubtful_norms_stay_and_used_convolutions_too() -> None:
     assert isinstance(grown.read_bn, nn.BatchNorm2d)
     assert close(grown(images), net(images))
     two = expand(ready(TwoWays()), RepVGGBlock)
-    assert "without bn" in expansion(two).replaced[0].note
+    assert "without bn" in expansion_report(two).replaced[0].note
 
 
 def test_activations_inside_norms_stay() -> None:
@@ -186,7 +186,7 @@ def test_blocks_of_the_users() -> None:
 
     net, images = ready(small()), torch.randn(2, 3, 9, 9)
     grown = expand(net, twin)
-    assert expansion(grown).skipped["3"] == "grouped"
+    assert expansion_report(grown).skipped["3"] == "grouped"
     assert close(grown(images), net(images))
     plain = reptool.deploy(grown)
     assert reptool.report(plain).layers[1] == 4
@@ -206,7 +206,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
 def test_on_the_meta_device() -> None:
     with torch.device("meta"):
         net = small()
-    assert len(expansion(expand(net, RefConv)).replaced) == 3
+    assert len(expansion_report(expand(net, RefConv)).replaced) == 3
 
 
 @pytest.mark.parametrize(
@@ -243,4 +243,4 @@ def test_pickled_with_its_report(tmp_path: Any) -> None:
     grown = expand(ready(small()), RepVGGBlock)
     torch.save(grown, tmp_path / "grown.pt")
     loaded = torch.load(tmp_path / "grown.pt", weights_only=False)
-    assert expansion(loaded).replaced == expansion(grown).replaced
+    assert expansion_report(loaded).replaced == expansion_report(grown).replaced
