@@ -73,6 +73,8 @@ def _used(model: nn.Module, plan: Plan) -> dict[str, str]:
             path = ".".join(p for p in (unit.prefix, owner) if p)
             if node.op == "get_attr" and isinstance(_get(model, path), CONVS):
                 used[path] = f"the model's code reads its {name} itself"
+    for path in owned.held:
+        used[path] = "it is also kept in a plain attribute, where a block would not take its place"
     for path in owned.hooked:
         used[path] = "it has hooks"
     for path, others in owned.tied.items():

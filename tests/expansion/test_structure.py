@@ -54,6 +54,12 @@ def test_hooks_and_shared_weights(kind: str) -> None:
     assert "hooks" in used["0"] if kind == "hook" else "shared" in used["0"] and "shared" in used["1"]
 
 
+def test_modules_in_plain_attributes() -> None:
+    net = small()
+    net.kept = [net[0]]
+    assert "plain attribute" in structure_of(net).used["0"]
+
+
 def test_meta_models_have_structure() -> None:
     with torch.device("meta"):
         net = small()
