@@ -13,7 +13,7 @@ import reptool
 from reptool.blocks import RefConv
 from reptool.errors import InputError
 from reptool.refocus import Refocusing, load_refconv_checkpoint, once_per_step
-from reptool.testing import randomize
+from reptool.testing import count_operations, randomize
 
 
 def network() -> nn.Sequential:
@@ -102,6 +102,8 @@ def test_deploy_agrees_with_finish() -> None:
     plain = reptool.deploy(pipeline.model.eval())
     wanted = reptool.deploy(net.eval())
     torch.testing.assert_close(plain(images), wanted(images), rtol=1e-4, atol=1e-5)
+    assert count_operations(pipeline.model, images)["convolution"] == 5  # two of them maps of kernels
+    assert count_operations(plain, images)["convolution"] == 3
     assert [type(m) for m in plain] == [type(m) for m in wanted]  # type: ignore[attr-defined]
 
 
