@@ -15,13 +15,24 @@ from torch import Tensor, fx, nn
 
 from reptool._copies import full_copy as full_copy
 from reptool._copies import shallow_copy
-from reptool.capture import CaptureLimitError, Event, Input, Recorder, Trace, Unanswerable, rebuilt, stock_forward, watched_classes
+from reptool.capture import (
+    CaptureLimitError,
+    Event,
+    Input,
+    Recorder,
+    Trace,
+    Unanswerable,
+    rebuilt,
+    stock_forward,
+    watched_classes,
+)
 from reptool.errors import InputError
 from reptool.facts import Facts
 from reptool.forms import Form
+from reptool.kernel import Axis
 from reptool.lower import values as layer_values
 from reptool.ops import Affine, Sum, View
-from reptool.plan import Analysis, Chooser, Region, analyse
+from reptool.plan import Analysis, Chooser, Region, analyse, forms_of
 from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
 from reptool.showing import Call, made_up, seen_calls
@@ -394,14 +405,10 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
                 rules.add("sequential")
         elif isinstance(op, Sum):
             rules.add("branch_add")
-            if any(s is form.root for s in op.sources):
+            if any(_past_identities(s, found) is form.root for s in op.sources):
                 rules.add("shortcut")
-            sizes = {
-                tuple(a.kernel_size for a in f.shape.axes or ())
-                for s in op.sources
-                for f in found.forms.get(s, {}).values()
-                if f.root is form.root
-            }
+            shapes = [forms_of(found, s)[form.root].shape for s in op.sources]
+            sizes = {tuple(a.kernel_size for a in s.axes or ((Axis(),) * len(form.shape.axes or ()))) for s in shapes}
             if len(sizes) > 1:
                 rules.add("kernel_size")
         elif isinstance(op, View):
@@ -409,6 +416,15 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
         else:
             rules.add("branch_concat")
     return frozenset(rules)
+
+
+def _past_identities(node: fx.Node, found: Analysis) -> fx.Node:
+    """The value that `node` hands on as it is."""
+    op = found.ops.get(node)
+    while isinstance(op, Affine) and op.paradigm == "identity":
+        node = op.source
+        op = found.ops.get(node)
+    return node
 
 
 def _upstream(node: fx.Node, form: Form, found: Analysis) -> set[fx.Node]:

@@ -275,6 +275,13 @@ class Facts:
         return None
 
 
+def keeps_shape(node: fx.Node) -> bool:
+    """Whether an operation gives a value of the shape of its first argument."""
+    if node.op == "call_module":
+        return isinstance(node.meta.get("module"), _SAME_SHAPE_MODULES)
+    return node.op in ("call_function", "call_method") and name_of(node) in _SAME_SHAPE
+
+
 def _keeps_rank(node: fx.Node) -> bool:
     """Whether an index takes slices alone, or a piece of a split value."""
     owner, key = node.args

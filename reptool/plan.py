@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from reptool._nodes import metadata_read, name_of, only_asserted
-from reptool.facts import Facts
+from reptool.facts import Facts, keeps_shape
 from reptool.forms import Form, arranged, joined, start, summed, through
 from reptool.kernel import Kernel
 from reptool.lift import Context, lift
@@ -85,7 +85,9 @@ def analyse(
     """
     found = Analysis(graph, reads, facts, facts.ops)
     facts.ops.clear()
-    ctx = Context(facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind, facts.ops)
+    ctx = Context(
+        facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind, facts.ops
+    )
     for node in graph.nodes:
         refusal = blocked.get(node)
         op = None
@@ -147,7 +149,8 @@ def _filled(found: Analysis, node: fx.Node) -> frozenset[fx.Node]:
     return frozenset(out)
 
 
-def _forms_of(found: Analysis, node: fx.Node) -> dict[fx.Node, Form]:
+def forms_of(found: Analysis, node: fx.Node) -> dict[fx.Node, Form]:
+    """Every form of a value, the identity of itself among them."""
     return {**found.forms.get(node, {}), node: start(node)}
 
 
@@ -158,14 +161,14 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
         if op.whole is None:
             return
         between = _filled(found, node)
-        for root, form in _forms_of(found, op.whole.source).items():
+        for root, form in forms_of(found, op.whole.source).items():
             new = through(node, op.whole, form, values)
             if isinstance(new, Refusal):
                 first = first or new
             else:
                 made[root] = replace(new, ops=new.ops | between)
     elif isinstance(op, (Affine, View)):
-        for root, form in _forms_of(found, op.source).items():
+        for root, form in forms_of(found, op.source).items():
             if isinstance(op, View) and not any(_is_layer(found.ops[n]) for n in form.ops):
                 continue  # views stay where they are: behind the layer
             new = through(node, op, form, values) if isinstance(op, Affine) else arranged(node, op, form)
@@ -174,7 +177,7 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
             else:
                 made[root] = new
     else:
-        sets = [_forms_of(found, s) for s in op.sources]
+        sets = [forms_of(found, s) for s in op.sources]
         common = [r for r in sets[0] if all(r in s for s in sets)]
         for root in common:
             forms = [s[root] for s in sets]
@@ -277,9 +280,7 @@ class Chooser:
         axes = len(form.shape.axes or ())
         count = self.found.facts.channels(node, axes) or self._channels_by_readers(node, axes)
         if count is None:
-            return Refusal(
-                Code.CHANNELS, "how many channels this has is not known; give example_inputs", (node.name,)
-            )
+            return Refusal(Code.CHANNELS, "how many channels this has is not known; give example_inputs", (node.name,))
 
         def make() -> Kernel | Refusal:
             kernel = form.kernel()
@@ -310,12 +311,16 @@ class Chooser:
         return op_price(op, size, channels)
 
     def _channels_by_readers(self, node: fx.Node, axes: int | None = None) -> int | None:
-        for reader in self.found.reads.readers.get(node, ()):
-            op = self.found.ops.get(reader)
-            if not isinstance(op, Affine) or axes not in (None, len(op.shape.axes or ())):
-                continue
-            if op.shape.in_channels is not None:
-                return op.shape.in_channels
+        seen, queue = {node}, [node]
+        while queue:
+            for reader in self.found.reads.readers.get(queue.pop(), ()):
+                op = self.found.ops.get(reader)
+                if isinstance(op, Affine):
+                    if axes in (None, len(op.shape.axes or ())) and op.shape.in_channels is not None:
+                        return op.shape.in_channels
+                elif reader not in seen and keeps_shape(reader):
+                    seen.add(reader)
+                    queue.append(reader)
         return None
 
     def _layer(self, form: Form) -> Price:
