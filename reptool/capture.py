@@ -14,6 +14,7 @@ import dis
 import gc
 import inspect
 import math
+import random
 import sys
 import threading
 import weakref
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import numpy
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, fx, nn
@@ -29,14 +31,17 @@ from torch import Tensor, fx, nn
 from reptool._nodes import barrier, metadata_read, tensor_kind
 from reptool._value import Attribute, Value
 from reptool.errors import ReptoolError
+from reptool.reads import mutated_argument, resolve
 
 MAX_NODES = 100_000
 MAX_DEPTH = 120
 
 _LOCK = threading.RLock()
 _FACTORIES = (
-    "zeros", "ones", "empty", "full", "arange", "linspace", "tensor", "as_tensor", "rand", "randn", "eye", "meshgrid",
+    "zeros", "ones", "empty", "full", "arange", "linspace", "tensor", "as_tensor", "eye", "meshgrid",
 )  # fmt: skip
+_DRAWS = ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson")
+_MODES = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled")
 _MATH = ("ceil", "floor", "sqrt", "prod", "log", "log2", "trunc")
 
 
@@ -161,7 +166,7 @@ def _foreign_hooks(module: nn.Module) -> bool:
     from reptool._weights import is_weight_hook
 
     pre = [h for h in module._forward_pre_hooks.values() if not is_weight_hook(h)]
-    return bool(pre or module._forward_hooks)
+    return bool(pre or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _package(thing: Any) -> str:
@@ -206,6 +211,7 @@ class Recorder:
         self.escapes: set[fx.Node] = set()
         self.closed: Callable[[str], str] | None = None  # kind of value of a module that need not be opened, or ''
         self.wrapped: list[tuple[nn.Module, str]] = []  # methods that stand behind a recorder for now
+        self.unanswered: Exception | None = None
         self.given: list[weakref.ref[Value]] = []  # every value handed to the model's code
 
     # --- nodes
@@ -218,7 +224,7 @@ class Recorder:
         node.meta["event"] = self.stack[-1]
         node.meta["const"] = op != "placeholder" and all(n.meta["const"] for n in node.all_input_nodes)
         if op in ("call_function", "call_method") and not node.all_input_nodes:
-            node.meta["const"] = True
+            node.meta["const"] = getattr(target, "__name__", target) not in _DRAWS
         node.meta["kind"] = tensor_kind(node)
         self.stack[-1].items.append(node)
         return self.hand(node)
@@ -279,7 +285,11 @@ class Recorder:
     # --- questions
     def ask(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:
         """Answer a question about a value, or raise `Unanswerable`."""
-        answer = read(self.evaluate(node))
+        try:
+            answer = read(self.evaluate(node))
+        except Exception as error:
+            self.unanswered = error  # the code may catch it and go another way than it does on data
+            raise
         if not node.meta["const"] and (self.guessed or not _only_rank(node)):
             self.stack[-1].questions.append(Question(what, node.name, answer))
         return answer
@@ -418,9 +428,11 @@ class Recorder:
         self._watch_methods(module)
         try:
             out = module.forward(*args, **kwargs)
+            self._check_answers()
         except CaptureLimitError:
             raise
         except Exception as error:
+            self.unanswered = None
             self.stack.pop()
             del self.stack[-1].items[mark:]
             self._erase_after(before)
@@ -473,6 +485,7 @@ class Recorder:
         self.stack = [top]
         args, kwargs = self._placeholders(args), self._placeholders(kwargs)
         top.args, top.kwargs = self.lower(args), self.lower(kwargs)
+        dice = _dice()
         with _LOCK, patched(self):
             self.active = True
             try:
@@ -487,9 +500,14 @@ class Recorder:
                 self.active = False
                 for owner, name in self.wrapped:
                     owner.__dict__.pop(name, None)
+                drawn = not _same_dice(dice)
+        self._check_answers()
+        if drawn:
+            raise Unanswerable("the forward draws random numbers that are no operation on tensors")
         self._close(top, out)
         del out, args, kwargs
         self._kept_outside(top)
+        self._written_constants()
         outputs = list(nodes_in(top.output))
         end = self.graph.output(tuple(outputs))
         end.meta.update(event=top, const=False, kind="output")
@@ -504,6 +522,29 @@ class Recorder:
             self.constants,
             self.knows_inputs,
         )
+
+    def _check_answers(self) -> None:
+        if self.unanswered is not None:
+            raise Unanswerable(f"a question was asked and its error caught: {self.unanswered}")
+
+    def _written_constants(self) -> None:
+        """A parameter, buffer or constant that the forward writes is none: it differs from call to call."""
+        writes = [n for n in self.graph.nodes if (w := mutated_argument(n)) is not None and w.meta["const"]]
+        if not writes:
+            return
+        reads = resolve(self.graph)
+        stack = []
+        for node in writes:
+            written = reads.mutates[node]
+            root = reads.storage.get(written, written)
+            if root.op == "get_attr":
+                node.meta["event"].effects.append(f"writes {root.target!r} in place")
+                stack.append(root)
+        while stack:
+            node = stack.pop()
+            if node.meta["const"]:
+                node.meta["const"] = False
+                stack += node.users
 
     def _kept_outside(self, top: Event) -> None:
         """Values that somebody still holds (a list, a global, a closure) are read outside of the graph."""
@@ -580,6 +621,28 @@ def map_values(value: Any, fn: Callable[[Value], Any]) -> Any:
     if type(value) is dict:
         return {k: map_values(v, fn) for k, v in value.items()}
     return value
+
+
+def _dice() -> tuple[Any, ...]:
+    """The state of the random number generators that a forward may draw from."""
+    return torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+
+
+def _same_dice(before: tuple[Any, ...]) -> bool:
+    """Whether nothing was drawn since; if something was, the generators are set back."""
+    torch_state, python_state, numpy_state = before
+    now = _dice()
+    same = bool(
+        torch.equal(now[0], torch_state)
+        and now[1] == python_state
+        and now[2][2] == numpy_state[2]
+        and (now[2][1] == numpy_state[1]).all()
+    )
+    if not same:
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
+    return same
 
 
 def _all_events(event: Event) -> Iterator[Event]:
@@ -696,6 +759,21 @@ def patched(recorder: Recorder) -> Iterator[None]:
         wrapper.__wrapped__ = function  # type: ignore[attr-defined]
         return wrapper
 
+    def drawn(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return recorder.emit("call_function", function, args, kwargs) if recorder.active else function(*args, **kwargs)
+
+        return wrapper
+
+    def asked(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            answer = function(*args, **kwargs)
+            if recorder.active and not str(sys._getframe(1).f_globals.get("__name__")).startswith("torch."):
+                recorder.stack[-1].questions.append(Question("mode", function.__name__, answer))
+            return answer
+
+        return wrapper
+
     for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
         replace(norm, "_check_input_dim", _unchecked(recorder, norm._check_input_dim))
     replace(nn.Module, "__call__", traced_call)
@@ -703,6 +781,10 @@ def patched(recorder: Recorder) -> Iterator[None]:
     replace(nn.Module, "__setattr__", traced_write)
     replace(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _nothing_to_keep)
     replace(torch.utils.checkpoint, "CheckpointFunction", _CalledAtOnce)
+    for name in _DRAWS:
+        replace(torch, name, drawn(getattr(torch, name)))
+    for name in _MODES:
+        replace(torch, name, asked(getattr(torch, name)))
     for name in _FACTORIES:
         replace(torch, name, lifted(getattr(torch, name)))
     for name in _MATH:

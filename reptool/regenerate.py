@@ -114,6 +114,8 @@ class Cutter:
                 self._call(item)
             else:
                 self._node(item)
+        if "training" in function.__code__.co_names:
+            guards.append("    _expect('training', self.training, False)")
         self.graph.output(self._lookup_all(self.event.output))
         return self._print(parameters, guards)
 
@@ -392,6 +394,8 @@ def check_rewritable(function: Callable[..., Any]) -> None:
     names = {i.opname for i in dis.get_instructions(code)}
     if names & {"SETUP_WITH", "BEFORE_WITH", "LOAD_SPECIAL", "WITH_EXCEPT_START"}:
         raise CannotCutError("it has a `with` block")
+    if names & {"PUSH_EXC_INFO", "SETUP_FINALLY"}:
+        raise CannotCutError("it has a `try` block")
     if names & {"STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR"}:
         raise CannotCutError("it writes attributes")
     if code.co_flags & inspect.CO_GENERATOR or (code.co_freevars and code.co_freevars != ("__class__",)):

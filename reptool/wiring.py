@@ -31,7 +31,8 @@ from reptool.surgery import Site, Surgeon, Surgery, is_plain_identity
 
 _NOT_DATA = ("init", "load", "save", "reset", "set_", "make", "build", "freeze", "unfreeze", "train", "export", "log_")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_WALKS = {"children", "named_children", "modules", "named_modules", "_modules", "get_submodule", "getattr", "named"}
+_DEEP_WALKS = {"modules", "named_modules", "get_submodule"}
+_WALKS = _DEEP_WALKS | {"children", "named_children", "_modules", "getattr"}
 
 
 @dataclass
@@ -221,7 +222,7 @@ class Wiring:
             if not stock_forward(module):
                 names.append("forward")
             for name in names:
-                if (path, name) in called or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+                if (path, name) in called:
                     continue
                 if name == "forward" and type(module).forward is nn.Module.forward:
                     continue
@@ -423,6 +424,8 @@ def _names(path: str, lead: str, state: _Changed, read: Loads, prefix: str = "")
     named = {p for p in past if not p.isdigit()}
     if not shut:
         return bool(named & (read.own | read.other)) or bool(_WALKS & read.calls) or (not named and read.nested > 0)
+    if read.calls & _DEEP_WALKS:
+        return True
     if named:
         return bool(named & read.other)
     holders = [p for p in parts[: shut[-1] + 1] if not p.isdigit()]
