@@ -1,0 +1,140 @@
+"""No formula stands twice: a wrong formula in any file of `reptool/fusions` makes `deploy` wrong, and it notices."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reptool
+from reptool import fusions
+from reptool.errors import VerificationError
+from reptool.testing import randomize
+
+
+class Sum(nn.Module):
+    """Branches, added."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum over all branches."""
+        y: Tensor = self.branches[0](x)
+        for branch in self.branches[1:]:
+            y = y + branch(x)
+        return y
+
+
+class Shortcut(nn.Module):
+    """A convolution and its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both."""
+        return self.conv(x) + x  # type: ignore[no-any-return]
+
+
+class Cat(Sum):
+    """Branches, concatenated."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All branches side by side."""
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+class Last(nn.Module):
+    """A pointwise convolution, then a linear layer on channels-last values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(4, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Channels last."""
+        return self.linear(self.conv(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
+
+
+def conv(k: int = 3, **options: Any) -> nn.Conv2d:
+    """Four channels to four, the size kept."""
+    return nn.Conv2d(4, 4, k, **{"padding": k // 2, **options})
+
+
+def conv_bn() -> nn.Module:
+    """The most common pair."""
+    return nn.Sequential(conv(), nn.BatchNorm2d(4))
+
+
+def thin() -> nn.Module:
+    """Two layers that are cheaper as one."""
+    return nn.Sequential(nn.Conv2d(4, 64, 1), nn.Conv2d(64, 4, 3))
+
+
+def plane() -> Tensor:
+    """Values of a linear layer."""
+    return torch.randn(3, 4)
+
+
+def images() -> Tensor:
+    """Two images."""
+    return torch.randn(2, 4, 9, 8)
+
+
+Case = tuple[str, str, Callable[[], nn.Module], Callable[[], Tensor], bool]
+
+# file of the formula, where the engine calls it, a model in which it matters, its inputs, whether it needs force
+CASES: list[Case] = [
+    ("avg_pool", "lift.avg_pool_kernel", lambda: Sum(conv(), nn.AvgPool2d(3, 1, 1)), images, False),
+    ("bn_conv", "lift.bn_kernel", conv_bn, images, False),
+    ("branch_add", "algebra.branch_add", lambda: Sum(conv(), conv()), images, False),
+    ("branch_concat", "algebra.branch_concat", lambda: Cat(conv(), conv()), images, False),
+    ("conv_bn", "algebra.scale_rows", conv_bn, images, False),
+    ("conv_bn", "fusions.bn_conv.bn_scale_shift", conv_bn, images, False),
+    ("kernel_size", "algebra.embed_on", lambda: Sum(conv(), conv(1)), images, False),
+    ("linear", "forms.linear_to_pointwise", Last, images, False),
+    ("linear", "lower.pointwise_to_linear", lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), plane, True),
+    ("sequential", "algebra.contract", thin, images, False),
+    ("sequential", "algebra.carry_bias", thin, images, False),
+    ("shortcut", "kernel.dirac_kernel", Shortcut, images, False),
+]
+
+
+def wrong(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, one percent off."""
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        out = function(*args, **kwargs)
+        return (out[0] * 1.01, *out[1:]) if isinstance(out, tuple) else out * 1.01
+
+    return scaled
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-{c[1]}")
+def test_a_wrong_formula_makes_deploy_wrong(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    file, where, build, inputs, force = case
+    model, x = randomize(build()).eval(), inputs()
+    holder, _, name = f"reptool.{where}".rpartition(".")
+    module = importlib.import_module(holder)
+    assert getattr(module, name).__module__ == f"reptool.fusions.{file}"
+    assert len(reptool.report(reptool.deploy(model, x, force=force)).regions) == 1
+    monkeypatch.setattr(module, name, wrong(getattr(module, name)))
+    with pytest.raises(VerificationError, match="is off by"):
+        reptool.deploy(model, x, force=force)
+    with torch.no_grad():
+        off = reptool.deploy(model, x, force=force, verify=False)(x) - model(x)
+    assert float(off.abs().max()) > 1e-4
+
+
+def test_every_file_of_fusions_is_called_by_the_engine() -> None:
+    assert fusions.__file__ is not None
+    files = {p.stem for p in Path(fusions.__file__).parent.glob("*.py")} - {"__init__"}
+    assert {case[0] for case in CASES} == files
