@@ -32,6 +32,7 @@ from reptool.errors import InputError, RequirementError, UnsupportedModelError, 
 from reptool.kernel import Kernel
 from reptool.lower import Geometry, values
 from reptool.refusal import Code, Refusal
+from reptool.rehearse import rehearse
 from reptool.surgery import Site
 from reptool.verify import EXACT, Measured, measure, tolerance
 
@@ -104,14 +105,15 @@ def deploy(
     measured = {unit.prefix: _measure(unit, verify) for unit in plan.units}
     report = _report(model, plan, measured)
     _check_requirements(report, needed)
-    compared = verify and reference is not None
-    target = model if inplace and not compared else full_copy(model)
+    target = model if inplace and not verify else full_copy(model)
     _write_all(target, plan, measured, report)
-    if compared and args is not None:
+    if verify:
+        report.rehearsed = rehearse(model, target, plan)
+    if verify and reference is not None and args is not None:
         _compare(target, args, kwargs, reference, report)
     if flatten:
         return _flattened(target, args, kwargs, report, options, verify)
-    if inplace and compared:
+    if inplace and verify:
         _write_all(model, plan, measured, report)
         return model
     return target

@@ -55,6 +55,7 @@ class Report:
         parameters: number of parameters before and after.
         untraced: modules whose code could not be followed, and why.
         specialized: questions the model's code asked while it was captured.
+        rehearsed: modules with regenerated methods that were run beside the original ones on made-up inputs.
         model_error: whole-model error on the example inputs: (deployed, original) against float64.
     """
 
@@ -67,6 +68,7 @@ class Report:
     parameters: tuple[int, int] = (0, 0)
     untraced: dict[str, str] = field(default_factory=dict)
     specialized: list[str] = field(default_factory=list)
+    rehearsed: int = 0
     model_error: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -383,10 +383,11 @@ class Recorder:
         else:
             last.meta["where"] = where
         out = self._barriers(out) if watched else out
+        mark, changed = len(self.stack[-1].items), False
         for hook in self._own_hooks(module):
-            given = hook(module, args, out)
-            out = out if given is None else given
-        return out
+            changed |= hook(module, args, out) is not None
+        del self.stack[-1].items[mark:]  # the call itself runs its hooks: their operations are nobody's code
+        return self._barriers(out) if changed else out
 
     def _own_hooks(self, module: nn.Module) -> list[Callable[..., Any]]:
         """Plain forward hooks that the model's own package installed: a part of the model's forward."""

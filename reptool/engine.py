@@ -130,7 +130,6 @@ def make_plan(
         if (
             not hasattr(module, "forward")
             or type(module).forward is nn.Module.forward
-            or isinstance(module, (nn.ModuleList, nn.ModuleDict))
         ):
             queue += _children(prefix, module)
             continue
@@ -145,11 +144,12 @@ def make_plan(
             queue += _children(prefix, module)
             continue
         recorder, trace = traced
+        plan.untraced.pop(prefix, None)  # it could be followed by itself
         for path, why in trace.opaque.items():
             inner = module.get_submodule(path)
             full = f"{prefix}.{path}" if prefix else path
             plan.untraced[full] = why
-            queue += _children(full, inner)
+            queue.append((full, inner, None, {}))
         unit = _unit(recorder, trace, options, (values, cast), owned.under(prefix), _above(scratch, prefix), plan)
         plan.units.append(unit)
     return plan

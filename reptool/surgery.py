@@ -68,6 +68,7 @@ class Surgery:
     sites: list[Site] = field(default_factory=list)
     identities: dict[str, str] = field(default_factory=dict)  # path -> why
     methods: dict[str, dict[str, Method]] = field(default_factory=dict)  # path -> method name -> source
+    events: dict[str, Event] = field(default_factory=dict)  # path -> a call of its regenerated method
     plain: set[str] = field(default_factory=set)  # paths whose class becomes a plain module
     dropped: set[str] = field(default_factory=set)  # parameter and buffer paths that go away
     guards: dict[str, int] = field(default_factory=dict)  # path -> rank its input must have
@@ -651,6 +652,7 @@ class Surgeon:
                 raise AssertionError(f"nobody to blame for {made}")
             return
         surgery.methods.setdefault(event.path, {})[event.method] = made
+        surgery.events.setdefault(event.path, event)
 
     def _assumed(self, event: Event) -> bool:
         """Whether nobody showed with which optional arguments this call is made."""

@@ -1,0 +1,147 @@
+"""Rehearsal: what was written anew, run beside the original on made-up inputs.
+
+Regions are verified by themselves; this checks what stands between them. It needs no example inputs: the rank and the
+channels of a method's inputs are known from the layers that read them. Where they are not, nothing is claimed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reptool._copies import full_copy
+from reptool.capture import Event
+from reptool.engine import Plan, Unit
+from reptool.errors import VerificationError
+
+TOLERANCE = 1e-7
+SIZES = {2: (), 3: (64,), 4: (32, 36), 5: (16, 16, 20)}
+
+
+def rehearse(model: nn.Module, target: nn.Module, plan: Plan) -> int:
+    """Run every module that holds a regenerated method, and the regions it belongs to, against the original.
+
+    Args:
+        model: the original model.
+        target: the deployed copy.
+        plan: what was done.
+
+    Returns:
+        How many modules were compared.
+
+    Raises:
+        VerificationError: a method computes something else, or fails where the original runs.
+    """
+    compared = 0
+    for unit in plan.units:
+        for event in _closed_events(unit):
+            full = ".".join(p for p in (unit.prefix, event.path) if p)
+            compared += _compare(model.get_submodule(full), target.get_submodule(full), event, unit, full)
+    return compared
+
+
+def _closed_events(unit: Unit) -> list[Event]:
+    """The smallest module calls around each regenerated method that no region lies across the border of."""
+    inside: dict[Event, Counter[int]] = {}
+    for i, site in enumerate(unit.surgery.sites):
+        for node in site.region.form.ops:
+            for event in node.meta["event"].ancestors():
+                inside.setdefault(event, Counter())[i] += 1
+    sizes = [len(site.region.form.ops) for site in unit.surgery.sites]
+    found: dict[str, Event] = {}
+    for start in unit.surgery.events.values():
+        for event in start.ancestors():
+            whole = all(count == sizes[i] for i, count in inside.get(event, Counter()).items())
+            if event.method == "forward" and whole:
+                found.setdefault(event.path, event)
+                break
+    return list(found.values())
+
+
+def _compare(old: nn.Module, new: nn.Module, event: Event, unit: Unit, path: str) -> int:
+    generator = torch.Generator().manual_seed(0)
+    made: dict[fx.Node, Tensor] = {}
+    try:
+        args, kwargs = (_inputs(v, unit, generator, made) for v in (event.args, event.kwargs))
+    except _UnknownInputError:
+        return 0
+    if not made:
+        return 0
+    try:
+        wide = full_copy(old).double().cpu()
+        wanted = _run(wide, args, kwargs)
+    except Exception:  # the made-up inputs do not suit the original
+        return 0
+    try:
+        got = _run(_wide(new), args, kwargs)
+    except Exception as error:
+        raise VerificationError(
+            f"{path or '<root>'} fails where the original runs: {type(error).__name__}: {error}; "
+            "nothing was changed. Exclude it and report this"
+        ) from error
+    if len(got) != len(wanted) or any(a.shape != b.shape for a, b in zip(got, wanted, strict=False)):
+        raise VerificationError(
+            f"{path or '<root>'} returns other shapes; nothing was changed. "
+            "Exclude it and report this"
+        )
+    eps = max((torch.finfo(p.dtype).eps for p in new.parameters() if p.is_floating_point()), default=0.0)
+    for a, b in zip(got, wanted, strict=True):
+        off = float((a - b).abs().max()) / (float(b.abs().max()) + 1e-12) if b.numel() else 0.0
+        if not off <= max(TOLERANCE, ROUNDING * eps):
+            raise VerificationError(
+                f"{path or '<root>'} is off by {off:.3g}; nothing was changed. "
+                "Exclude it and report this"
+            )
+    return 1
+
+
+ROUNDING = 2.0**16
+"""Rounding of folded weights, grown through a whole method, in multiples of their eps."""
+
+
+class _UnknownInputError(Exception):
+    """The rank or the channels of an input are not known."""
+
+
+def _wide(module: nn.Module) -> nn.Module:
+    return full_copy(module).double().cpu()
+
+
+def _run(module: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+    from reptool._deploy import _cloned, tensors_in
+
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [t.detach() for t in tensors_in(module(*_cloned(args), **_cloned(kwargs)))]
+
+
+def _inputs(value: Any, unit: Unit, generator: torch.Generator, made: dict[fx.Node, Tensor]) -> Any:
+    if isinstance(value, fx.Node):
+        if value not in made:
+            made[value] = _input(value, unit, generator)
+        return made[value]
+    if isinstance(value, (tuple, list)):
+        parts = [_inputs(v, unit, generator, made) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if type(value) is dict:
+        return {k: _inputs(v, unit, generator, made) for k, v in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise _UnknownInputError
+
+
+def _input(node: fx.Node, unit: Unit, generator: torch.Generator) -> Tensor:
+    facts = unit.facts
+    rank = facts.rank(node)
+    if node.meta["const"] or node.meta.get("kind") != "tensor" or rank not in SIZES:
+        raise _UnknownInputError
+    behind = max(rank - 2, 0)
+    channels = facts.channels(node, behind) or facts.channels_expected(node)
+    if channels is None:
+        channels = next((s.region.form.shape.in_channels for s in unit.surgery.sites if s.region.root is node), None)
+    if channels is None:
+        raise _UnknownInputError
+    return torch.randn(2, channels, *SIZES[rank], dtype=torch.float64, generator=generator)
