@@ -762,7 +762,9 @@ def patched(recorder: Recorder) -> Iterator[None]:
 
     def drawn(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            return recorder.emit("call_function", function, args, kwargs) if recorder.active else function(*args, **kwargs)
+            return (
+                recorder.emit("call_function", function, args, kwargs) if recorder.active else function(*args, **kwargs)
+            )
 
         return wrapper
 

@@ -127,10 +127,7 @@ def make_plan(
         if id(module) in done:
             continue
         done.add(id(module))
-        if (
-            not hasattr(module, "forward")
-            or type(module).forward is nn.Module.forward
-        ):
+        if not hasattr(module, "forward") or type(module).forward is nn.Module.forward:
             queue += _children(prefix, module)
             continue
         if prefix and stock_forward(module):

@@ -533,7 +533,9 @@ def _along_channels(
     if rank is not None and rank < value.dim():
         return None
     if rank is None and value.dim() > (behind + 2 if behind else 1):
-        return Refusal(Code.RANK_UNKNOWN, f"a constant of shape {tuple(value.shape)} may add axes to a value of unknown rank")
+        return Refusal(
+            Code.RANK_UNKNOWN, f"a constant of shape {tuple(value.shape)} may add axes to a value of unknown rank"
+        )
     if rank is not None and behind and behind != rank - 2:
         return Refusal(
             Code.BROADCAST, f"a constant of shape {tuple(value.shape)} varies along an axis that is not the channels"
@@ -874,7 +876,9 @@ def _fill(node: fx.Node, ctx: Context) -> Lifted:
         return None
     if any(a.border is not Border.ZEROS or a.before < 0 or a.after < 0 for a in pad.shape.axes):
         return None
-    wanted = {(i, side) for i, a in enumerate(pad.shape.axes) for side, p in (("before", a.before), ("after", a.after)) if p}
+    wanted = {
+        (i, side) for i, a in enumerate(pad.shape.axes) for side, p in (("before", a.before), ("after", a.after)) if p
+    }
     covered = {_side(k, pad.shape.axes) for k, _ in sides}
     if None in covered or not covered <= wanted:
         return None
@@ -891,7 +895,9 @@ def _fill(node: fx.Node, ctx: Context) -> Lifted:
     kernel = replace(pad.load(), axes=axes, border_value=vectors[0])
     if vectors[0].numel() > 1:
         kernel = replace(replace(kernel, border_value=None).with_channels(vectors[0].numel()), border_value=vectors[0])
-    whole = Affine(pad.source, kernel.shape_only(), lambda: kernel, _cone(ctx, *[v for _, v in sides]), paradigm="padding")
+    whole = Affine(
+        pad.source, kernel.shape_only(), lambda: kernel, _cone(ctx, *[v for _, v in sides]), paradigm="padding"
+    )
     return Fill(before, whole, whole.owners)
 
 

@@ -84,16 +84,14 @@ def _compare(old: nn.Module, new: nn.Module, event: Event, unit: Unit, path: str
         ) from error
     if len(got) != len(wanted) or any(a.shape != b.shape for a, b in zip(got, wanted, strict=False)):
         raise VerificationError(
-            f"{path or '<root>'} returns other shapes; nothing was changed. "
-            "Exclude it and report this"
+            f"{path or '<root>'} returns other shapes; nothing was changed. Exclude it and report this"
         )
     eps = max((torch.finfo(p.dtype).eps for p in new.parameters() if p.is_floating_point()), default=0.0)
     for a, b in zip(got, wanted, strict=True):
         off = float((a - b).abs().max()) / (float(b.abs().max()) + 1e-12) if b.numel() else 0.0
         if not off <= max(TOLERANCE, ROUNDING * eps):
             raise VerificationError(
-                f"{path or '<root>'} is off by {off:.3g}; nothing was changed. "
-                "Exclude it and report this"
+                f"{path or '<root>'} is off by {off:.3g}; nothing was changed. Exclude it and report this"
             )
     return 1
 

@@ -135,9 +135,7 @@ def check(source: str, seed: int, float32: bool = True) -> tuple[Any, float]:
     if [name for name, _ in double.named_modules()] != names:
         raise Mismatch("the original's modules changed")
     try:
-        worst = assert_equivalent(
-            _effects(double), _effects(deployed), wide, rtol=1e-8, atol=1e-11, dtype=None
-        )
+        worst = assert_equivalent(_effects(double), _effects(deployed), wide, rtol=1e-8, atol=1e-11, dtype=None)
     except AssertionError as error:
         raise Mismatch(str(error)) from error
     again = reptool.deploy(deployed)
@@ -199,9 +197,7 @@ def run(
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, help="stop after so many seconds")
     parser.add_argument("--count", type=int, help="how many networks (1000 if --seconds is not given)")
     parser.add_argument("--seed", type=int, default=None, help="the first seed (default: from the clock)")

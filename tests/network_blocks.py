@@ -80,9 +80,7 @@ def _joined(g: Generator, t: ClassText, live: list[Value]) -> Value:
             f"{a} * {b}",
         ]
         return replace(last, name=t.assign(text[kind - 1]))
-    return replace(
-        last, name=t.assign(f"torch.cat([{b}, {a}], dim=1)"), channels=last.channels + other.channels
-    )
+    return replace(last, name=t.assign(f"torch.cat([{b}, {a}], dim=1)"), channels=last.channels + other.channels)
 
 
 def _narrow(g: Generator, t: ClassText, v: Value) -> Value:
@@ -171,9 +169,7 @@ def diverse_branch(g: Generator, t: ClassText, v: Value) -> Value:
     middle = g.pick(reads, 2)
     padded = g.chance(0.6)  # the padding belongs to the first layer; the other way round is refused
     a, b = (1, 0) if padded else (0, 1)
-    branches.append(
-        f"{bn(writes)}({conv(middle, writes, 3, b)}({bn(middle)}({conv(reads, middle, 1, a)}({x}))))"
-    )
+    branches.append(f"{bn(writes)}({conv(middle, writes, 3, b)}({bn(middle)}({conv(reads, middle, 1, a)}({x}))))")
     pool = t.attribute("pool", f"nn.AvgPool{n}d(3, 1, 1)" if g.chance(0.5) else f"nn.AvgPool{n}d(3, 1, 0)")
     pads = "" if "0)" not in t.setup[-1] else "padded"
     inner = f"{conv(reads, writes, 1, 1 if pads else 0)}({x})"
@@ -234,9 +230,7 @@ def inception(g: Generator, t: ClassText, v: Value) -> Value:
     parts, total = [], 0
     for k in g.random.sample((1, 3, 5), g.random.randint(2, 3)):
         writes = g.pick(2, 3)
-        layer = t.attribute(
-            "conv", f"nn.Conv{n}d({v.channels}, {writes}, {k}, padding={k // 2}, bias={g.chance(0.5)})"
-        )
+        layer = t.attribute("conv", f"nn.Conv{n}d({v.channels}, {writes}, {k}, padding={k // 2}, bias={g.chance(0.5)})")
         parts.append(_maybe(g, t, f"{layer}({x})", writes))
         total += writes
     if g.chance(0.4):
@@ -295,9 +289,7 @@ def nested(g: Generator, t: ClassText, v: Value) -> Value:
     """Blocks within a block: by attribute, in a Sequential, in a ModuleList, in a ModuleDict."""
     inner, out = [], v
     for _ in range(g.random.randint(2, 3)):
-        text, out = written(
-            g, g.pick("sequence", "rep_vgg", "residual", "ac_block", "steps", "inverted_residual"), out
-        )
+        text, out = written(g, g.pick("sequence", "rep_vgg", "residual", "ac_block", "steps", "inverted_residual"), out)
         inner.append(text)
     kind = g.pick("attributes", "Sequential", "ModuleList", "ModuleDict")
     if kind == "attributes":
@@ -311,14 +303,8 @@ def nested(g: Generator, t: ClassText, v: Value) -> Value:
             name=t.assign(f"{t.attribute('blocks', 'nn.Sequential(' + ', '.join(inner) + ')')}({v.name})"),
         )
     y = t.fresh()
-    items = (
-        ", ".join(inner)
-        if kind == "ModuleList"
-        else ", ".join(f"'b{i}': {text}" for i, text in enumerate(inner))
-    )
-    made = t.attribute(
-        "blocks", f"nn.ModuleList([{items}])" if kind == "ModuleList" else f"nn.ModuleDict({{{items}}})"
-    )
+    items = ", ".join(inner) if kind == "ModuleList" else ", ".join(f"'b{i}': {text}" for i, text in enumerate(inner))
+    made = t.attribute("blocks", f"nn.ModuleList([{items}])" if kind == "ModuleList" else f"nn.ModuleDict({{{items}}})")
     each = made if kind == "ModuleList" else f"{made}.values()"
     t.body += [f"{y} = {v.name}", f"for block in {each}:", f"    {y} = block({y})"]
     return replace(out, name=y)

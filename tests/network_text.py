@@ -26,9 +26,7 @@ class Value:
     def moved(self, extent: tuple[int, ...], stride: tuple[int, ...]) -> Value:
         """Behind a layer of this extent and stride."""
         sizes = tuple((n + t - 1) // s + 1 for n, t, s in zip(self.sizes, extent, stride, strict=True))
-        grown = tuple(
-            (t + s * dt, s * ds) for (t, s), dt, ds in zip(self.geometry, extent, stride, strict=True)
-        )
+        grown = tuple((t + s * dt, s * ds) for (t, s), dt, ds in zip(self.geometry, extent, stride, strict=True))
         return replace(self, sizes=sizes, geometry=grown)
 
     def fits(self, other: Value) -> bool:
@@ -120,9 +118,7 @@ class Generator:
         kind = self.pick("3", "3", "1", "1", "5", "dilated", "rectangular")
         roomy = min(value.sizes) >= 6
         if not keep and self.chance(0.45):
-            kind = self.pick(
-                "valid", "even", "padded 1", "wide", "strided", "strided 1", "strided even", "mixed"
-            )
+            kind = self.pick("valid", "even", "padded 1", "wide", "strided", "strided 1", "strided even", "mixed")
         if kind == "1":
             size, padding = [1] * n, [0] * n
         elif kind == "5":
@@ -258,9 +254,7 @@ def affine(g: Generator, t: ClassText, v: Value) -> Value:
         return _of(g, v, t.assign(f"({x} - self.mean{t.count}) / 1.5"))
     if kind == 4:  # not along the channels alone
         return _of(g, v, t.assign(f"{x} * torch.linspace(0.5, 1.5, {x}.shape[-1], dtype={x}.dtype)"))
-    return _of(
-        g, v, t.assign(g.pick(f"-{x}", f"{x} * 0.5", f"2.0 * {x} + 1.0", f"torch.add({x}, {x}, alpha=0.5)"))
-    )
+    return _of(g, v, t.assign(g.pick(f"-{x}", f"{x} * 0.5", f"2.0 * {x} + 1.0", f"torch.add({x}, {x}, alpha=0.5)")))
 
 
 @step
@@ -363,9 +357,7 @@ def strided_slice(g: Generator, t: ClassText, v: Value) -> Value:
         return v
     n = g.axes
     if g.chance(0.5):
-        return replace(
-            v.moved((0,) * n, (2,) * n), name=t.assign(f"{v.name}[{', '.join([':', ':', *['::2'] * n])}]")
-        )
+        return replace(v.moved((0,) * n, (2,) * n), name=t.assign(f"{v.name}[{', '.join([':', ':', *['::2'] * n])}]"))
     inner = ", ".join([":", ":", *["1:-1"] * n])
     return replace(v.moved((-2,) * n, (1,) * n), name=t.assign(f"{v.name}[{inner}]"))
 
@@ -402,9 +394,7 @@ def act(g: Generator, t: ClassText, v: Value) -> Value:
     x = v.name
     if g.chance(0.5):
         return _of(g, v, t.assign(f"{t.attribute('act', g.activation())}({x})"))
-    return _of(
-        g, v, t.assign(g.pick(f"F.relu({x})", f"{x}.relu()", f"torch.tanh({x})", f"{x} * torch.sigmoid({x})"))
-    )
+    return _of(g, v, t.assign(g.pick(f"F.relu({x})", f"{x}.relu()", f"torch.tanh({x})", f"{x} * torch.sigmoid({x})")))
 
 
 @step
@@ -448,9 +438,7 @@ def in_place(g: Generator, t: ClassText, v: Value) -> Value:
 def gate(g: Generator, t: ClassText, v: Value) -> Value:
     c, n = v.channels, g.axes
     layers = [t.attribute("fc", f"nn.Conv{n}d({a}, {b}, 1)") for a, b in ((c, 2), (2, c))]
-    pooled = g.pick(
-        f"F.adaptive_avg_pool{n}d({v.name}, 1)", f"{v.name}.mean({tuple(range(2, n + 2))}, keepdim=True)"
-    )
+    pooled = g.pick(f"F.adaptive_avg_pool{n}d({v.name}, 1)", f"{v.name}.mean({tuple(range(2, n + 2))}, keepdim=True)")
     return _of(g, v, t.assign(f"{v.name} * {layers[1]}(F.relu({layers[0]}({pooled}))).sigmoid()"))
 
 
@@ -465,9 +453,7 @@ def shuffle(g: Generator, t: ClassText, v: Value) -> Value:
 
 @step
 def other_norm(g: Generator, t: ClassText, v: Value) -> Value:
-    text = g.pick(
-        f"nn.GroupNorm(1, {v.channels})", f"nn.InstanceNorm{g.axes}d({v.channels})", "nn.Identity()"
-    )
+    text = g.pick(f"nn.GroupNorm(1, {v.channels})", f"nn.InstanceNorm{g.axes}d({v.channels})", "nn.Identity()")
     if "Instance" in text and max(v.sizes) < 4:
         text = "nn.Identity()"
     return _of(g, v, t.assign(f"{t.attribute('norm', text)}({v.name})"))

@@ -117,9 +117,7 @@ def _network(g: Generator) -> tuple[ClassText, str]:
         if g.chance(0.25):
             kept.append(v.name)
     if pending:
-        v = replace(
-            v, name=t.assign(f"{t.attribute('stage', 'nn.Sequential(' + ', '.join(pending) + ')')}({v.name})")
-        )
+        v = replace(v, name=t.assign(f"{t.attribute('stage', 'nn.Sequential(' + ', '.join(pending) + ')')}({v.name})"))
     result = _head(g, t, v)
     if not kept:
         t.body.append(f"return {result}")

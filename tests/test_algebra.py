@@ -33,9 +33,7 @@ SPAN = 40
 # --- helpers
 def fits(axis: Axis, size: int) -> bool:
     """Whether an image of `size` has an output and is large enough to be extended by the border mode."""
-    return axis.out_size(size) >= 1 and (
-        axis.border is not Border.REFLECT or max(axis.before, axis.after) < size
-    )
+    return axis.out_size(size) >= 1 and (axis.border is not Border.REFLECT or max(axis.before, axis.after) < size)
 
 
 def sizes_for(along: Sequence[Sequence[Axis]], extra: Sequence[int]) -> list[int]:
@@ -114,11 +112,7 @@ def test_add_is_the_sum_of_the_branches(parts: list[Kernel], extra: list[int]) -
     channels = next((k.in_channels for k in parts if k.in_channels), 3)
     chains = [[a] for k in [*parts, summed] for a in k.axes or ()]
     count = len(parts[0].axes or ())
-    sizes = (
-        [max(sizes_for(chains[i::count], extra[i : i + 1] * len(chains))) for i in range(count)]
-        if count
-        else []
-    )
+    sizes = [max(sizes_for(chains[i::count], extra[i : i + 1] * len(chains))) for i in range(count)] if count else []
     assume(all(fits(a, n) for k in parts for a, n in zip(k.axes or (), sizes, strict=True)))
     x = image(parts[0], sizes, channels)
     close(apply_kernel(summed, x), sum((apply_kernel(k, x) for k in parts), torch.zeros(())))
@@ -256,8 +250,7 @@ def test_concat_is_the_concatenation_of_the_branches(parts: list[Kernel], extra:
     joined = law(concat(parts))
     count = len(parts[0].axes or ())
     sizes = [
-        max(sizes_for([[k.axes[i]] for k in parts if k.axes], extra[i : i + 1] * len(parts)))
-        for i in range(count)
+        max(sizes_for([[k.axes[i]] for k in parts if k.axes], extra[i : i + 1] * len(parts))) for i in range(count)
     ]
     x = image(parts[0], sizes)
     close(apply_kernel(joined, x), torch.cat([apply_kernel(k, x) for k in parts], 1))
@@ -356,9 +349,7 @@ def test_compose_is_exact_or_refuses(pair: tuple[Kernel, Kernel], extra: list[in
 
 
 @given(st.data(), st.integers(0, 3), extras)
-def test_a_norm_behind_any_kernel_is_a_scale_of_its_rows(
-    data: st.DataObject, spatial: int, extra: list[int]
-) -> None:
+def test_a_norm_behind_any_kernel_is_a_scale_of_its_rows(data: st.DataObject, spatial: int, extra: list[int]) -> None:
     f = data.draw(kernels(spatial))
     assert f.out_channels is not None
     mean, variance, gamma, beta, eps = data.draw(bn_statistics(f.out_channels))
@@ -554,9 +545,7 @@ def test_a_constant_is_carried_back_through_a_scale() -> None:
 
 def test_a_constant_is_carried_back_through_maps_on_any_channels() -> None:
     one = torch.ones(1, dtype=torch.float64)
-    pad = Kernel(
-        None, (Axis(before=1, after=1, border=Border.CONSTANT),), one.reshape(1, 1, 1), border_value=3 * one
-    )
+    pad = Kernel(None, (Axis(before=1, after=1, border=Border.CONSTANT),), one.reshape(1, 1, 1), border_value=3 * one)
     x = torch.randn(2, 2, 5, dtype=torch.float64)
     for f in (
         identity(),
@@ -699,7 +688,5 @@ def test_operands_are_never_modified() -> None:
     kept = [t.clone() for k in (f, g) for t in (k.weight, k.bias) if t is not None]
     for result in (add([f, g]), concat([f, g]), compose(g, f), compose(f, replace(g, bias=None))):
         assert law(result).weight is not None
-    for before, after in zip(
-        kept, [t for k in (f, g) for t in (k.weight, k.bias) if t is not None], strict=True
-    ):
+    for before, after in zip(kept, [t for k in (f, g) for t in (k.weight, k.bias) if t is not None], strict=True):
         assert torch.equal(before, after)

@@ -77,9 +77,7 @@ def test_groups_is_the_most_that_holds_the_structure(channels: Channels) -> None
     reads = mask(channels)
 
     def holds(groups: int) -> bool:
-        return not (
-            reads & ~mask(Channels.grouped(channels.in_channels, channels.out_channels, groups))
-        ).any()
+        return not (reads & ~mask(Channels.grouped(channels.in_channels, channels.out_channels, groups))).any()
 
     common = [g for g in range(1, 20) if channels.in_channels % g == 0 and channels.out_channels % g == 0]
     assert channels.groups == max(g for g in common if holds(g))
@@ -97,9 +95,7 @@ def test_a_row_is_stored_where_its_interval_lies(channels: Channels) -> None:
 @given(channel_structures())
 def test_diagonal_means_each_output_reads_its_own_input(channels: Channels) -> None:
     square = channels.in_channels == channels.out_channels
-    assert channels.is_diagonal == (
-        square and torch.equal(mask(channels), torch.eye(channels.in_channels).bool())
-    )
+    assert channels.is_diagonal == (square and torch.equal(mask(channels), torch.eye(channels.in_channels).bool()))
 
 
 @given(siblings())

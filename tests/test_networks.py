@@ -114,9 +114,7 @@ def test_equal_seeds_give_equal_networks() -> None:
     for seed in (1, 2):
         (one, inputs), (other, again) = random_network(seed), random_network(seed)
         assert network_source(seed) == network_source(seed)
-        for (_, a), (_, b) in zip(
-            tensors_in(_call(one, inputs)), tensors_in(_call(other, again)), strict=True
-        ):
+        for (_, a), (_, b) in zip(tensors_in(_call(one, inputs)), tensors_in(_call(other, again)), strict=True):
             assert torch.equal(a, b)
     assert network_source(1) != network_source(2)
 
@@ -125,9 +123,7 @@ def test_a_generated_class_shows_its_source_and_pickles() -> None:
     model, inputs = random_network(4)
     assert "def forward" in inspect.getsource(type(model))
     loaded = pickle.loads(pickle.dumps(model))
-    for (_, a), (_, b) in zip(
-        tensors_in(_call(model, inputs)), tensors_in(_call(loaded, inputs)), strict=True
-    ):
+    for (_, a), (_, b) in zip(tensors_in(_call(model, inputs)), tensors_in(_call(loaded, inputs)), strict=True):
         assert torch.equal(a, b)
 
 
@@ -143,9 +139,7 @@ def engine(change: Any) -> Any:
 
 
 def _first_conv(model: nn.Module) -> Any:
-    return next(
-        m for m in model.modules() if hasattr(m, "kernel_size") and isinstance(m.weight, nn.Parameter)
-    )
+    return next(m for m in model.modules() if hasattr(m, "kernel_size") and isinstance(m.weight, nn.Parameter))
 
 
 def _shifted(model: nn.Module) -> nn.Module:
@@ -188,9 +182,7 @@ class _Report:
         (_raises, "CRASH seed 3"),
     ],
 )
-def test_the_fuzzer_finds_a_broken_engine(
-    monkeypatch: pytest.MonkeyPatch, change: Any, message: str | None
-) -> None:
+def test_the_fuzzer_finds_a_broken_engine(monkeypatch: pytest.MonkeyPatch, change: Any, message: str | None) -> None:
     monkeypatch.setattr("tests.fuzz.reptool.deploy", engine(change), raising=False)
     monkeypatch.setattr("tests.fuzz.reptool.report", lambda model: _Report(), raising=False)
     tally, failures = run([3], ops=["rep_vgg"])

@@ -62,9 +62,7 @@ def test_apply_kernel_pads_each_channel_with_its_own_constant() -> None:
     x = torch.zeros(1, 2, 1, dtype=torch.float64)
     value = torch.tensor([3.0, 4.0], dtype=torch.float64)
     along = (Axis(before=1, after=-1, border=Border.CONSTANT),)
-    kernel = Kernel(
-        Channels.select(2, [0, 1]), along, torch.ones(2, 1, 1, dtype=torch.float64), border_value=value
-    )
+    kernel = Kernel(Channels.select(2, [0, 1]), along, torch.ones(2, 1, 1, dtype=torch.float64), border_value=value)
     assert apply_kernel(kernel, x).flatten().tolist() == [3.0, 4.0]
 
 
@@ -112,9 +110,7 @@ def test_norm_modules_are_norms_in_eval_mode(data: st.DataObject, spatial: int) 
     norm: Any = data.draw(norm_modules(2, spatial))
     assert not norm.training
     x = torch.randn(2, 2, *(3, 4, 2)[:spatial], dtype=torch.float64)
-    expected = F.batch_norm(
-        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
-    )
+    expected = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
     assert torch.equal(norm(x), expected)
 
 

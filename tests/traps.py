@@ -31,6 +31,7 @@ def assert_same(wanted: Any, given: Any, where: str = "") -> None:
     a, b = list(tensors_in(wanted)), list(tensors_in(given))
     assert [t.shape for _, t in a] == [t.shape for _, t in b], where
     for (path, x), (_, y) in zip(a, b, strict=True):
+        x, y = x.detach(), y.detach()
         scale = float(x.double().abs().max()) if x.numel() else 0.0
         assert x.numel() == 0 or float((x.double() - y.double()).abs().max()) <= 1e-9 * scale + 1e-12, f"{where} {path}"
 

@@ -73,9 +73,7 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def _plain(
-    in_channels: int, out_channels: int, kernel: Any, dim: int = 2, **options: Any
-) -> Callable[[], nn.Module]:
+def _plain(in_channels: int, out_channels: int, kernel: Any, dim: int = 2, **options: Any) -> Callable[[], nn.Module]:
     return lambda: CONV[dim](in_channels, out_channels, kernel, **options)
 
 
@@ -85,9 +83,7 @@ def _name(block: str, **options: Any) -> str:
 
 def rep_vgg_options() -> Iterator[Option]:
     """RepVGGBlock."""
-    for kernel, stride, groups, identity, dilation in product(
-        (1, 3, 5), (1, 2), (1, 2, 8), (None, False), (1, 2)
-    ):
+    for kernel, stride, groups, identity, dilation in product((1, 3, 5), (1, 2), (1, 2, 8), (None, False), (1, 2)):
         if kernel == 1 and dilation > 1:
             continue
         geometry = {"stride": stride, "dilation": dilation, "groups": groups}
@@ -162,9 +158,7 @@ def ac_options() -> Iterator[Option]:
 
 def diverse_branch_options() -> Iterator[Option]:
     """DiverseBranchBlock."""
-    for kernel, stride, groups, internal, single in product(
-        (1, 3, 5), (1, 2), (1, 2, 8), (None, 16), (False, True)
-    ):
+    for kernel, stride, groups, internal, single in product((1, 3, 5), (1, 2), (1, 2, 8), (None, 16), (False, True)):
         yield Option(
             _name("dbb", k=kernel, s=stride, g=groups, i=internal, single=single),
             lambda k=kernel, s=stride, g=groups, i=internal, one=single: DiverseBranchBlock(
@@ -238,12 +232,8 @@ def ref_conv_options() -> Iterator[Option]:
         "replicate-valid": lambda: {"padding_mode": "replicate", "padding": "valid"},
     }
     for name, options in extra.items():
-        geometry = {
-            k: v for k, v in options().items() if k in ("padding", "dilation", "padding_mode", "bias")
-        }
-        yield Option(
-            f"refconv-{name}", lambda o=options: RefConv(8, 16, 5, **o()), _plain(8, 16, 5, **geometry), 8
-        )
+        geometry = {k: v for k, v in options().items() if k in ("padding", "dilation", "padding_mode", "bias")}
+        yield Option(f"refconv-{name}", lambda o=options: RefConv(8, 16, 5, **o()), _plain(8, 16, 5, **geometry), 8)
     for size, mode in product(((3, 5), 4), ("zeros", "reflect", "circular")):
         if size == 4 and mode == "zeros":  # torch warns of a copy here
             continue
@@ -367,16 +357,12 @@ def edge_oriented_options() -> Iterator[Option]:
             _plain(8, out_channels, 3, padding=1),
             8,
         )
-    yield Option(
-        "ecb-prelu", lambda: EdgeOrientedBlock(8, 8, activation=nn.PReLU), _plain(8, 8, 3, padding=1), 8
-    )
+    yield Option("ecb-prelu", lambda: EdgeOrientedBlock(8, 8, activation=nn.PReLU), _plain(8, 8, 3, padding=1), 8)
 
 
 def orepa_options() -> Iterator[Option]:
     """OREPA."""
-    for kernel, stride, groups, internal, single in product(
-        (3, 5), (1, 2), (1, 2, 8), (None, 24), (False, True)
-    ):
+    for kernel, stride, groups, internal, single in product((3, 5), (1, 2), (1, 2, 8), (None, 24), (False, True)):
         yield Option(
             _name("orepa", k=kernel, s=stride, g=groups, i=internal, single=single),
             lambda k=kernel, s=stride, g=groups, i=internal, one=single: OREPA(

@@ -34,9 +34,7 @@ def test_formula(option: Option, training: bool) -> None:
         (5, 6, None, (6, 4)),
     ],
 )
-def test_vertical_branch(
-    kernel: int, padding: int, crop: tuple[int, ...] | None, vertical: tuple[int, int]
-) -> None:
+def test_vertical_branch(kernel: int, padding: int, crop: tuple[int, ...] | None, vertical: tuple[int, int]) -> None:
     branch = ACBlock(4, 4, kernel, padding=padding).branches["vertical"]
     assert branch.get_submodule("conv").padding == vertical
     assert [m.pads for n, m in branch.named_children() if n == "crop"] == ([] if crop is None else [crop])

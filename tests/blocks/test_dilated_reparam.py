@@ -25,12 +25,9 @@ def test_formula(option: Option, training: bool) -> None:
         weight = branch.conv.weight
         sparse = torch.zeros(*weight.shape[:2], *plain.kernel_size, dtype=x.dtype)
         first = [
-            (big - dilation * (small - 1)) // 2
-            for big, small in zip(plain.kernel_size, weight.shape[2:], strict=True)
+            (big - dilation * (small - 1)) // 2 for big, small in zip(plain.kernel_size, weight.shape[2:], strict=True)
         ]
-        sparse[
-            (..., *(slice(a, big - a, dilation) for a, big in zip(first, plain.kernel_size, strict=True)))
-        ] = weight
+        sparse[(..., *(slice(a, big - a, dilation) for a, big in zip(first, plain.kernel_size, strict=True)))] = weight
         y = CONVOLVE[option.dim](x, sparse, padding=plain.padding, groups=plain.groups)
         expected = expected + batch_norm(y, branch.bn, training)
     torch.testing.assert_close(block(x), expected, **TOLERANCE)

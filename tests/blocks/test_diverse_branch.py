@@ -57,9 +57,7 @@ def formula(block: Any, plain: Any, x: Tensor, training: bool) -> Tensor:
         average = block.branches.average
         inner = through(average) if hasattr(average, "point") else F.pad(x, [pad] * 4)
         filters = torch.full((inner.shape[1], 1, kernel, kernel), 1 / kernel**2, dtype=x.dtype)
-        y = y + batch_norm(
-            F.conv2d(inner, filters, stride=stride, groups=inner.shape[1]), average.bn, training
-        )
+        y = y + batch_norm(F.conv2d(inner, filters, stride=stride, groups=inner.shape[1]), average.bn, training)
     return block.activation(y)
 
 
@@ -106,9 +104,7 @@ def test_layers_of_the_pooling_branch() -> None:
     ("groups", "internal", "channels", "starts_as_identity"),
     [(1, None, 8, True), (2, 8, 8, True), (1, 12, 12, False), (8, None, 16, False), (8, 8, 8, True)],
 )
-def test_internal_channels(
-    groups: int, internal: int | None, channels: int, starts_as_identity: bool
-) -> None:
+def test_internal_channels(groups: int, internal: int | None, channels: int, starts_as_identity: bool) -> None:
     sequence = DiverseBranchBlock(8, 8, groups=groups, internal_channels=internal).branches["sequence"]
     point = sequence.get_submodule("point")
     assert sequence.get_submodule("conv").in_channels == channels

@@ -57,9 +57,7 @@ def branches(block: Any, x: Tensor, plain: Any) -> Tensor:
         "separable": conv(conv(x, block.separable, x.shape[1], **full), block.separable_point, g),
     }
     assert set(terms) == set(block.scales)
-    return sum(
-        (block.scales[n].reshape(1, -1, 1, 1) * y for n, y in terms.items()), torch.zeros((), dtype=x.dtype)
-    )
+    return sum((block.scales[n].reshape(1, -1, 1, 1) * y for n, y in terms.items()), torch.zeros((), dtype=x.dtype))
 
 
 @pytest.mark.parametrize("option", list(orepa_options()), ids=lambda o: o.id)

@@ -107,12 +107,8 @@ def test_weight_norm(name: str) -> None:
     P.weight_norm(layer)
     torch.testing.assert_close(layer.weight, start, **TOLERANCE)
     on_weight(layer).scale.data.fill_(-2)
-    torch.testing.assert_close(
-        rows(layer.weight).norm(dim=1), torch.full((len(start),), 2.0).double(), **TOLERANCE
-    )
-    torch.testing.assert_close(
-        F.cosine_similarity(rows(layer.weight), -rows(start)), torch.ones(len(start)).double()
-    )
+    torch.testing.assert_close(rows(layer.weight).norm(dim=1), torch.full((len(start),), 2.0).double(), **TOLERANCE)
+    torch.testing.assert_close(F.cosine_similarity(rows(layer.weight), -rows(start)), torch.ones(len(start)).double())
 
 
 @pytest.mark.parametrize("name", list(LAYERS))

@@ -36,11 +36,7 @@ def test_formula(option: Option) -> None:
     block: Any = option.build().double()
     plain: Any = option.plain().double()
     learned = hasattr(block.convmap, "weight")
-    weight = (
-        transformed(block)
-        if learned
-        else block.convmap(block.weight.reshape(1, -1, 5, 5)).reshape(16, 8, 5, 5)
-    )
+    weight = transformed(block) if learned else block.convmap(block.weight.reshape(1, -1, 5, 5)).reshape(16, 8, 5, 5)
     if not learned:
         weight = weight + block.weight
     torch.testing.assert_close(block.transformed_weight(), weight, **TOLERANCE)

@@ -37,9 +37,7 @@ def test_block(activation: Any, training: bool) -> None:
     block: Any = randomize(RepNeXtBlock(7, expansion=3, activation=activation)).double().train(training)
     x = torch.randn(2, 7, 9, 10, dtype=torch.float64)
     hidden = F.conv2d(unit_formula(block.unit, x, training), block.point1.weight, block.point1.bias)
-    expected = F.conv2d(block.activation(hidden), block.point2.weight, block.point2.bias) + block.activation(
-        x
-    )
+    expected = F.conv2d(block.activation(hidden), block.point2.weight, block.point2.bias) + block.activation(x)
     torch.testing.assert_close(block(x), expected, **TOLERANCE)
     assert block.point1.out_channels == 21
 

@@ -27,9 +27,7 @@ def test_branches_are_centred_in_random_windows() -> None:
         weight = branch.get_parameter("conv.weight")
         pads = [(o - i) // 2 for o, i in zip(reversed(outer), reversed(inner), strict=True) for _ in range(2)]
         full = torch.nn.functional.pad(weight, pads)
-        x = torch.randn(
-            2, 2, *(d * (k - 1) + 1 + rng.randrange(5) for d, k in zip(dilation, outer, strict=True))
-        )
+        x = torch.randn(2, 2, *(d * (k - 1) + 1 + rng.randrange(5) for d, k in zip(dilation, outer, strict=True)))
         expected = CONVOLVE[dim](x.double(), full, None, stride, padding, dilation)
         torch.testing.assert_close(branch(x.double()), expected, **TOLERANCE)
     assert crops > 50

@@ -11,9 +11,7 @@ from reptool.demo.measure import interleaved, measure, outputs_of, predictions, 
 def model():
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3)
-    return nn.Sequential(
-        conv, nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    ).eval()
+    return nn.Sequential(conv, nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
 
 
 def test_what_is_counted_is_what_is_run(model):

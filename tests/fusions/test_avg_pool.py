@@ -18,9 +18,7 @@ CONV: Any = (F.conv1d, F.conv2d, F.conv3d)
 )
 @pytest.mark.parametrize("groups", [None, 1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_the_kernel_is_the_pooling(
-    size: tuple[int, ...], padding: int, groups: int | None, stride: int
-) -> None:
+def test_the_kernel_is_the_pooling(size: tuple[int, ...], padding: int, groups: int | None, stride: int) -> None:
     axes = len(size) - 1
     x = torch.randn(2, 4, *(9, 8, 7)[: len(size)], dtype=torch.float64)
     kernel = avg_pool_kernel(4, size, groups)

@@ -23,9 +23,7 @@ def test_one_convolution_is_the_sum_of_several(
     assert (bias is None) == (not any(biased))
     for now, before in zip([*weights, *biases], kept, strict=True):
         assert (now is None and before is None) or torch.equal(now, before)  # type: ignore[arg-type]
-    weight64, bias64 = branch_add(
-        [w.double() for w in weights], [None if b is None else b.double() for b in biases]
-    )
+    weight64, bias64 = branch_add([w.double() for w in weights], [None if b is None else b.double() for b in biases])
     torch.testing.assert_close(weight.double(), weight64, rtol=3 * torch.finfo(dtype).eps, atol=0.1)
     x = torch.randn(2, 6, 9, 8, dtype=torch.float64)
 

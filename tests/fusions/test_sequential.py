@@ -16,9 +16,7 @@ from reptool.fusions.sequential import carry_bias, contract
 CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def layer(
-    x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, stride: list[int], padding: list[int]
-) -> Tensor:
+def layer(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, stride: list[int], padding: list[int]) -> Tensor:
     return CONVOLUTION[x.dim() - 2](x, weight, bias, stride, padding, 1, groups)
 
 
@@ -26,9 +24,7 @@ def layer(
 def two_layers(draw: st.DrawFn, first_tap: bool = False, second_tap: bool = False) -> tuple[object, ...]:
     count = draw(st.sampled_from([2, 1, 3]))
     most = 2 if count == 3 else 4
-    groups_f, groups_g = draw(
-        st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 4), (4, 2), (4, 4), (2, 2), (3, 2)])
-    )
+    groups_f, groups_g = draw(st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 4), (4, 2), (4, 4), (2, 2), (3, 2)]))
     reads, between, writes = (groups_f * draw(st.integers(1, 2)), 12, groups_g * draw(st.integers(1, 2)))
     size_f = [1 if first_tap else draw(st.integers(1, most)) for _ in range(count)]
     size_g = [1 if second_tap else draw(st.integers(1, most)) for _ in range(count)]
