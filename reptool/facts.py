@@ -191,6 +191,8 @@ class Facts:
             return self.rank(rest[0])
         if name in ("matmul", "bmm", "baddbmm") and isinstance(first, fx.Node):
             return self.rank(first)
+        if name in ("mean", "sum", "amax", "amin") and isinstance(first, fx.Node):
+            return self._reduced_rank(node, self.rank(first))
         if name == "flatten" and isinstance(first, fx.Node):
             start = rest[0] if rest else node.kwargs.get("start_dim", 0)
             end = rest[1] if len(rest) > 1 else node.kwargs.get("end_dim", -1)
@@ -213,6 +215,15 @@ class Facts:
         ) and isinstance(first, fx.Node):
             return 4 if name.endswith("2d") else self.rank(first)
         return None
+
+    @staticmethod
+    def _reduced_rank(node: fx.Node, rank: int | None) -> int | None:
+        """The rank after a reduction along stated axes."""
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+        if rank is None or not isinstance(dims, (int, tuple, list)) or type(keep) is not bool:
+            return None
+        return rank if keep else rank - (1 if isinstance(dims, int) else len(dims))
 
     def channels(self, node: fx.Node, behind: int) -> int | None:
         """Size of the axis with `behind` axes behind it, None when unknown."""

@@ -398,6 +398,8 @@ class Chooser:
                 continue
             widest = max(forms, key=lambda f: len(f.ops))
             before, after = sum(map(self._as_is, widest.ops), Price()), self._layer(widest)
+            if after.total <= before.total and after.multiplications <= before.multiplications:
+                continue  # one layer and what costs nothing
             sentence = (
                 f"one layer in place of {len(widest.ops)} operations would cost {after.total:,.0f} instead of "
                 f"{before.total:,.0f} ({after.multiplications:,} instead of {before.multiplications:,} multiplications)"
