@@ -61,8 +61,9 @@ def deploy(
 
     Args:
         model: any `nn.Module` in eval mode. It stays as it is unless `inplace`.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Never needed for
-            correctness; they answer questions the model's code asks about shapes, and the whole model is compared on them.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Never needed
+            for correctness; they answer what the model's code asks about shapes, and the whole model is compared
+            on them.
         inplace: change `model` itself instead of a copy.
         verify: check every region in float64, before and after the cast.
         rules: names of the rules to apply (see `reptool.RULES`), default all.
@@ -78,8 +79,8 @@ def deploy(
 
     Raises:
         UnsupportedModelError: not a plain module (scripted, exported, quantized, lazy, on the meta device).
-        InputError: training mode, example inputs that do not fit, unknown rules, patterns that match nothing, weights that
-            are not finite.
+        InputError: training mode, example inputs that do not fit, unknown rules, patterns that match nothing,
+            weights that are not finite.
         VerificationError: a region does not compute what the original computes; nothing was changed.
         RequirementError: `require` is not met; nothing was changed.
 
@@ -193,10 +194,11 @@ def check_model(model: Any) -> None:
             and "NonDynamically" not in type(module).__name__
         ):
             raise UnsupportedModelError(
-                f"{path or type(model).__name__!r} is quantized ({type(module).__name__}); deploy the float model, then quantize"
+                f"{path or type(model).__name__!r} is quantized ({type(module).__name__}); "
+                "deploy the float model, then quantize"
             )
         for name, value in (*module._parameters.items(), *module._buffers.items()):
-            if isinstance(value, nn.parameter.UninitializedTensorMixin):
+            if isinstance(value, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
                 raise UnsupportedModelError(
                     f"{path}.{name} is uninitialized (a lazy module); run the model once, then deploy"
                 )
@@ -210,7 +212,8 @@ def check_model(model: Any) -> None:
                 )
             if isinstance(value, nn.Parameter) and hasattr(value.data, "__tensor_flatten__"):
                 raise UnsupportedModelError(
-                    f"{path}.{name} holds a {type(value.data).__name__}, a tensor subclass whose arithmetic is not known"
+                    f"{path}.{name} holds a {type(value.data).__name__}, "
+                    "a tensor subclass whose arithmetic is not known"
                 )
 
 
@@ -294,12 +297,14 @@ def _measure(unit: Unit, verify: bool) -> Values:
         if errors is not None:
             if not errors.exact <= EXACT:
                 raise VerificationError(
-                    f"region {name!r} ({', '.join(sorted(rules_of(site.region.form, unit.found)))}) is off by {errors.exact:.3g} "
+                    f"region {name!r} ({', '.join(sorted(rules_of(site.region.form, unit.found)))}) "
+                    f"is off by {errors.exact:.3g} "
                     f"at input size {errors.size}; nothing was changed. Exclude it and report this"
                 )
             if not errors.cast <= tolerance(site.place.dtype):
                 raise VerificationError(
-                    f"region {name!r} is off by {errors.cast:.3g} after the cast to {site.place.dtype} at input size {errors.size}; "
+                    f"region {name!r} is off by {errors.cast:.3g} after the cast to {site.place.dtype} "
+                    f"at input size {errors.size}; "
                     "nothing was changed. Exclude it, or deploy in a wider dtype"
                 )
         out[site] = found
@@ -416,12 +421,18 @@ def _shown(shape: Geometry) -> str:
         return f"Linear({shape.in_channels}, {shape.out_channels})"
     name = "ConvTranspose" if shape.kind == "transposed" else "Conv"
     extra = "".join(
-        f", {k}={v}" for k, v, plain in (
-            ("stride", shape.stride, (1,) * len(shape.stride)), ("padding", shape.padding, (0,) * len(shape.kernel_size)),
-            ("dilation", shape.dilation, (1,) * len(shape.dilation)), ("groups", shape.groups, 1), ("outer", shape.outer, None),
-        ) if v != plain
-    )  # fmt: skip
-    return f"{name}{len(shape.kernel_size)}d({shape.in_channels}, {shape.out_channels}, {'x'.join(map(str, shape.kernel_size))}{extra})"
+        f", {k}={v}"
+        for k, v, plain in (
+            ("stride", shape.stride, (1,) * len(shape.stride)),
+            ("padding", shape.padding, (0,) * len(shape.kernel_size)),
+            ("dilation", shape.dilation, (1,) * len(shape.dilation)),
+            ("groups", shape.groups, 1),
+            ("outer", shape.outer, None),
+        )
+        if v != plain
+    )
+    size = "x".join(map(str, shape.kernel_size))
+    return f"{name}{len(shape.kernel_size)}d({shape.in_channels}, {shape.out_channels}, {size}{extra})"
 
 
 def _places(unit: Unit) -> dict[str, str]:
@@ -459,11 +470,17 @@ def _report(model: nn.Module, plan: Plan, measured: dict[str, Values]) -> Report
             seen.add(name)
             out.regions.append(
                 FusedRegion(
-                    name, _shown(site.shape), full, sorted(rules_of(form, unit.found)),
-                    (region.before.multiplications, region.after.multiplications), (region.before.total, region.after.total),
-                    None if errors is None else errors.exact, None if errors is None else errors.cast, 0 if errors is None else errors.sizes,
+                    name,
+                    _shown(site.shape),
+                    full,
+                    sorted(rules_of(form, unit.found)),
+                    (region.before.multiplications, region.after.multiplications),
+                    (region.before.total, region.after.total),
+                    None if errors is None else errors.exact,
+                    None if errors is None else errors.cast,
+                    0 if errors is None else errors.sizes,
                 )
-            )  # fmt: skip
+            )
             out.names[name] = full
             gone_layers += region.before.layers - region.after.layers
             gone_norms += sum(unit.found.ops[n].paradigm == "bn" for n in form.ops)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from io import StringIO
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -117,17 +118,9 @@ class Report:
             )
 
     def __str__(self) -> str:
-        console = Console(width=140, record=True, file=_Nowhere())
+        console = Console(width=140, record=True, file=StringIO())
         console.print(self)
         return console.export_text()
-
-
-class _Nowhere:
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        return None
 
 
 def _number(value: float | None) -> str:

@@ -63,11 +63,11 @@ class Value:
     @property
     def node(self) -> fx.Node:
         """The node that computes this value."""
-        return self._node  # type: ignore[no-any-return]
+        return self._node
 
     # a tensor to everybody who asks `isinstance(x, torch.Tensor)`
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return Tensor if self.node.meta.get("kind") == "tensor" else Value
 
     def __repr__(self) -> str:
@@ -134,7 +134,7 @@ class Value:
         else:
             known = self.node.meta.get("length")
             count = known if known is not None else self._recorder.ask(self.node, "length", len)
-        return iter([self[i] for i in range(count)])
+        return iter([self._recorder.emit("call_function", operator.getitem, (self, i), {}) for i in range(count)])
 
     def __reversed__(self) -> Iterator[Any]:
         return reversed(list(iter(self)))
@@ -176,7 +176,7 @@ class Attribute(Value):
 def _recorder_of(args: tuple[Any, ...]) -> Recorder | None:
     for a in args:
         if type(a) is Value or type(a) is Attribute:
-            return a._recorder  # type: ignore[no-any-return]
+            return a._recorder
         if type(a) in (tuple, list):
             inner = _recorder_of(tuple(a))
             if inner is not None:
@@ -207,7 +207,7 @@ def _is_assertion(frame: Any) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _answer_without_error(code: Any, at: int) -> bool | None:
-    """What a test must give so that the code does not raise at once (``if size != 4: raise ...``), None for other tests."""
+    """What a test must give so that the code does not raise at once (``if size != 4: raise``), None for others."""
     if getattr(code, "co_exceptiontable", b""):
         return None  # somebody may catch it
     instructions = list(dis.get_instructions(code))
@@ -269,7 +269,7 @@ def _install() -> None:
     for name in _UNARY:
         function = getattr(operator, name)
         setattr(Value, f"__{name}__", lambda self, _f=function: self._recorder.emit("call_function", _f, (self,), {}))
-    Value.__getitem__ = binary(operator.getitem)  # type: ignore[attr-defined]
+    Value.__getitem__ = binary(operator.getitem)  # type: ignore[misc]
 
 
 _install()

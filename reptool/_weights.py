@@ -33,7 +33,7 @@ def exact_tensors(module: nn.Module, *names: str) -> tuple[Any, ...]:
         with torch.no_grad():
             module = copy.deepcopy(module, memo).double()
             for hook in module._forward_pre_hooks.values():
-                hook(module, ())  # type: ignore[call-arg]
+                hook(module, ())
     with torch.no_grad():
         found = [getattr(module, n, None) for n in names]
     return tuple(None if t is None else t.detach().double() for t in found)
@@ -50,9 +50,9 @@ def set_plain(module: nn.Module) -> None:
     for key, hook in list(module._forward_pre_hooks.items()):
         if not is_weight_hook(hook):
             continue
-        name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight")
+        name = str(getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight"))
         with torch.no_grad():
-            hook(module, ())  # type: ignore[call-arg]
+            hook(module, ())
             value = getattr(module, name).detach().clone()
         del module._forward_pre_hooks[key]
         module.__dict__.pop(name, None)

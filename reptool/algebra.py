@@ -276,7 +276,8 @@ def _compose_border(g: Kernel, f: Kernel, axes: tuple[Axis, ...]) -> tuple[tuple
 def compose(g: Kernel, f: Kernel) -> Kernel | Refusal:
     """The kernel of `g` applied to the output of `f`.
 
-    Refuses: `CHANNELS`, `LAYOUT`, `BORDER_BIAS` (g pads zeros, f has a bias), `BORDER_READ` (outside its border f is not
+    Refuses: `CHANNELS`, `LAYOUT`, `BORDER_BIAS` (g pads zeros, f has a bias), `BORDER_READ` (outside its border f is
+    not
     what g pads with), `BORDER_MODE`, `BORDER_UNKNOWN`, `CONSTANT_VALUE`.
     """
     unified = _unify_axes([g, f])

@@ -22,6 +22,7 @@ class RankGuard:
     rank: int
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Raise for another rank."""
         if args and args[0].dim() != self.rank:
             raise SpecializedError(
                 f"this layer absorbed a norm for inputs of {self.rank} dimensions and got {args[0].dim()}; "
@@ -36,10 +37,12 @@ class LoadGuard:
     absorbed: frozenset[str]
 
     def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Raise for a checkpoint of the original model."""
         found = sorted(k for k in self.absorbed if prefix + k in state)
         if found:
             raise AbsorbedStateError(
-                f"the checkpoint holds {len(found)} entries of layers that deploy() absorbed, such as {prefix + found[0]!r}; "
+                f"the checkpoint holds {len(found)} entries of layers that deploy() absorbed, "
+                f"such as {prefix + found[0]!r}; "
                 "load it into the original model and deploy that again"
             )
 
@@ -137,7 +140,7 @@ def _drop(module: nn.Module, path: str, dropped: set[str]) -> None:
     for table in (module._parameters, module._buffers):
         for name in list(table):
             if (f"{path}.{name}" if path else name) in dropped:
-                table[name] = None  # type: ignore[assignment]
+                table[name] = None
 
 
 def _silence(model: nn.Module, prefix: str, surgery: Surgery) -> None:

@@ -325,7 +325,7 @@ class Recorder:
                 raise Unanswerable(f"nothing is known of the input {node.name!r}: give example_inputs")
             todo.pop()
             known = {**{n: self._seen(n, node) for n in node.all_input_nodes}}
-            args, kwargs = (fx.node.map_arg(a, lambda n: known[n]) for a in (node.args, node.kwargs))
+            args, kwargs = (fx.node.map_arg(a, known.__getitem__) for a in (node.args, node.kwargs))
             with torch.no_grad():
                 if node.meta["const"]:
                     memo[node] = self._run(node, args, kwargs)
@@ -575,6 +575,11 @@ class Recorder:
             self.knows_inputs = not self.guessed
             self.fakes[node] = value.fake(self._fake_mode())
         return self.hand(node)
+
+
+def fake(tensor: Tensor, mode: Any) -> Any:
+    """A fake of an example tensor under a fake mode."""
+    return mode.from_tensor(tensor)
 
 
 @dataclass

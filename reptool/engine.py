@@ -8,6 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from reptool.capture import (
     Recorder,
     Trace,
     Unanswerable,
+    fake,
     rebuilt,
     stock_forward,
     watched_classes,
@@ -256,7 +258,7 @@ def _inputs(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _placeholders(value: Any, name: str) -> Any:
     if isinstance(value, Tensor):
-        return Input(name or "input", lambda mode, t=value: mode.from_tensor(t.detach()))
+        return Input(name or "input", partial(fake, value.detach()))
     if isinstance(value, tuple):
         made = [_placeholders(v, f"{name}_{i}") for i, v in enumerate(value)]
         return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
@@ -393,9 +395,12 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
         if isinstance(op, Affine):
             behind = _behind_layer(node, form, found)
             rules |= {
-                "bn": {"conv_bn" if behind else "bn_conv"}, "avg_pool": {"avg_pool"}, "scale": {"scale"}, "padding": {"padding"},
+                "bn": {"conv_bn" if behind else "bn_conv"},
+                "avg_pool": {"avg_pool"},
+                "scale": {"scale"},
+                "padding": {"padding"},
                 "slice": {"slice"},
-            }.get(op.paradigm, set())  # fmt: skip
+            }.get(op.paradigm, set())
             if op.computed:
                 rules.add("weights")
             if op.layer and any(n is not node and n in _upstream(node, form, found) for n in layers):
@@ -463,14 +468,16 @@ def example_arguments(example_inputs: Any, model: nn.Module) -> tuple[tuple[Any,
     if example_inputs is None:
         return None, {}
     if isinstance(example_inputs, Tensor):
-        args, kwargs = (example_inputs,), {}
+        args: tuple[Any, ...] = (example_inputs,)
+        kwargs: dict[str, Any] = {}
     elif isinstance(example_inputs, (tuple, list)):
         args, kwargs = tuple(example_inputs), {}
     elif isinstance(example_inputs, Mapping):
         args, kwargs = (), dict(example_inputs)
     else:
         raise InputError(
-            f"example_inputs is a {type(example_inputs).__name__}; give a tensor, a tuple of positional or a dict of keyword arguments"
+            f"example_inputs is a {type(example_inputs).__name__}; "
+            "give a tensor, a tuple of positional or a dict of keyword arguments"
         )
     try:
         inspect.signature(model.forward).bind(*args, **kwargs)

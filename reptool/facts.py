@@ -64,7 +64,8 @@ class Facts:
                 value = n.meta["tensor"].detach()
                 self._exact[n] = value.double() if value.is_floating_point() else value
                 continue
-            args, kwargs = (fx.node.map_arg(a, lambda q: self._exact[q]) for a in (n.args, n.kwargs))
+            args: Any = fx.node.map_arg(n.args, self._exact.__getitem__)
+            kwargs: Any = fx.node.map_arg(n.kwargs, self._exact.__getitem__)
             with torch.no_grad():
                 if n.op == "call_module":
                     value = self._double_module(n)(*args, **kwargs)
@@ -148,8 +149,9 @@ class Facts:
             if name in _SAME_SHAPE and isinstance(first, fx.Node):
                 return self.rank(first)
             if name in _ARITHMETIC:
-                known = [self.rank(n) for n in node.all_input_nodes if n.meta.get("kind") == "tensor"]
-                return None if any(r is None for r in known) or not known else max(r for r in known if r is not None)
+                ranks = [self.rank(n) for n in node.all_input_nodes if n.meta.get("kind") == "tensor"]
+                found = [r for r in ranks if r is not None]
+                return max(found) if found and len(found) == len(ranks) else None
             return self._reshaped_rank(node, name, first)
         return None
 

@@ -28,7 +28,8 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
     asked = [q for e in _events(trace.top) for q in e.questions]
     if asked:
         raise InputError(
-            f"flatten=True would fix the {asked[0].what} of {asked[0].node} ({asked[0].answer!r}); deploy without flatten"
+            f"flatten=True would fix the {asked[0].what} of {asked[0].node} ({asked[0].answer!r}); "
+            "deploy without flatten"
         )
     if trace.opaque:
         path, why = next(iter(trace.opaque.items()))

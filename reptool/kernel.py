@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from math import gcd
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -206,7 +206,7 @@ class Kernel:
     biased: bool = False
     bias_terms: Tensor | None = field(default=None, repr=False)
     border_value: Tensor | None = None
-    transposed: tuple[object, ...] | None = None
+    transposed: tuple[Any, ...] | None = None
 
     # --- questions
     @property

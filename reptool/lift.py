@@ -226,9 +226,15 @@ def _linear_function(node: fx.Node, ctx: Context) -> Lifted:
 
 
 def _transposed_kernel(
-    node: fx.Node, source: fx.Node | None, geometry: tuple[Any, ...], weight_shape: Sequence[int], groups: int, biased: bool,
-    values: Callable[[], tuple[Tensor, Tensor | None]], owners: tuple[str, ...],
-) -> Lifted:  # fmt: skip
+    node: fx.Node,
+    source: fx.Node | None,
+    geometry: tuple[Any, ...],
+    weight_shape: Sequence[int],
+    groups: int,
+    biased: bool,
+    values: Callable[[], tuple[Tensor, Tensor | None]],
+    owners: tuple[str, ...],
+) -> Lifted:
     if source is None:
         return None
     stride, padding, output_padding, dilation = geometry
@@ -344,15 +350,13 @@ def _norm_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     if module.training:
         return Refusal(Code.TRAINING_NORM, "a batch norm in training mode under a parent in eval mode", (node.name,))
     source = _read(node, node.args[0], ctx)
-    rank = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}.get(
-        next((c for c in (nn.BatchNorm2d, nn.BatchNorm3d) if isinstance(module, c)), nn.Module)
-    )
+    rank = 4 if isinstance(module, nn.BatchNorm2d) else 5 if isinstance(module, nn.BatchNorm3d) else None
     axes = _norm_axes(node, source, rank, ctx)
     if isinstance(axes, Refusal):
         return axes
 
     def values() -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        return exact_tensors(module, "running_mean", "running_var", "weight", "bias")  # type: ignore[return-value]
+        return exact_tensors(module, "running_mean", "running_var", "weight", "bias")
 
     return _norm(node, source, axes[0], module.num_features, (str(node.target),), values, module.eps, axes[1])
 
@@ -440,9 +444,9 @@ def _pad(node: fx.Node, source: fx.Node | None, pad: Any, mode: str, value: Any,
     if mode == "constant":
         border = Border.ZEROS if value in (None, 0, 0.0) else Border.CONSTANT
     else:
-        border = {"reflect": Border.REFLECT, "replicate": Border.REPLICATE, "circular": Border.CIRCULAR}.get(mode)  # type: ignore[assignment]
-        if border is None or any(p < 0 for p in pad):
+        if mode not in ("reflect", "replicate", "circular") or any(p < 0 for p in pad):
             return None
+        border = Border(mode)
     axes = _pad_axes(pad, border)
     n = _axes_behind_channels(source, len(axes), ctx)
     if n is None:

@@ -14,13 +14,13 @@ from reptool.kernel import Border, Kernel
 from reptool.price import is_same_padding
 from reptool.refusal import Code, Refusal
 
-_CONVS: dict[int, type[nn.modules.conv._ConvNd]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED: dict[int, type[nn.modules.conv._ConvNd]] = {
+_CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {
     1: nn.ConvTranspose1d,
     2: nn.ConvTranspose2d,
     3: nn.ConvTranspose3d,
 }
-_PADS = {"reflect": "ReflectionPad", "replicate": "ReplicationPad", "circular": "CircularPad"}
+_PADS = {"constant": "ZeroPad", "reflect": "ReflectionPad", "replicate": "ReplicationPad", "circular": "CircularPad"}
 _MODES = {Border.REFLECT: "reflect", Border.REPLICATE: "replicate", Border.CIRCULAR: "circular"}
 
 
@@ -80,7 +80,7 @@ def geometry(kernel: Kernel) -> Geometry | Refusal:
             channels.groups,
             "zeros",
             output_padding,
-        )  # type: ignore[arg-type]
+        )
     if any(a.border is Border.UNKNOWN for a in axes):
         return Refusal(Code.BORDER_UNKNOWN, "the padding depends on the size of the input")
     if not axes:
@@ -141,7 +141,7 @@ def values(kernel: Kernel, place: Place) -> tuple[Tensor, Tensor | None] | Refus
 
 
 def new_layer(shape: Geometry, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A fresh layer of this geometry: `nn.Linear`, `nn.Conv*d` or `nn.ConvTranspose*d`, with one padding in front if it must be."""
+    """A fresh layer of this geometry: `nn.Linear`, `nn.Conv*d` or `nn.ConvTranspose*d`, padding in front if needed."""
     layer: nn.Module
     n = len(shape.kernel_size)
     with torch.device("meta"):
@@ -149,14 +149,28 @@ def new_layer(shape: Geometry, weight: Tensor, bias: Tensor | None) -> nn.Module
             layer = nn.Linear(shape.in_channels, shape.out_channels, bias is not None)
         elif shape.kind == "transposed":
             layer = _TRANSPOSED[n](
-                shape.in_channels, shape.out_channels, shape.kernel_size, shape.stride, shape.padding,
-                output_padding=shape.output_padding, groups=shape.groups, bias=bias is not None, dilation=shape.dilation,
-            )  # fmt: skip
+                shape.in_channels,
+                shape.out_channels,
+                shape.kernel_size,
+                shape.stride,
+                shape.padding,
+                output_padding=shape.output_padding,
+                groups=shape.groups,
+                bias=bias is not None,
+                dilation=shape.dilation,
+            )
         else:
             layer = _CONVS[n](
-                shape.in_channels, shape.out_channels, shape.kernel_size, stride=shape.stride, padding=shape.padding,
-                dilation=shape.dilation, groups=shape.groups, bias=bias is not None, padding_mode=shape.padding_mode,
-            )  # fmt: skip
+                shape.in_channels,
+                shape.out_channels,
+                shape.kernel_size,
+                stride=shape.stride,
+                padding=shape.padding,
+                dilation=shape.dilation,
+                groups=shape.groups,
+                bias=bias is not None,
+                padding_mode=shape.padding_mode,
+            )
     set_values(layer, weight, bias)
     layer.eval()
     if shape.outer is None:
@@ -167,9 +181,8 @@ def new_layer(shape: Geometry, weight: Tensor, bias: Tensor | None) -> nn.Module
 
 
 def _pad_module(axes: int, flat: list[int], mode: str) -> nn.Module:
-    if mode == "constant":
-        return getattr(nn, f"ZeroPad{axes}d")(tuple(flat))  # type: ignore[no-any-return]
-    return getattr(nn, f"{_PADS[mode]}{axes}d")(tuple(flat))  # type: ignore[no-any-return]
+    made: nn.Module = getattr(nn, f"{_PADS[mode]}{axes}d")(tuple(flat))
+    return made
 
 
 def set_values(layer: nn.Module, weight: Tensor, bias: Tensor | None, like: nn.Parameter | None = None) -> None:
@@ -185,9 +198,17 @@ def geometry_of(layer: nn.Module) -> Geometry | None:
         return Geometry("linear", layer.in_features, layer.out_features)
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return Geometry(
-            "transposed", layer.in_channels, layer.out_channels, tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.padding),
-            tuple(layer.dilation), layer.groups, layer.padding_mode, tuple(layer.output_padding),
-        )  # fmt: skip
+            "transposed",
+            layer.in_channels,
+            layer.out_channels,
+            tuple(layer.kernel_size),
+            tuple(layer.stride),
+            tuple(layer.padding),  # type: ignore[arg-type]
+            tuple(layer.dilation),
+            layer.groups,
+            layer.padding_mode,
+            tuple(layer.output_padding),
+        )
     if isinstance(layer, nn.modules.conv._ConvNd):
         padding: Any = layer.padding
         if padding == "valid":
@@ -198,7 +219,14 @@ def geometry_of(layer: nn.Module) -> Geometry | None:
         dilation = tuple(d if k > 1 else 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
         reads = any(padding) if not isinstance(padding, str) else True
         return Geometry(
-            "conv", layer.in_channels, layer.out_channels, tuple(layer.kernel_size), tuple(layer.stride),
-            padding if isinstance(padding, str) else tuple(padding), dilation, layer.groups, layer.padding_mode if reads else "zeros",
-        )  # fmt: skip
+            "conv",
+            layer.in_channels,
+            layer.out_channels,
+            tuple(layer.kernel_size),
+            tuple(layer.stride),
+            padding if isinstance(padding, str) else tuple(padding),
+            dilation,
+            layer.groups,
+            layer.padding_mode if reads else "zeros",
+        )
     return None

@@ -84,7 +84,7 @@ class Fill:
 
 @dataclass(eq=False)
 class View:
-    """``node = source`` with its axes arranged otherwise; ``moves[b]`` is where an axis with `b` axes behind it goes."""
+    """``node = source`` with its axes arranged otherwise; ``moves[b]`` is where the axis with `b` behind it goes."""
 
     source: fx.Node
     moves: dict[int, int]

@@ -26,9 +26,21 @@ from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
 
 CONVERSIONS = (
-    "fuse", "reparameterize", "switch_to_deploy", "fuse_conv_bn", "fuse_bn", "convert_to_deploy", "merge_kernel", "merge_kernels",
-    "reparam", "fuse_repvgg_block", "fuse_convs", "merge_dilated_branches", "repvgg_convert", "deploy_mode",
-)  # fmt: skip
+    "fuse",
+    "reparameterize",
+    "switch_to_deploy",
+    "fuse_conv_bn",
+    "fuse_bn",
+    "convert_to_deploy",
+    "merge_kernel",
+    "merge_kernels",
+    "reparam",
+    "fuse_repvgg_block",
+    "fuse_convs",
+    "merge_dilated_branches",
+    "repvgg_convert",
+    "deploy_mode",
+)
 CONVERTED = ("is_fused", "is_deployed", "is_reparameterized")
 
 
@@ -360,8 +372,11 @@ def sealed_method(cls: type, name: str, where: str) -> Method | None:
     return Method(name, f"def {name}({header}):\n    _sealed({f'{where}.{name}'!r})\n", ())
 
 
+_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+
+
 def _pass_on(parameter: inspect.Parameter) -> str:
-    prefix = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    prefix = _STARS.get(parameter.kind, "")
     return f"{parameter.name}={parameter.name}" if parameter.kind is parameter.KEYWORD_ONLY else prefix + parameter.name
 
 
@@ -380,7 +395,7 @@ def _with_markers(parameters: list[inspect.Parameter]) -> list[inspect.Parameter
 def _parameter_text(parameter: inspect.Parameter | None) -> str:
     if parameter is None:
         return "*"
-    prefix = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    prefix = _STARS.get(parameter.kind, "")
     return prefix + parameter.name
 
 
@@ -497,4 +512,4 @@ def _rebuild(cls: type, methods: tuple[Method, ...], plain: bool) -> Any:
 def original_class(module: nn.Module) -> type:
     """The user's class behind a delivered one."""
     derived = getattr(type(module), "_reptool_derived", None)
-    return type(module) if derived is None else derived[0]  # type: ignore[no-any-return]
+    return type(module) if derived is None else derived[0]

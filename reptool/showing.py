@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reptool._copies import full_copy
-from reptool.capture import Input, stock_forward
+from reptool.capture import Input, fake, stock_forward
 
 MADE_UP = 64  # pixels along every axis of an image nobody showed
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -67,9 +68,10 @@ def made_up(module: nn.Module, inputs: Call) -> Call | None:
         return None
     for layer in module.modules():
         if isinstance(layer, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)):
-            channels = int(getattr(layer, "in_channels", None) or layer.num_features)
+            channels = int(str(getattr(layer, "in_channels", None) or layer.num_features))
             axes = len(getattr(layer, "kernel_size", (1, 1)))
             shape = (2, channels, *[MADE_UP] * axes)
             dtype = next((p.dtype for p in layer.parameters()), torch.float32)
-            return (Input(args[0].name, lambda mode: mode.from_tensor(torch.empty(shape, dtype=dtype))),), {}
+            image = torch.empty(shape, dtype=dtype)
+            return (Input(args[0].name, partial(fake, image)),), {}
     return None

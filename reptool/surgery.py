@@ -268,7 +268,7 @@ class Surgeon:
                 or not (output in site.onpath or output is site.carrier)
             ):
                 break
-            inputs = [n for n in _event_inputs(event)]
+            inputs = list(_event_inputs(event))
             if len(event.args) != 1 or event.kwargs or len(inputs) != 1:
                 break
             entry = inputs[0]
@@ -297,7 +297,7 @@ class Surgeon:
         """Operations still computed as they stand."""
         fused = {s.region.value: s for s in sites}
         live: set[fx.Node] = set()
-        stack = [n for n in self.found.wanted]
+        stack = list(self.found.wanted)
         while stack:
             node = stack.pop()
             if node in live:
@@ -456,7 +456,7 @@ class Surgeon:
                 if event is lowest:
                     break
         for event in seen:
-            if event is lowest and event.questions and self._in_line(site, event):
+            if lowest is not None and event is lowest and event.questions and self._in_line(site, event):
                 continue
             for question in event.questions:
                 return Refusal(
@@ -608,11 +608,16 @@ class Surgeon:
                 if is_dead(item, edits):
                     touched += [n for n in item.nodes() if n in edits.dead][:1]
                 self._rewrite(item, edits, surgery, whole, blame, problems)
-            elif item in edits.dead or item in edits.layers:
+            elif (
+                item in edits.dead
+                or item in edits.layers
+                or (
+                    item in edits.bypass
+                    and item.op != "call_module"
+                    and not is_plain_identity(self.found.ops[item], item)
+                )
+            ):
                 touched.append(item)
-            elif item in edits.bypass and not (item.op == "call_module"):
-                if not is_plain_identity(self.found.ops[item], item):
-                    touched.append(item)
         if touched:
             self._regenerate(event, edits, surgery, blame, problems, touched)
 

@@ -52,6 +52,7 @@ class Reference:
         self.modules: dict[fx.Node, nn.Module] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The region's value for the root value `x`."""
         memo: dict[fx.Node, Any] = {self.region.root: x}
         position = self.reads.position
         with torch.no_grad():
@@ -79,7 +80,8 @@ class Reference:
             memo[n] = self._run(n, memo)
             return memo[n]
 
-        args, kwargs = (fx.node.map_arg(a, value) for a in (node.args, node.kwargs))
+        args: Any = fx.node.map_arg(node.args, value)
+        kwargs: Any = fx.node.map_arg(node.kwargs, value)
         if node.op == "call_module":
             if node not in self.modules:
                 self.modules[node] = _double(node.meta["module"])

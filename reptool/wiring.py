@@ -29,7 +29,21 @@ from reptool.refusal import Code, Refusal
 from reptool.regenerate import CONVERSIONS, Method, guarded_method, sealed_method
 from reptool.surgery import Site, Surgeon, Surgery, is_plain_identity
 
-_NOT_DATA = ("init", "load", "save", "reset", "set_", "make", "build", "freeze", "unfreeze", "train", "export", "log_")
+_NOT_DATA = (
+    "init",
+    "load",
+    "save",
+    "reset",
+    "set_",
+    "make",
+    "build",
+    "freeze",
+    "unfreeze",
+    "train",
+    "export",
+    "log_",
+    "prune",
+)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _DEEP_WALKS = {"modules", "named_modules", "get_submodule"}
 _WALKS = _DEEP_WALKS | {"children", "named_children", "_modules", "getattr"}
@@ -43,6 +57,7 @@ class Loads:
         own: read directly from its first parameter.
         other: read from anything else.
         values: read for more than calling them at once.
+        called: read and called at once.
         nested: how many loops and subscripts the function has.
         calls: every global and attribute name.
     """
@@ -50,6 +65,7 @@ class Loads:
     own: set[str] = field(default_factory=set)
     other: set[str] = field(default_factory=set)
     values: set[str] = field(default_factory=set)
+    called: set[str] = field(default_factory=set)
     nested: int = 0
     calls: set[str] = field(default_factory=set)
 
@@ -74,13 +90,18 @@ def loads(function: Callable[..., Any]) -> Loads:
             if i.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
                 name = str(i.argval)
                 out.calls.add(name)
-                direct = previous is not None and previous.opname.startswith("LOAD_") and previous.argval == own
+                direct = previous is not None and previous.opname.startswith("LOAD_") and _last(previous) == own
                 (out.own if direct else out.other).add(name)
-                if not _calls(i):
-                    out.values.add(name)
+                (out.called if _calls(i) else out.values).add(name)
             if i.opname not in ("CACHE", "PUSH_NULL", "EXTENDED_ARG"):
                 previous = i
     return out
+
+
+def _last(instruction: dis.Instruction) -> Any:
+    """The name on top of the stack behind a load (some load two)."""
+    value = instruction.argval
+    return value[-1] if isinstance(value, tuple) and value else value
 
 
 def _calls(instruction: dis.Instruction) -> bool:
@@ -176,6 +197,7 @@ class Wiring:
                 whole.own |= one.own
                 whole.other |= one.other
                 whole.values |= one.values
+                whole.called |= one.called
                 whole.calls |= one.calls
                 whole.nested += one.nested
                 for called in one.own - seen:
@@ -420,6 +442,8 @@ def _names(path: str, lead: str, state: _Changed, read: Loads, prefix: str = "")
         return False
     parts = path[len(lead) :].split(".")
     shut = [i for i in range(len(parts) - 1) if _is_shut(lead + ".".join(parts[: i + 1]), state, prefix)]
+    if not prefix and not parts[0].isdigit() and parts[0] not in read.own and not read.calls & _WALKS:
+        return False
     past = parts[shut[-1] + 1 :] if shut else parts
     named = {p for p in past if not p.isdigit()}
     if not shut:
