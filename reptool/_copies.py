@@ -41,7 +41,7 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
+    if issubclass(type(value), Tensor):  # symbolic values left over from tracing only pretend to be tensors
         yield value
     elif isinstance(value, Mapping) and depth < 5:
         for v in value.values():

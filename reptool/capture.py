@@ -739,6 +739,8 @@ def patched(recorder: Recorder) -> Iterator[None]:
             return recorder.parameter(self, name, found)
         return found
 
+    written: list[tuple[nn.Module, str, Any]] = []
+
     def traced_write(self: nn.Module, name: str, value: Any) -> None:
         if recorder.active:
             event = recorder.stack[-1]
@@ -748,6 +750,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
             if kept:
                 recorder.escapes.update(kept)
                 event.effects.append(f"writes the attribute {name!r}")
+                written.append((self, name, vars(self).get(name, written)))
                 object.__setattr__(self, name, value)
                 return
         write(self, name, value)
@@ -804,6 +807,8 @@ def patched(recorder: Recorder) -> Iterator[None]:
     finally:
         for owner, name, old in reversed(saved):
             setattr(owner, name, old)
+        for module, name, old in reversed(written):  # the next run finds the model as it was
+            vars(module).pop(name, None) if old is written else vars(module).__setitem__(name, old)
 
 
 def _unchecked(recorder: Recorder, check: Callable[..., Any]) -> Callable[..., Any]:

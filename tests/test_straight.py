@@ -107,3 +107,25 @@ def compared(model: nn.Module) -> nn.Module:
             x = torch.randn(batch, 3, size, size)
             torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-5)
     return deployed
+
+
+class Cached(nn.Module):
+    """A head that keeps the shape it saw, as detectors keep their anchors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        if self.last != y.shape:
+            self.anchors, self.last = (y[0, 0] * 0 + 1), y.shape
+        return y * self.anchors
+
+    def features(self, x: Tensor, deep: bool = False) -> Tensor:
+        y = self.norm(self.conv(x))
+        return y.relu() if deep else y
+
+
+def test_attributes_written_while_tracing_are_gone_afterwards() -> None:
+    compared(Cached().eval())
