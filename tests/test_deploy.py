@@ -7,6 +7,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -338,6 +339,11 @@ def test_each_rule_by_its_name_alone(rule: str) -> None:
     off = [r for r in others.refusals if r.code is Code.RULE_OFF]
     assert any(repr(rule) in r.sentence for r in off)
     assert not reptool.explain(model, rules=[], force=force).regions
+
+
+def test_every_rule_is_documented() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "index.md").read_text().partition("## Rules")[2]
+    assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == list(RULES)
 
 
 # --- force ----------------------------------------------------------------------------------------------------------
