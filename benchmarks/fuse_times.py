@@ -47,9 +47,7 @@ def why_not_fx(model: nn.Module) -> str | None:
 def times(model: nn.Module, repeats: int) -> list[float]:
     """The median milliseconds of the three ways."""
     deploy = partial(reptool.deploy, model)
-    return interleaved(
-        [partial(fuse, model), partial(deploy, verify=False), deploy], repeats=repeats, warmup=1
-    )
+    return interleaved([partial(fuse, model), partial(deploy, verify=False), deploy], repeats=repeats, warmup=1)
 
 
 def main() -> None:
@@ -61,9 +59,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     console = Console()
-    table = Table(
-        title=f"median ms of {options.repeats} rounds, PyTorch {torch.__version__}, timm {timm.__version__}"
-    )
+    table = Table(title=f"median ms of {options.repeats} rounds, PyTorch {torch.__version__}, timm {timm.__version__}")
     table.add_column("model")
     for heading in ("torch.fx fuse", "unverified deploy", "ratio", "deploy", "ratio"):
         table.add_column(heading, justify="right")

@@ -273,7 +273,14 @@ class Chooser:
             return self.force and any(op.paradigm in ALONE for op in ops)
         if len(form.ops) == 1:
             return layers[0].computed
-        return form.shape.channels is not None
+        return form.shape.channels is not None and (self.force or not self._only_grows(form))
+
+    def _only_grows(self, form: Form) -> bool:
+        """More weights for no fewer multiplications: a pooling folded into a pointwise convolution, say."""
+        old = [self._as_is(n) for n in form.ops]
+        new = self._layer(form)
+        multiplications, weights = sum(p.multiplications for p in old), sum(p.weights for p in old)
+        return new.weights > weights and new.multiplications >= multiplications
 
     def _with_channels(self, node: fx.Node, form: Form) -> Form | Refusal:
         """A form of poolings alone on as many channels as its value has."""

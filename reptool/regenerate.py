@@ -192,8 +192,25 @@ class Cutter:
         if not base:
             return path
         if not path.startswith(base + "."):
+            known = self._other_name(path)
+            if known is not None:
+                return known
             raise CannotCutError(f"it uses {path!r}, which lies outside of it")
         return path[len(base) + 1 :]
+
+    def _other_name(self, path: str) -> str | None:
+        """The name by which the module itself holds a module the trace knows by another name (a shared layer)."""
+        *_, top = self.event.ancestors()
+        owner, _, attribute = path.rpartition(".")
+        names = {id(m): n for n, m in self.event.module.named_modules(remove_duplicate=False) if n}
+        try:
+            whole, part = top.module, top.module.get_submodule(owner)
+            found = getattr(part, attribute, None)
+        except AttributeError:
+            return None
+        if found is not None and found is not whole and id(found) in names:
+            return names[id(found)]
+        return f"{names[id(part)]}.{attribute}" if id(part) in names else None
 
     def _node(self, node: fx.Node) -> None:
         if node in self.edits.dead or node.meta["const"]:

@@ -21,7 +21,7 @@ from reptool._copies import full_copy
 from reptool.capture import Event, Input, Recorder, Trace, stock_forward
 from reptool.facts import Facts
 from reptool.lower import geometry
-from reptool.ops import View
+from reptool.ops import Affine, View
 from reptool.plan import Region, analyse
 from reptool.price import Price
 from reptool.reads import resolve
@@ -30,20 +30,9 @@ from reptool.regenerate import CONVERSIONS, Method, guarded_method, sealed_metho
 from reptool.surgery import Site, Surgeon, Surgery, is_plain_identity
 
 _NOT_DATA = (
-    "init",
-    "load",
-    "save",
-    "reset",
-    "set_",
-    "make",
-    "build",
-    "freeze",
-    "unfreeze",
-    "train",
-    "export",
-    "log_",
-    "prune",
-)
+    "init", "load", "save", "reset", "set_", "make", "build", "freeze", "unfreeze", "train", "export", "log_", "prune",
+    "fuse", "merge", "convert", "repar",
+)  # fmt: skip
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _DEEP_WALKS = {"modules", "named_modules", "get_submodule"}
 _WALKS = _DEEP_WALKS | {"children", "named_children", "_modules", "getattr"}
@@ -165,7 +154,7 @@ class Wiring:
         self.untraced = set(untraced)
         self.copy: nn.Module | None = None
         self._loads: dict[Any, Loads] = {}
-        self._seen: dict[Any, bool] = {}
+        self._seen: dict[Any, set[object] | None] = {}
 
     def check(self, surgery: Surgery) -> Found:
         """What is to be done about other code before this surgery is right."""
@@ -248,16 +237,39 @@ class Wiring:
                     continue
                 if name == "forward" and type(module).forward is nn.Module.forward:
                     continue
-                sequential = type(module).forward is nn.Sequential.forward and name == "forward"
-                sites = (
-                    [s for s, paths in state.paths.items() if any(p.startswith(f"{path}.") for p in paths)]
-                    if sequential
-                    else self._reached(state, path, self._loads_of(type(module), name))
-                )
-                if sites and not self._same(state, path, name, {}):
-                    method = sealed_method(type(module), name, path or "<root>")
-                    if method is not None:
-                        found.methods.setdefault(path, {})[name] = method
+                read = self._loads_of(type(module), name)
+                if type(module).forward is nn.Sequential.forward and name == "forward":
+                    sites = [s for s, paths in state.paths.items() if any(p.startswith(f"{path}.") for p in paths)]
+                else:
+                    sites = self._reached(state, path, read)
+                differs = self._differs(state, path, name, {}) if sites else frozenset()
+                if differs is None:
+                    if not _runs_modules(read, [p for s in sites for p in state.paths[s]]):
+                        continue
+                elif not differs:
+                    continue
+                elif not name.startswith("_") and all(map(self._in_series, differs)):
+                    for site in differs:
+                        found.problems[site.region] = _between(site, path, name)
+                    continue
+                method = sealed_method(type(module), name, path or "<root>")
+                if method is not None:
+                    found.methods.setdefault(path, {})[name] = method
+
+    def _in_series(self, site: Site) -> bool:
+        """Whether a region joins layers that stand one behind the other: a value between them is gone."""
+        ops = self.surgeon.ordered(site.region.form)
+        layers = {n for n in ops if isinstance(op := self.surgeon.found.ops[n], Affine) and op.layer}
+        for node in layers:
+            stack, seen = list(self.surgeon.found.ops[node].sources), set[fx.Node]()
+            while stack:
+                n = stack.pop()
+                if n in site.region.form.ops and n not in seen:
+                    seen.add(n)
+                    stack += self.surgeon.found.ops[n].sources
+            if seen & layers:
+                return True
+        return False
 
     # --- the same method with other flags
     def _flags(self, state: _Changed, surgery: Surgery, found: Found) -> None:
@@ -305,12 +317,18 @@ class Wiring:
         return False
 
     # --- one run
-    def _same(self, state: _Changed, path: str, name: str, flags: dict[str, Any]) -> bool:
+    def _differs(self, state: _Changed, path: str, name: str, flags: dict[str, Any]) -> frozenset[Site] | None:
+        """Sites that a method uses in another way; None when it cannot be run."""
         key = (path, name, tuple((k, repr(v)) for k, v in flags.items()), frozenset(state.open), frozenset(state.all))
         if key not in self._seen:
             traced = self._run(state, path, name, flags)
-            self._seen[key] = traced is not None and self._consistent(state, *traced)
-        return self._seen[key]
+            self._seen[key] = None if traced is None else self._inconsistent(state, *traced)
+        found = self._seen[key]
+        return None if found is None else frozenset(state.patterns[p] for p in found if p in state.patterns)
+
+    def _same(self, state: _Changed, path: str, name: str, flags: dict[str, Any]) -> bool:
+        """Whether a method shows the same regions."""
+        return self._differs(state, path, name, flags) == frozenset()
 
     def _run(self, state: _Changed, path: str, name: str, flags: dict[str, Any]) -> tuple[Recorder, Trace] | None:
         root = self._own()
@@ -345,23 +363,28 @@ class Wiring:
             self.copy = full_copy(self.trace.root)
         return self.copy
 
-    def _consistent(self, state: _Changed, recorder: Recorder, trace: Trace) -> bool:
-        """Whether a run shows the changed modules in nothing but the fused regions."""
+    def _inconsistent(self, state: _Changed, recorder: Recorder, trace: Trace) -> set[object]:
+        """Patterns of the fused regions whose modules a run uses in any other way."""
         if any(e.questions for e in _events(trace.top)) or set(trace.opaque) & state.open:
-            return False
+            return set(state.patterns)
         reads = resolve(trace.graph)
         found = analyse(trace.graph, reads, Facts(recorder, reads, {}), {}, trace.escaped, self.values)
         surgeon = Surgeon(trace, found, self.surgeon.hooked, self.surgeon.tied, self.surgeon.held)
-        touched: set[fx.Node] = set()
-        for node in trace.graph.nodes:
-            target = str(node.target)
-            if node.op == "call_module" and target in state.all:
-                touched |= set(surgeon._const_users(node)) if node.meta["const"] else {node}
-            elif node.op == "get_attr" and (target.rpartition(".")[0] in state.all or target in state.tensors):
-                touched |= set(surgeon._const_users(node))
         sites = list(self._instances(state, surgeon))
+        bad = surgeon.check(sites)
+        out = {surgeon.pattern(surgeon.ordered(s.region.form)) for s in sites if s.region in bad}
         covered = {n for s in sites for n in s.region.form.ops}
-        return touched <= covered and not surgeon.check(sites)
+        for node in trace.graph.nodes:
+            target, used = str(node.target), set[fx.Node]()
+            if node.op == "call_module" and target in state.all:
+                used = set(surgeon._const_users(node)) if node.meta["const"] else {node}
+            elif node.op == "get_attr" and (target.rpartition(".")[0] in state.all or target in state.tensors):
+                used = set(surgeon._const_users(node))
+            if not used <= covered:
+                owner = target if node.op == "call_module" else target.rpartition(".")[0]
+                mine = {p for p, s in state.patterns.items() if {owner, target} & state.paths[s]}
+                out |= mine or set(state.patterns)
+        return out
 
     def _instances(self, state: _Changed, surgeon: Surgeon) -> Iterator[Site]:
         """The fused regions as they appear in another run."""
@@ -407,8 +430,11 @@ class _Changed:
             nodes = list(site.region.form.ops)
             above = [{e.path for e in n.meta["event"].ancestors() if e.method == "forward" and e.path} for n in nodes]
             for node, events in zip(nodes, above, strict=True):
-                if node.op == "call_module" and surgeon.found.ops[node].owners:
-                    paths.add(str(node.target))
+                owners = surgeon.found.ops[node].owners
+                if node.op == "call_module":
+                    paths |= {str(node.target)} if owners else set()
+                else:
+                    paths |= {o for o in owners if "." in o}  # tensors of modules that are opened
                 paths |= events & self.gone
             if site.slot is None:
                 self.tensors |= {f"{site.owner}.{n}" if site.owner else n for n in site.names if n}
@@ -458,6 +484,12 @@ def _names(path: str, lead: str, state: _Changed, read: Loads, prefix: str = "")
     return holders[-1] in read.values
 
 
+def _runs_modules(read: Loads, paths: list[str]) -> bool:
+    """Whether code that cannot be followed seems to call modules rather than read their attributes."""
+    names = {part for path in paths for part in path.split(".")}
+    return bool(read.called & names) or read.nested > 0 or bool(read.calls & _WALKS)
+
+
 def _is_shut(path: str, state: _Changed, prefix: str) -> bool:
     if prefix:
         if path == prefix or prefix.startswith(f"{path}."):
@@ -470,6 +502,14 @@ def _unfollowed(site: Site, path: str, name: str) -> Refusal:
     return Refusal(
         Code.UNTRACEABLE,
         f"{path or '<root>'}.{name} could not be followed and may use the modules of this region one by one",
+        (site.region.value.name,),
+    )
+
+
+def _between(site: Site, path: str, name: str) -> Refusal:
+    return Refusal(
+        Code.READ_ELSEWHERE,
+        f"{path or '<root>'}.{name} gives a value between layers that would become one",
         (site.region.value.name,),
     )
 

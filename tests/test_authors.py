@@ -194,3 +194,24 @@ def count(model: nn.Module, x: Tensor) -> dict[str, int]:
     with torch.no_grad(), Count():
         model(x)
     return {k: v for k, v in found.items() if k not in ("detach", "alias")}
+
+
+class SharedActivation(nn.Module):
+    """The RepConv of detection packages: all blocks hold one activation object."""
+
+    act = nn.SiLU()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.point, self.act = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), SharedActivation.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x) + self.point(x))
+
+
+def test_activation_held_by_all_blocks() -> None:
+    model = nn.Sequential(*[SharedActivation() for _ in range(3)]).eval()
+    x = torch.randn(2, 8, 9, 10)
+    for deployed in (reptool.deploy(model), reptool.deploy(model, x)):
+        torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-5)
+        assert count(deployed, x)["convolution"] == 3
