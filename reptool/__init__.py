@@ -6,8 +6,25 @@ from reptool._deploy import report as report
 from reptool._report import Report as Report
 from reptool.engine import RULES as RULES
 from reptool.errors import ReptoolError as ReptoolError
+from reptool.expansion import Expansion as Expansion
+from reptool.expansion import expand as expand
+from reptool.expansion import expansion_report as expansion_report
+from reptool.refocus import Refocusing as Refocusing
 from reptool.refusal import Code as Code
 from reptool.refusal import Refusal as Refusal
 
 __version__ = "0.1.0"
-__all__ = ["RULES", "Code", "Refusal", "Report", "ReptoolError", "deploy", "explain", "report"]
+__all__ = [
+    "RULES",
+    "Code",
+    "Expansion",
+    "Refocusing",
+    "Refusal",
+    "Report",
+    "ReptoolError",
+    "deploy",
+    "expand",
+    "expansion_report",
+    "explain",
+    "report",
+]

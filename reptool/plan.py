@@ -257,7 +257,10 @@ class Chooser:
                         self.found.refused.setdefault(node, known)
                         continue
                     form = known
-                refusal = self.allowed(node, form)
+                if not self.force and self._only_grows(form):
+                    refusal: Refusal | None = self._dearer(node, form)
+                else:
+                    refusal = self.allowed(node, form)
                 if refusal is None:
                     found[root] = form
                 else:
@@ -273,7 +276,7 @@ class Chooser:
             return self.force and any(op.paradigm in ALONE for op in ops)
         if len(form.ops) == 1:
             return layers[0].computed
-        return form.shape.channels is not None and (self.force or not self._only_grows(form))
+        return form.shape.channels is not None
 
     def _only_grows(self, form: Form) -> bool:
         """More weights for no fewer multiplications: a pooling folded into a pointwise convolution, say."""
@@ -407,11 +410,15 @@ class Chooser:
             before, after = sum(map(self._as_is, widest.ops), Price()), self._layer(widest)
             if after.total <= before.total and after.multiplications <= before.multiplications:
                 continue  # one layer and what costs nothing
-            sentence = (
-                f"one layer in place of {len(widest.ops)} operations would cost {after.total:,.0f} instead of "
-                f"{before.total:,.0f} ({after.multiplications:,} instead of {before.multiplications:,} multiplications)"
-            )
-            self.found.refused.setdefault(node, Refusal(Code.DEARER, sentence, (node.name,)))
+            self.found.refused.setdefault(node, self._dearer(node, widest))
+
+    def _dearer(self, node: fx.Node, form: Form) -> Refusal:
+        before, after = sum(map(self._as_is, form.ops), Price()), self._layer(form)
+        sentence = (
+            f"one layer in place of {len(form.ops)} operations would cost {after.total:,.0f} instead of "
+            f"{before.total:,.0f} ({after.multiplications:,} instead of {before.multiplications:,} multiplications)"
+        )
+        return Refusal(Code.DEARER, sentence, (node.name,))
 
     def _greedy(self, order: list[fx.Node], wanted: set[fx.Node]) -> Choice:
         choice: Choice = {}

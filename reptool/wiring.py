@@ -238,7 +238,8 @@ class Wiring:
                 if name == "forward" and type(module).forward is nn.Module.forward:
                     continue
                 read = self._loads_of(type(module), name)
-                if type(module).forward is nn.Sequential.forward and name == "forward":
+                stock = type(module).forward is nn.Sequential.forward and name == "forward"
+                if stock:
                     sites = [s for s, paths in state.paths.items() if any(p.startswith(f"{path}.") for p in paths)]
                 else:
                     sites = self._reached(state, path, read)
@@ -248,7 +249,7 @@ class Wiring:
                         continue
                 elif not differs:
                     continue
-                elif not name.startswith("_") and all(map(self._in_series, differs)):
+                elif not stock and not name.startswith("_") and all(map(self._in_series, differs)):
                     for site in differs:
                         found.problems[site.region] = _between(site, path, name)
                     continue
@@ -319,7 +320,8 @@ class Wiring:
     # --- one run
     def _differs(self, state: _Changed, path: str, name: str, flags: dict[str, Any]) -> frozenset[Site] | None:
         """Sites that a method uses in another way; None when it cannot be run."""
-        key = (path, name, tuple((k, repr(v)) for k, v in flags.items()), frozenset(state.open), frozenset(state.all))
+        changed = (frozenset(state.patterns), frozenset(state.open), frozenset(state.all))
+        key = (path, name, tuple((k, repr(v)) for k, v in flags.items()), changed)
         if key not in self._seen:
             traced = self._run(state, path, name, flags)
             self._seen[key] = None if traced is None else self._inconsistent(state, *traced)

@@ -199,11 +199,12 @@ def count(model: nn.Module, x: Tensor) -> dict[str, int]:
 class SharedActivation(nn.Module):
     """The RepConv of detection packages: all blocks hold one activation object."""
 
-    act = nn.SiLU()
+    default_act = nn.SiLU()
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.point, self.act = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), SharedActivation.act
+        self.conv, self.point = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.act = self.default_act
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.conv(x) + self.point(x))

@@ -43,6 +43,7 @@ def bn_kernel(
     Raises:
         InputError: `groups` does not divide C.
 
+    >>> import torch
     >>> w, b = bn_kernel(torch.zeros(2), torch.ones(2), torch.tensor([2.0, 3.0]), torch.ones(2), 0.0, (1,))
     >>> w.flatten().tolist(), b.tolist()
     ([2.0, 3.0], [1.0, 1.0])

@@ -53,6 +53,7 @@ def embed_taps(weight: Tensor, size: Sequence[int], start: Sequence[int], step: 
     Returns:
         ``[O, C, *size]`` (a copy).
 
+    >>> import torch
     >>> embed_taps(torch.ones(1, 1, 2), [4], [1], [2]).tolist()
     [[[0.0, 1.0, 0.0, 1.0]]]
     """
@@ -79,6 +80,7 @@ def align_kernels(
     Raises:
         InputError: counts differ, or the kernels would write images of different sizes.
 
+    >>> import torch
     >>> ws, padding, dilation = align_kernels([torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1)], [(1, 1), (0, 0)])
     >>> ws[1][0, 0].tolist(), padding, dilation
     ([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], (1, 1), (1, 1))
@@ -105,6 +107,7 @@ def align_kernels(
 def embed_on(weight: Tensor, taps: Sequence[tuple[int, int, int]], lattice: Sequence[tuple[int, int, int]]) -> Tensor:
     """Embed a kernel with `taps` ``(K, d, a)`` per axis into a `lattice` of the same form.
 
+    >>> import torch
     >>> embed_on(torch.ones(1, 1, 1), [(1, 1, 0)], [(3, 1, 1)]).tolist()
     [[[0.0, 1.0, 0.0]]]
     """

@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 -m tests.training.workers DIRECTORY BLOCK ...
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -53,3 +54,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # everything is saved; gloo's threads were seen to abort an interpreter that was shutting down
