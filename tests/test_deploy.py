@@ -436,6 +436,19 @@ def test_a_dense_1x1_before_a_grouped_kxk_is_refused_by_price() -> None:
     assert_refused_by_price(nn.Sequential(conv(16, 16, 1), conv(16, 16, padding=0, groups=16)))
 
 
+def test_a_pooling_behind_a_pointwise_layer_stays_a_pooling() -> None:
+    """DenseNet's transition: one 2x2 convolution of stride 2 would have four times the weights."""
+    model = randomize(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), conv(8, 4, 1, bias=False), nn.AvgPool2d(2)))
+    model.eval()
+    report = reptool.explain(model)
+    assert not report.regions
+    assert Code.DEARER in {r.code for r in report.refusals}
+    x = torch.randn(2, 8, 9, 6)
+    for deployed in (reptool.deploy(model), reptool.deploy(model, x)):
+        assert_equivalent(model, deployed, x)
+        assert sum(p.numel() for p in deployed.parameters()) == sum(p.numel() for p in model.parameters())
+
+
 def test_regions_are_priced_whole() -> None:
     branch = nn.Sequential(conv(8, 8, 1, bias=False), nn.AvgPool2d(3, 1, 1))
     alone = reptool.explain(branch.eval())
