@@ -129,7 +129,7 @@ class Value:
     def __iter__(self) -> Iterator[Any]:
         frame = sys._getframe(1)
         code, at = frame.f_code.co_code, frame.f_lasti
-        if at >= 0 and code[at] == _UNPACK:
+        if at >= 0 and code[at] == _UNPACK and not (self._recorder.guessed and self.node.op == "placeholder"):
             count = code[at + 1]
         else:
             known = self.node.meta.get("length")

@@ -286,6 +286,8 @@ class Recorder:
     def ask(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:
         """Answer a question about a value, or raise `Unanswerable`."""
         try:
+            if self.guessed and what in ("length", "membership") and node.op == "placeholder":
+                raise Unanswerable(f"{node.name} was taken for an image, and is asked for its {what}")
             answer = read(self.evaluate(node))
         except Exception as error:
             self.unanswered = error  # the code may catch it and go another way than it does on data
