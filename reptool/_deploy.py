@@ -34,6 +34,7 @@ from reptool.lower import Geometry, values
 from reptool.refusal import Code, Refusal
 from reptool.rehearse import rehearse
 from reptool.surgery import Site
+from reptool.undo import undone_on_error
 from reptool.verify import EXACT, Measured, measure, tolerance
 
 REQUIREMENTS = ("no_batchnorm", "no_refusals", "all_traced")
@@ -107,7 +108,8 @@ def deploy(
     report = _report(model, plan, measured)
     _check_requirements(report, needed)
     target = model if inplace and not verify else full_copy(model)
-    _write_all(target, plan, measured, report)
+    with undone_on_error(target):
+        _write_all(target, plan, measured, report)
     if verify:
         report.rehearsed = rehearse(model, target, plan)
     if verify and reference is not None and args is not None:
@@ -115,7 +117,8 @@ def deploy(
     if flatten:
         return _flattened(target, args, kwargs, report, options, verify)
     if inplace and verify:
-        _write_all(model, plan, measured, report)
+        with undone_on_error(model):
+            _write_all(model, plan, measured, report)
         return model
     return target
 

@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from reptool._copies import full_copy
 from reptool.capture import Event, Input, Recorder, Trace, stock_forward
+from reptool.elements import only_called
 from reptool.facts import Facts
 from reptool.lower import geometry
 from reptool.ops import Affine, View
@@ -49,6 +50,7 @@ class Loads:
         called: read and called at once.
         nested: how many loops and subscripts the function has.
         calls: every global and attribute name.
+        functions: whose text it is.
     """
 
     own: set[str] = field(default_factory=set)
@@ -57,6 +59,7 @@ class Loads:
     called: set[str] = field(default_factory=set)
     nested: int = 0
     calls: set[str] = field(default_factory=set)
+    functions: list[Callable[..., Any]] = field(default_factory=list)
 
 
 def loads(function: Callable[..., Any]) -> Loads:
@@ -189,6 +192,7 @@ class Wiring:
                 whole.called |= one.called
                 whole.calls |= one.calls
                 whole.nested += one.nested
+                whole.functions.append(function)
                 for called in one.own - seen:
                     if inspect.getattr_static(cls, called, None) is not None and not hasattr(nn.Module, called):
                         seen.add(called)
@@ -480,6 +484,8 @@ def _names(path: str, lead: str, state: _Changed, read: Loads, prefix: str = "")
         return True
     if named:
         return bool(named & read.other)
+    if shut[0] == 1 and not parts[0].isdigit() and all(only_called(f, parts[0]) for f in read.functions):
+        return False
     holders = [p for p in parts[: shut[-1] + 1] if not p.isdigit()]
     if not holders or parts[shut[-1]].isdigit():
         return read.nested >= 2 and (not holders or holders[-1] in read.values)

@@ -94,7 +94,9 @@ def test_round_trip(make: Callable[[], nn.Module], block: Any, size: int) -> Non
     grown = expand(model, block)
     assert expansion_report(grown).replaced
     assert off(run(grown, images), wanted) < 1e-3
-    shown = ([*images],) if hasattr(model, "anchor_generator") else None  # a detector's heads ask how many maps there are
+    shown = (
+        ([*images],) if hasattr(model, "anchor_generator") else None
+    )  # a detector's heads ask how many maps there are
     found, plain = (reptool.deploy(m, shown, verify=False) for m in (grown, model))
     assert off(run(found, images), wanted) < 1e-3
     layers = [
