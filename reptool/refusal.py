@@ -19,7 +19,7 @@ class Code(str, Enum):
     BORDER_READ = "border-read"
     BORDER_UNKNOWN = "border-unknown"
     CONSTANT_VALUE = "constant-value"
-    # --- lifting (lift.py)
+    # --- lifting (lift/)
     TRAINING_NORM = "training-norm"
     NO_STATISTICS = "no-statistics"
     DATA_WEIGHT = "data-weight"

@@ -93,8 +93,8 @@ Case = tuple[str, str, Callable[[], nn.Module], Callable[[], Tensor], bool]
 
 # file of the formula, where the engine calls it, a model in which it matters, its inputs, whether it needs force
 CASES: list[Case] = [
-    ("avg_pool", "lift.avg_pool_kernel", lambda: Sum(conv(), nn.AvgPool2d(3, 1, 1)), images, False),
-    ("bn_conv", "lift.bn_kernel", conv_bn, images, False),
+    ("avg_pool", "lift.pooling.avg_pool_kernel", lambda: Sum(conv(), nn.AvgPool2d(3, 1, 1)), images, False),
+    ("bn_conv", "lift.norms.bn_kernel", conv_bn, images, False),
     ("branch_add", "algebra.branch_add", lambda: Sum(conv(), conv()), images, False),
     ("branch_concat", "algebra.branch_concat", lambda: Cat(conv(), conv()), images, False),
     ("conv_bn", "algebra.scale_rows", conv_bn, images, False),

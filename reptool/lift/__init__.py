@@ -1,0 +1,101 @@
+"""Lift: an operation of the captured graph as an affine map, a sum or a concatenation, or the reason why it is none.
+
+One file for each kind of operation; which function reads which operation stands in the two tables here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from reptool._nodes import name_of
+from reptool.lift.arithmetic import add, addcmul, div, lerp, mul, neg
+from reptool.lift.convolutions import conv_function, conv_module, linear_function, linear_module
+from reptool.lift.identities import dropout_function, dropout_module, identity_module, passthrough
+from reptool.lift.norms import norm_function, norm_module
+from reptool.lift.padding import fill, pad_function, pad_module
+from reptool.lift.pooling import pool_function, pool_module
+from reptool.lift.reading import Context as Context
+from reptool.lift.reading import Lifted as Lifted
+from reptool.lift.slices import cat, getitem, unshuffle_function, unshuffle_module
+from reptool.lift.transposed import transposed_function, transposed_module
+from reptool.lift.views import flatten_function, flatten_module, permute, transpose
+
+_PADS = tuple(
+    getattr(nn, f"{k}Pad{n}d") for k in ("Zero", "Constant", "Reflection", "Replication", "Circular") for n in (1, 2, 3)
+)
+MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...] = (
+    (nn.modules.conv._ConvTransposeNd, transposed_module),
+    (nn.modules.conv._ConvNd, conv_module),
+    (nn.Linear, linear_module),
+    (nn.modules.batchnorm._BatchNorm, norm_module),
+    ((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), pool_module),
+    (nn.Identity, identity_module),
+    (nn.modules.dropout._DropoutNd, dropout_module),
+    (_PADS, pad_module),
+    (nn.Flatten, flatten_module),
+    (nn.PixelUnshuffle, unshuffle_module),
+)
+FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
+    **{f"conv{n}d": conv_function for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": transposed_function for n in (1, 2, 3)},
+    "linear": linear_function,
+    "batch_norm": norm_function,
+    **{f"avg_pool{n}d": pool_function(n) for n in (1, 2, 3)},
+    "pad": pad_function,
+    "dropout": dropout_function,
+    **{f"dropout{n}d": dropout_function for n in (1, 2, 3)},
+    "contiguous": passthrough,
+    "clone": passthrough,
+    "detach": passthrough,
+    **dict.fromkeys(("add", "add_", "iadd"), add(1.0)),
+    **dict.fromkeys(("sub", "sub_", "isub", "subtract"), add(-1.0)),
+    "rsub": add(-1.0, reverse=True),
+    **dict.fromkeys(("mul", "mul_", "imul", "multiply"), mul),
+    **dict.fromkeys(("div", "div_", "truediv", "itruediv", "true_divide", "divide"), div),
+    **dict.fromkeys(("neg", "neg_", "negative"), neg),
+    **dict.fromkeys(("cat", "concat", "concatenate"), cat),
+    "getitem": getitem,
+    "setitem": fill,
+    "pixel_unshuffle": unshuffle_function,
+    "lerp": lerp,
+    "addcmul": addcmul,
+    "flatten": flatten_function,
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
+    "permute": permute,
+}
+
+
+def lift(node: fx.Node, ctx: Context) -> Lifted:
+    """Read one node.
+
+    Returns:
+        An op, a `Refusal` for something that looks foldable and is not, or None for everything else.
+    """
+    if node.meta["const"]:
+        return None
+    if node.op == "call_module":
+        handler = _module_handler(node.meta.get("module"))
+        if handler is None or node.meta.get("kind") == "unknown":
+            return None
+        if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+            return None
+        return handler(node, node.meta["module"], ctx)
+    if node.op in ("call_function", "call_method"):
+        name = name_of(node)
+        if node.op == "call_method" and name.startswith("__") and name.endswith("__"):
+            name = {"__truediv__": "truediv", "__rsub__": "rsub"}.get(name, name.strip("_"))
+        function = FUNCTIONS.get(name)
+        return function(node, ctx) if function else None
+    return None
+
+
+def _module_handler(module: Any) -> Callable[[fx.Node, nn.Module, Context], Lifted] | None:
+    if module is None:
+        return None
+    for classes, handler in MODULES:
+        if isinstance(module, classes):
+            return handler
+    return None

@@ -1,0 +1,153 @@
+"""Sums of values; scales and shifts by constants along the channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reptool.algebra import compose
+from reptool.fusions.shortcut import dirac_kernel
+from reptool.kernel import Kernel
+from reptool.lift.constants import along_channels
+from reptool.lift.reading import Context, Lifted, arguments, cone_of, is_constant, is_number, source_of, varies
+from reptool.ops import Affine, Sum
+from reptool.refusal import Refusal
+
+
+def _channel_map(
+    node: fx.Node,
+    source: Any,
+    constant: Any,
+    ctx: Context,
+    make: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+    shifts: bool,
+) -> Lifted:
+    """``scale * x + shift`` with scale and shift made from one constant."""
+    read = source_of(node, source, ctx)
+    if read is None:
+        return None
+    native = ctx.constant(constant) if isinstance(constant, fx.Node) else constant
+    exact = ctx.exact(constant) if isinstance(constant, fx.Node) else constant
+    found = along_channels(native, exact, read, ctx)
+    if found is None or isinstance(found, Refusal):
+        return found.at(node.name) if isinstance(found, Refusal) else None
+    if isinstance(native, Tensor) and native.device.type == "meta":
+        return None
+    shape, vector = found
+    count = vector.shape[0]
+    scale, shift = make(vector)
+    n = len(shape.axes or ())
+    pick = dirac_kernel(count, [1] * n, count).reshape(count, 1, *[1] * n)
+    weight = pick * scale.reshape(-1, *[1] * (n + 1)).to(pick)
+    kernel = Kernel(shape.channels, shape.axes, weight, shift, shifts)
+    owners = cone_of(ctx, constant)
+    return Affine(read, kernel.shape_only(), lambda: kernel, owners, paradigm="scale", cost=1)
+
+
+def _operands(node: fx.Node) -> tuple[Any, Any] | None:
+    if len(node.args) == 2:
+        return node.args[0], node.args[1]
+    if len(node.args) == 1 and "other" in node.kwargs:
+        return node.args[0], node.kwargs["other"]
+    if not node.args and {"input", "other"} <= set(node.kwargs):
+        return node.kwargs["input"], node.kwargs["other"]
+    return None
+
+
+def add(sign: float, reverse: bool = False) -> Callable[[fx.Node, Context], Lifted]:
+    """``a + sign * alpha * b``: a sum of two values, or a shift by a constant."""
+
+    def handler(node: fx.Node, ctx: Context) -> Lifted:
+        if set(node.kwargs) - {"alpha", "other", "input"}:
+            return None
+        pair = _operands(node)
+        alpha = node.kwargs.get("alpha", 1)
+        if pair is None or not is_number(alpha):
+            return None
+        a, b = reversed(pair) if reverse else pair
+        factor = sign * float(alpha)  # type: ignore[arg-type]
+        if varies(a) and varies(b):
+            if any(n.meta.get("kind") not in ("tensor", "unknown") for n in (a, b)):
+                return None
+            reads = [source_of(node, a, ctx), source_of(node, b, ctx)]
+            if any(r is None for r in reads):
+                return None
+            return Sum([r for r in reads if r is not None], [None, None if factor == 1.0 else _times(factor)])
+        if varies(a) and is_constant(b) and a.meta.get("kind") in ("tensor", "unknown"):
+            return _channel_map(node, a, b, ctx, lambda v: (torch.ones_like(v), v * factor), True)
+        if varies(b) and is_constant(a) and b.meta.get("kind") in ("tensor", "unknown"):
+            return _channel_map(node, b, a, ctx, lambda v: (torch.full_like(v, factor), v), True)
+        return None
+
+    return handler
+
+
+def _times(factor: float) -> Kernel:
+    return Kernel(None, None, torch.full((1, 1), factor, dtype=torch.float64))
+
+
+def lerp(node: fx.Node, ctx: Context) -> Lifted:
+    """``lerp(a, b, w) = (1 - w) a + w b`` with a constant number `w`."""
+    given = arguments(node, ("input", "end", "weight"), {})
+    if given is None or not is_number(given.get("weight")):
+        return None
+    reads = [source_of(node, given[k], ctx) for k in ("input", "end")]
+    if any(r is None for r in reads):
+        return None
+    weight = float(given["weight"])
+    return Sum([r for r in reads if r is not None], [_times(1.0 - weight), _times(weight)])
+
+
+def addcmul(node: fx.Node, ctx: Context) -> Lifted:
+    """``addcmul(c, x, g, value=v) = c + v g x`` with constants `c` and `g` per channel."""
+    given = arguments(node, ("input", "tensor1", "tensor2", "value"), {"value": 1})
+    if given is None or not is_number(given["value"]):
+        return None
+    a, b = given["tensor1"], given["tensor2"]
+    if varies(b):
+        a, b = b, a
+    shift = given["input"]
+    if not (varies(a) and is_constant(b) and is_constant(shift)) or not all(isinstance(t, fx.Node) for t in (b, shift)):
+        return None
+    scaled = _channel_map(node, a, b, ctx, lambda v: (v * float(given["value"]), None), False)
+    moved = _channel_map(node, a, shift, ctx, lambda v: (torch.ones_like(v), v), True)
+    if not isinstance(scaled, Affine) or not isinstance(moved, Affine):
+        return scaled if not isinstance(scaled, Affine) else moved
+    both = compose(moved.load(), scaled.load())
+    if isinstance(both, Refusal):
+        return both.at(node.name)
+    owners = cone_of(ctx, b, shift)
+    return Affine(scaled.source, both.shape_only(), lambda: both, owners, paradigm="scale", cost=1)
+
+
+def mul(node: fx.Node, ctx: Context) -> Lifted:
+    """A value times a constant."""
+    pair = _operands(node)
+    if pair is None or set(node.kwargs) - {"other", "input"}:
+        return None
+    a, b = pair
+    if varies(b) and is_constant(a):
+        a, b = b, a
+    if not (varies(a) and is_constant(b)) or a.meta.get("kind") not in ("tensor", "unknown"):
+        return None
+    return _channel_map(node, a, b, ctx, lambda v: (v, None), False)
+
+
+def div(node: fx.Node, ctx: Context) -> Lifted:
+    """A value divided by a constant."""
+    pair = _operands(node)
+    if pair is None or set(node.kwargs) - {"other", "input"} or not (varies(pair[0]) and is_constant(pair[1])):
+        return None
+    if pair[0].meta.get("kind") not in ("tensor", "unknown"):
+        return None
+    return _channel_map(node, pair[0], pair[1], ctx, lambda v: (1.0 / v, None), False)
+
+
+def neg(node: fx.Node, ctx: Context) -> Lifted:
+    """A value with its sign changed."""
+    if len(node.args) != 1 or node.kwargs or not varies(node.args[0]) or node.args[0].meta.get("kind") != "tensor":  # type: ignore[union-attr]
+        return None
+    return _channel_map(node, node.args[0], -1.0, ctx, lambda v: (v, None), False)

@@ -1,0 +1,47 @@
+"""A constant along the channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reptool.kernel import Axis, Channels, Kernel
+from reptool.lift.reading import Context, is_number
+from reptool.refusal import Code, Refusal
+
+
+def along_channels(
+    value: Any, exact: Tensor | float, source: fx.Node, ctx: Context
+) -> tuple[Kernel, Tensor] | Refusal | None:
+    """The shape of a per-channel constant as a kernel, and the constant ``[C]`` (or ``[1]``)."""
+    if is_number(value):
+        return Kernel(None, None), torch.full((1,), float(exact), dtype=torch.float64)
+    if not isinstance(value, Tensor) or not isinstance(exact, Tensor) or not value.is_floating_point():
+        return None
+    if value.numel() == 1:
+        rank = ctx.rank(source)
+        if value.dim() > 1 and (rank is None or value.dim() > rank):
+            return None
+        return Kernel(None, None), exact.reshape(1)
+    wide = [i for i, size in enumerate(value.shape) if size != 1]
+    if len(wide) > 1:
+        return Refusal(Code.BROADCAST, f"a constant of shape {tuple(value.shape)} varies along more than the channels")
+    behind = value.dim() - 1 - wide[0]
+    rank = ctx.rank(source)
+    if rank is not None and rank < value.dim():
+        return None
+    if rank is None and value.dim() > (behind + 2 if behind else 1):
+        return Refusal(
+            Code.RANK_UNKNOWN, f"a constant of shape {tuple(value.shape)} may add axes to a value of unknown rank"
+        )
+    if rank is not None and behind and behind != rank - 2:
+        return Refusal(
+            Code.BROADCAST, f"a constant of shape {tuple(value.shape)} varies along an axis that is not the channels"
+        )
+    count = value.numel()
+    known = ctx.channels(source, behind)
+    if known is not None and known != count:
+        return Refusal(Code.BROADCAST, f"a constant of {count} channels on a value of {known}")
+    return Kernel(Channels.grouped(count, count, count), (Axis(),) * behind), exact.reshape(count)
