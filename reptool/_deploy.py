@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from reptool._report import FusedRegion, Report
 from reptool.apply import LoadGuard, write
-from reptool.capture import rebuilt
 from reptool.engine import (
     RULES,
     Options,
@@ -36,6 +35,7 @@ from reptool.rehearse import rehearse
 from reptool.surgery import Site
 from reptool.undo import undone_on_error
 from reptool.verify import EXACT, Measured, measure, tolerance
+from reptool.walk import rebuilt
 
 REQUIREMENTS = ("no_batchnorm", "no_refusals", "all_traced")
 MODEL_FLOOR = 5e-6

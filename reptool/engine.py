@@ -16,29 +16,21 @@ from torch import Tensor, fx, nn
 
 from reptool._copies import full_copy as full_copy
 from reptool._copies import shallow_copy
-from reptool.capture import (
-    CaptureLimitError,
-    Event,
-    Input,
-    Recorder,
-    Trace,
-    Unanswerable,
-    fake,
-    rebuilt,
-    stock_forward,
-    watched_classes,
-)
+from reptool.capture import Recorder
 from reptool.errors import InputError
 from reptool.facts import Facts
 from reptool.forms import Form
 from reptool.kernel import Axis
 from reptool.lower import values as layer_values
+from reptool.module_kinds import foreign_hooks, stock_forward, watched_classes
 from reptool.ops import Affine, Sum, View
 from reptool.plan import Analysis, Chooser, Region, analyse, forms_of
 from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
 from reptool.showing import Call, made_up, seen_calls
 from reptool.surgery import Site, Surgeon, Surgery
+from reptool.trace import CaptureLimitError, Event, Input, Trace, Unanswerable, fake
+from reptool.walk import rebuilt
 from reptool.wiring import Wiring
 
 RULES = (
@@ -177,12 +169,10 @@ def _under(tied: dict[str, set[str]], prefix: str) -> dict[str, set[str]]:
 
 def ownership(model: nn.Module) -> Ownership:
     """Tensors and modules with more than one owner, and modules with hooks of the user's."""
-    from reptool.capture import _foreign_hooks
-
     holders: dict[int, list[tuple[str, str]]] = {}
     hooked: set[str] = set()
     for path, module in model.named_modules():
-        if _foreign_hooks(module) or module._backward_hooks or module._backward_pre_hooks:
+        if foreign_hooks(module) or module._backward_hooks or module._backward_pre_hooks:
             hooked.add(path)
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool._nodes import name_of
-from reptool.capture import Recorder, Unanswerable
+from reptool.capture import Recorder
 from reptool.ops import Affine, Concat, Op, Sum
 from reptool.reads import Reads
+from reptool.trace import Unanswerable
 
 _SAME_SHAPE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
@@ -70,7 +71,7 @@ class Facts:
                 if n.op == "call_module":
                     value = self._double_module(n)(*args, **kwargs)
                 else:
-                    value = self.recorder._run(n, args, kwargs)
+                    value = self.recorder.known.run(n, args, kwargs)
             self._exact[n] = value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
         return self._exact[node]
 

@@ -9,6 +9,7 @@ from torch import fx, nn
 from reptool.capture import Recorder
 from reptool.engine import _inputs, _placeholders
 from reptool.errors import InputError
+from reptool.trace import all_events
 
 
 def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any]) -> fx.GraphModule:
@@ -25,7 +26,7 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
     recorder = Recorder(model)
     inputs = _inputs(model) if args is None else (_placeholders(args, "input"), _placeholders(kwargs, ""))
     trace = recorder.run(*inputs)
-    asked = [q for e in _events(trace.top) for q in e.questions]
+    asked = [q for e in all_events(trace.top) for q in e.questions]
     if asked:
         raise InputError(
             f"flatten=True would fix the {asked[0].what} of {asked[0].node} ({asked[0].answer!r}); "
@@ -59,15 +60,6 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
     made.delete_all_unused_submodules()
     made.recompile()
     return made.eval()
-
-
-def _events(event: Any) -> Any:
-    from reptool.capture import Event
-
-    yield event
-    for item in event.items:
-        if isinstance(item, Event):
-            yield from _events(item)
 
 
 def _structure(value: Any, known: dict[fx.Node, fx.Node]) -> Any:

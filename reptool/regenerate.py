@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert, name_of
-from reptool.capture import Event, nodes_in
 from reptool.errors import SpecializedError
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
+from reptool.trace import Event
+from reptool.walk import nodes_in
 
 CONVERSIONS = (
     "fuse",

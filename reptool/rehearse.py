@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool._copies import full_copy
-from reptool.capture import Event
 from reptool.engine import Plan, Unit
 from reptool.errors import VerificationError
+from reptool.trace import Event
 
 TOLERANCE = 1e-7
 SIZES = {2: (), 3: (64,), 4: (32, 36), 5: (16, 16, 20)}

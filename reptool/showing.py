@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from reptool._copies import full_copy
-from reptool.capture import Input, fake, stock_forward
+from reptool.module_kinds import stock_forward
+from reptool.trace import Input, fake
 
 MADE_UP = 64  # pixels along every axis of an image nobody showed
 Call = tuple[tuple[Any, ...], dict[str, Any]]

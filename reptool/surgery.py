@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert, metadata_read, name_of
-from reptool.capture import Event, Trace
 from reptool.forms import Form
 from reptool.lower import Geometry, Place, geometry, geometry_of
 from reptool.ops import Affine, Concat, Op, Sum, View
@@ -24,6 +23,8 @@ from reptool.plan import Analysis, Region
 from reptool.refusal import Code, Refusal
 from reptool.regenerate import Cutter, Edits, Method, is_dead
 from reptool.straight import straight
+from reptool.trace import Event, Trace
+from reptool.walk import nodes_in
 
 _FUNCTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 _TRANSPOSED = {1: torch.conv_transpose1d, 2: torch.conv_transpose2d, 3: torch.conv_transpose3d}
@@ -727,8 +728,6 @@ def _all_const(event: Event) -> bool:
 
 
 def _event_inputs(event: Event) -> list[fx.Node]:
-    from reptool.capture import nodes_in
-
     return list(nodes_in(event.args)) + list(nodes_in(event.kwargs))
 
 

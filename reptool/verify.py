@@ -88,7 +88,7 @@ class Reference:
             return self.modules[node](*args, **kwargs)
         if self.reads.mutates.get(node) is not None:
             args = (args[0].clone(), *args[1:])
-        result = self.facts.recorder._run(node, args, kwargs)
+        result = self.facts.recorder.known.run(node, args, kwargs)
         return args[0] if result is None else result
 
 

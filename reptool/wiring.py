@@ -18,10 +18,11 @@ from typing import Any
 from torch import fx, nn
 
 from reptool._copies import full_copy
-from reptool.capture import Event, Input, Recorder, Trace, stock_forward
+from reptool.capture import Recorder
 from reptool.elements import only_called
 from reptool.facts import Facts
 from reptool.lower import geometry
+from reptool.module_kinds import stock_forward
 from reptool.ops import Affine, View
 from reptool.plan import Region, analyse
 from reptool.price import Price
@@ -29,6 +30,8 @@ from reptool.reads import resolve
 from reptool.refusal import Code, Refusal
 from reptool.regenerate import CONVERSIONS, Method, guarded_method, sealed_method
 from reptool.surgery import Site, Surgeon, Surgery, is_plain_identity
+from reptool.trace import Event, Input, Trace, all_events
+from reptool.walk import nodes_in
 
 _NOT_DATA = (
     "init", "load", "save", "reset", "set_", "make", "build", "freeze", "unfreeze", "train", "export", "log_", "prune",
@@ -229,7 +232,7 @@ class Wiring:
 
     # --- methods that were not called
     def _methods(self, state: _Changed, surgery: Surgery, found: Found) -> None:
-        called = {(e.path, e.method) for e in _events(self.trace.top)}
+        called = {(e.path, e.method) for e in all_events(self.trace.top)}
         for path, module in self.surgeon.modules.items():
             if path in state.gone or not any(p.startswith(f"{path}.") if path else p for p in state.all):
                 continue
@@ -279,7 +282,7 @@ class Wiring:
     # --- the same method with other flags
     def _flags(self, state: _Changed, surgery: Surgery, found: Found) -> None:
         events: dict[tuple[str, str], list[Event]] = {}
-        for event in _events(self.trace.top):
+        for event in all_events(self.trace.top):
             events.setdefault((event.path, event.method), []).append(event)
         for (path, name), calls in events.items():
             module = calls[0].module
@@ -371,7 +374,7 @@ class Wiring:
 
     def _inconsistent(self, state: _Changed, recorder: Recorder, trace: Trace) -> set[object]:
         """Patterns of the fused regions whose modules a run uses in any other way."""
-        if any(e.questions for e in _events(trace.top)) or set(trace.opaque) & state.open:
+        if any(e.questions for e in all_events(trace.top)) or set(trace.opaque) & state.open:
             return set(state.patterns)
         reads = resolve(trace.graph)
         found = analyse(trace.graph, reads, Facts(recorder, reads, {}), {}, trace.escaped, self.values)
@@ -522,17 +525,8 @@ def _between(site: Site, path: str, name: str) -> Refusal:
     )
 
 
-def _events(event: Event) -> Iterator[Event]:
-    yield event
-    for item in event.items:
-        if isinstance(item, Event):
-            yield from _events(item)
-
-
 def _flags_of(function: Callable[..., Any], calls: list[Event]) -> dict[str, list[Any]]:
     """Parameters that were given constants, with what was seen."""
-    from reptool.capture import nodes_in
-
     signature = inspect.signature(function)
     code = function.__code__
     read = {i.argval for i in dis.get_instructions(code) if i.opname.startswith("LOAD_")}

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 
 from reptool._copies import full_copy
 from reptool._deploy import check_model
-from reptool.capture import stock_forward
 from reptool.errors import InputError
+from reptool.module_kinds import stock_forward
 
 from .adapters import EVERYWHERE, Adapter, Branches, adapter_for
 from .calibrate import Batches, calibrate

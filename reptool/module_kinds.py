@@ -1,0 +1,67 @@
+"""What kind of module this is: whose forward it runs, which methods of its own, whose hooks watch it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from reptool._weights import is_weight_hook
+
+
+def stock_forward(module: nn.Module) -> bool:
+    """Whether `module` runs a forward of torch.nn itself (a subclass that adds nothing counts)."""
+    bound = module.__dict__.get("forward")
+    function = getattr(bound, "__func__", None) if bound is not None else type(module).forward
+    home = getattr(function, "__module__", "") or ""
+    if not home.startswith(("torch.nn.modules", "torch.ao.nn")):
+        return False
+    return not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+
+
+_METHODS: dict[type, tuple[str, ...]] = {}
+
+
+def own_methods(cls: type) -> tuple[str, ...]:
+    """Names of the plain methods that the forward of `cls` reaches through ``self``."""
+    if cls in _METHODS:
+        return _METHODS[cls]
+    found: list[str] = []
+    queue = [getattr(cls, "forward", None)]
+    while queue:
+        code = getattr(queue.pop(), "__code__", None)
+        for name in code.co_names if code else ():
+            function = inspect.getattr_static(cls, name, None)
+            if name in found or name == "forward" or not inspect.isfunction(function):
+                continue
+            if (function.__module__ or "").startswith("torch.nn.") or name.startswith("__"):
+                continue
+            found.append(name)
+            queue.append(function)
+    _METHODS[cls] = tuple(found)
+    return _METHODS[cls]
+
+
+def foreign_hooks(module: nn.Module) -> bool:
+    """Whether hooks that are not the model's weights' own watch a module."""
+    pre = [h for h in module._forward_pre_hooks.values() if not is_weight_hook(h)]
+    return bool(pre or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def package_of(thing: Any) -> str:
+    """The top package a class or function comes from."""
+    return (getattr(thing, "__module__", None) or "").partition(".")[0]
+
+
+def watched_classes(model: nn.Module) -> tuple[type, ...]:
+    """Classes whose outputs a model promises to record on demand (the ``_can_record_outputs`` of transformers)."""
+    found: list[type] = []
+    for module in model.modules():
+        promised = getattr(type(module), "_can_record_outputs", None)
+        for specs in promised.values() if isinstance(promised, dict) else ():
+            for spec in specs if isinstance(specs, (list, tuple)) else [specs]:
+                cls = spec if isinstance(spec, type) else getattr(spec, "target_class", None)
+                if isinstance(cls, type):
+                    found.append(cls)
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,54 @@
+"""What a forward leaves behind beside its outputs: constants it writes, values somebody keeps."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from reptool.reads import mutated_argument, resolve
+from reptool.trace import Event, all_events
+from reptool.walk import leaves_in, nodes_in
+
+if TYPE_CHECKING:
+    from reptool.capture import Recorder
+
+
+def written_constants(graph: fx.Graph) -> None:
+    """A parameter, buffer or constant that the forward writes is none: it differs from call to call."""
+    writes = [n for n in graph.nodes if (w := mutated_argument(n)) is not None and w.meta["const"]]
+    if not writes:
+        return
+    reads = resolve(graph)
+    stack = []
+    for node in writes:
+        written = reads.mutates[node]
+        root = reads.storage.get(written, written)
+        if root.op == "get_attr":
+            node.meta["event"].effects.append(f"writes {root.target!r} in place")
+            stack.append(root)
+    while stack:
+        node = stack.pop()
+        if node.meta["const"]:
+            node.meta["const"] = False
+            stack += node.users
+
+
+def kept_outside(recorder: Recorder, top: Event) -> None:
+    """Values that somebody still holds (a list, a global, a closure) are read outside of the graph."""
+    if not any(ref() is not None for ref in recorder.given):
+        return
+    gc.collect()
+    events = list(all_events(top))
+    ours = {id(v) for e in events for part in (e.args, e.kwargs, e.output) for v in leaves_in(part)}
+    alive = [v for ref in recorder.given if (v := ref()) is not None and id(v) not in ours]
+    here = set(recorder.graph.nodes)
+    kept = {v.node for v in alive if v._node is not None and v._node in here and not v._node.meta["const"]}
+    recorder.escapes |= kept
+    for event in events:
+        seen = {n for part in (event.args, event.kwargs) for n in nodes_in(part)}
+        for item in event.items:
+            seen |= set(nodes_in(item.output)) if isinstance(item, Event) else {item}
+        if seen & kept:
+            event.effects.append("keeps a value outside of the model's outputs")

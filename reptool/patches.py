@@ -1,0 +1,169 @@
+"""What is replaced while a model is traced, and set back afterwards."""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import math
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from reptool._value import Attribute, Value
+from reptool.trace import Question
+from reptool.walk import nodes_in
+
+if TYPE_CHECKING:
+    from reptool.capture import Recorder
+
+_FACTORIES = (
+    "zeros", "ones", "empty", "full", "arange", "linspace", "tensor", "as_tensor", "eye", "meshgrid",
+)  # fmt: skip
+DRAWS = ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson")
+_MODES = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled")
+_MATH = ("ceil", "floor", "sqrt", "prod", "log", "log2", "trunc")
+
+
+def dice_state() -> tuple[Any, ...]:
+    """The state of the random number generators that a forward may draw from."""
+    return torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+
+
+def dice_untouched(before: tuple[Any, ...]) -> bool:
+    """Whether nothing was drawn since; if something was, the generators are set back."""
+    torch_state, python_state, numpy_state = before
+    now = dice_state()
+    same = bool(
+        torch.equal(now[0], torch_state)
+        and now[1] == python_state
+        and now[2][2] == numpy_state[2]
+        and (now[2][1] == numpy_state[1]).all()
+    )
+    if not same:
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
+    return same
+
+
+def _nothing_to_keep(*_: Any, **__: Any) -> Iterator[None]:
+    """In place of checkpointing, which keeps what it needs to run a function again."""
+    yield
+
+
+class _CalledAtOnce:
+    """In place of checkpointing by an autograd function."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+@contextmanager
+def patched(recorder: Recorder) -> Iterator[None]:
+    """While tracing: module calls, parameter reads, attribute writes and a few functions go through the recorder."""
+    call, read, write = nn.Module.__call__, nn.Module.__getattr__, nn.Module.__setattr__
+    saved: list[tuple[Any, str, Any]] = []
+
+    def traced_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return recorder.call_module(self, args, kwargs) if recorder.active else call(self, *args, **kwargs)
+
+    def traced_read(self: nn.Module, name: str) -> Any:
+        found = read(self, name)
+        if recorder.active and isinstance(found, Tensor) and (name in self._parameters or name in self._buffers):
+            return recorder.parameter(self, name, found)
+        return found
+
+    written: list[tuple[nn.Module, str, Any]] = []
+
+    def traced_write(self: nn.Module, name: str, value: Any) -> None:
+        if recorder.active:
+            event = recorder.stack[-1]
+            kept = list(nodes_in(value))
+            if _reads_attribute(sys._getframe(1).f_code, name):
+                event.questions.append(Question("own state", name, None))
+            if kept:
+                recorder.escapes.update(kept)
+                event.effects.append(f"writes the attribute {name!r}")
+                written.append((self, name, vars(self).get(name, written)))
+                object.__setattr__(self, name, value)
+                return
+        write(self, name, value)
+
+    def replace(owner: Any, name: str, new: Any) -> None:
+        saved.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, new)
+
+    def lifted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if recorder.active and (any(map(_holds, args)) or any(map(_holds, kwargs.values()))):
+                return recorder.emit("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        wrapper.__wrapped__ = function  # type: ignore[attr-defined]
+        return wrapper
+
+    def drawn(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return (
+                recorder.emit("call_function", function, args, kwargs) if recorder.active else function(*args, **kwargs)
+            )
+
+        return wrapper
+
+    def asked(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            answer = function(*args, **kwargs)
+            if recorder.active and not str(sys._getframe(1).f_globals.get("__name__")).startswith("torch."):
+                recorder.stack[-1].questions.append(Question("mode", function.__name__, answer))
+            return answer
+
+        return wrapper
+
+    for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+        replace(norm, "_check_input_dim", _unchecked(recorder, norm._check_input_dim))
+    replace(nn.Module, "__call__", traced_call)
+    replace(nn.Module, "__getattr__", traced_read)
+    replace(nn.Module, "__setattr__", traced_write)
+    replace(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _nothing_to_keep)
+    replace(torch.utils.checkpoint, "CheckpointFunction", _CalledAtOnce)
+    for name in DRAWS:
+        replace(torch, name, drawn(getattr(torch, name)))
+    for name in _MODES:
+        replace(torch, name, asked(getattr(torch, name)))
+    for name in _FACTORIES:
+        replace(torch, name, lifted(getattr(torch, name)))
+    for name in _MATH:
+        replace(math, name, lifted(getattr(math, name)))
+    for name in ("max", "min"):
+        replace(builtins, name, lifted(getattr(builtins, name)))
+    try:
+        yield
+    finally:
+        for owner, name, old in reversed(saved):
+            setattr(owner, name, old)
+        for module, name, old in reversed(written):  # the next run finds the model as it was
+            vars(module).pop(name, None) if old is written else vars(module).__setitem__(name, old)
+
+
+def _unchecked(recorder: Recorder, check: Callable[..., Any]) -> Callable[..., Any]:
+    """The rank check of a norm: passed while tracing, made again by the norm at run time."""
+    return lambda self, value: None if recorder.active else check(self, value)
+
+
+def _reads_attribute(code: Any, name: str) -> bool:
+    """Whether a function that writes an attribute also reads it: what it does may hang on what it did before."""
+    return any(i.argval == name for i in dis.get_instructions(code) if i.opname in ("LOAD_ATTR", "LOAD_METHOD"))
+
+
+def _holds(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(type(v) is Value or type(v) is Attribute for v in value)
+    return type(value) is Value or type(value) is Attribute

@@ -1,0 +1,103 @@
+"""What was seen of one run: the tree of calls, the questions asked on the way, and the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from reptool.errors import ReptoolError
+
+
+class CaptureLimitError(ReptoolError):
+    """The model's forward does not end within the limits of tracing."""
+
+
+class Unanswerable(Exception):
+    """The code asked something about a value that is not known while tracing."""
+
+
+@dataclass
+class Question:
+    """Something a forward asked about a value, and what it was told."""
+
+    what: str
+    node: str
+    answer: object
+
+
+@dataclass(eq=False)
+class Event:
+    """One call of a module, or of one of a module's own methods."""
+
+    module: nn.Module
+    path: str
+    method: str
+    parent: Event | None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    output: Any = None
+    items: list[fx.Node | Event] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    effects: list[str] = field(default_factory=list)  # what its code does beside returning a value
+    passed: list[Event] = field(default_factory=list)
+    hooked: bool = False
+    node: fx.Node | None = None  # for a leaf
+    where: tuple[Any, int] | None = None  # the code that made the call, and the offset of the call in it
+
+    def ancestors(self) -> Iterator[Event]:
+        """This event and all that enclose it, innermost first."""
+        event: Event | None = self
+        while event is not None:
+            yield event
+            event = event.parent
+
+    def nodes(self) -> Iterator[fx.Node]:
+        """Every node made during this call, in order."""
+        for item in self.items:
+            if isinstance(item, Event):
+                yield from item.nodes()
+            else:
+                yield item
+
+    def __repr__(self) -> str:
+        return f"Event({self.path or '<root>'}.{self.method})"
+
+
+@dataclass
+class Trace:
+    """What was seen of one root module."""
+
+    root: nn.Module
+    prefix: str
+    graph: fx.Graph
+    top: Event
+    outputs: list[fx.Node]
+    escaped: set[fx.Node]
+    opaque: dict[str, str]
+    constants: dict[str, Tensor]
+    shown: bool = False  # whether the caller showed how the root is called
+
+
+@dataclass
+class Input:
+    """A placeholder to be: its name, and how to make a fake of it (None when nothing is known)."""
+
+    name: str
+    fake: Callable[[Any], Any] | None = None
+    kind: str = "tensor"
+
+
+def fake(tensor: Tensor, mode: Any) -> Any:
+    """A fake of an example tensor under a fake mode."""
+    return mode.from_tensor(tensor)
+
+
+def all_events(event: Event) -> Iterator[Event]:
+    """An event and all events inside it."""
+    yield event
+    for item in event.items:
+        if isinstance(item, Event):
+            yield from all_events(item)
