@@ -386,9 +386,9 @@ class Wiring:
         for node in trace.graph.nodes:
             target, used = str(node.target), set[fx.Node]()
             if node.op == "call_module" and target in state.all:
-                used = set(surgeon._const_users(node)) if node.meta["const"] else {node}
+                used = set(surgeon.const_users(node)) if node.meta["const"] else {node}
             elif node.op == "get_attr" and (target.rpartition(".")[0] in state.all or target in state.tensors):
-                used = set(surgeon._const_users(node))
+                used = set(surgeon.const_users(node))
             if not used <= covered:
                 owner = target if node.op == "call_module" else target.rpartition(".")[0]
                 mine = {p for p, s in state.patterns.items() if {owner, target} & state.paths[s]}
@@ -407,7 +407,7 @@ class Wiring:
                 if isinstance(shape, Refusal) or shape != known.shape:
                     continue
                 index = self.surgeon.ordered(known.region.form).index(known.carrier)
-                site = surgeon._at(Region(value, form, Price(), Price()), ops[index], shape)
+                site = surgeon.placed(Region(value, form, Price(), Price()), ops[index], shape)
                 if isinstance(site, Refusal) or site.slot != known.slot:
                     continue
                 if all(self._stays(n, surgeon, state) for n in ops):

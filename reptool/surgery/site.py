@@ -1,0 +1,58 @@
+"""A region with its place, and everything that will be done to one traced module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx
+
+from reptool.lower import Geometry, Place
+from reptool.plan import Region
+from reptool.regenerate import Method
+from reptool.trace import Event
+
+
+@dataclass(eq=False)
+class Site:
+    """One region with the place its layer goes to.
+
+    Args:
+        region: what is computed.
+        carrier: the layer node whose place is taken.
+        slot: module path that gets the layer; None for a functional layer in a regenerated method.
+        shape: the layer's geometry.
+        reuse: whether the layer object in the slot stays and only its values change.
+        onpath: absorbed operations between the root and the value on the carrier's way.
+        dead: absorbed operations off that way.
+        names: for a functional layer, the attribute names of weight and bias on `owner`.
+        owner: module path that holds a functional layer's weight.
+        place: dtype, device and memory format of the layer.
+        cast: the layer's weight and bias, once they are worked out.
+    """
+
+    region: Region
+    carrier: fx.Node
+    slot: str | None
+    shape: Geometry
+    reuse: bool
+    onpath: list[fx.Node]
+    dead: list[fx.Node]
+    event: Event | None = None
+    names: tuple[str, str | None] = ("weight", None)
+    owner: str = ""
+    place: Place | None = None
+    cast: tuple[Tensor, Tensor | None] | None = None
+
+
+@dataclass
+class Surgery:
+    """Everything that will be done to one traced module."""
+
+    sites: list[Site] = field(default_factory=list)
+    identities: dict[str, str] = field(default_factory=dict)  # path -> why
+    methods: dict[str, dict[str, Method]] = field(default_factory=dict)  # path -> method name -> source
+    events: dict[str, Event] = field(default_factory=dict)  # path -> a call of its regenerated method
+    plain: set[str] = field(default_factory=set)  # paths whose class becomes a plain module
+    dropped: set[str] = field(default_factory=set)  # parameter and buffer paths that go away
+    guards: dict[str, int] = field(default_factory=dict)  # path -> rank its input must have
+    constants: dict[str, Tensor] = field(default_factory=dict)

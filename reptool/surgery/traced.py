@@ -1,0 +1,105 @@
+"""What is known of one trace: its calls, who reads which tensor, which operations are still computed."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from reptool._nodes import metadata_read, name_of
+from reptool.forms import Form
+from reptool.ops import Affine, Op
+from reptool.plan import Analysis
+from reptool.surgery.site import Site
+from reptool.trace import Event, Trace
+
+
+class Traced:
+    """What is known of one trace, and the questions that all of surgery asks of it.
+
+    Args:
+        trace: what was seen.
+        found: what its nodes and values are.
+        hooked: paths of modules with hooks of the user's.
+        tied: path of a tensor or module -> the other paths of shared tensors.
+        held: paths of modules that are also kept in plain attributes.
+    """
+
+    def __init__(
+        self, trace: Trace, found: Analysis, hooked: set[str], tied: dict[str, set[str]], held: set[str]
+    ) -> None:
+        self.trace, self.found, self.hooked, self.tied, self.held = trace, found, hooked, tied, held
+        self.reads = found.reads
+        self.calls: dict[str, list[fx.Node | Event]] = {}
+        self._collect(trace.top)
+        self.modules = dict(trace.root.named_modules())
+        self.aliases: dict[str, list[str]] = {}
+        first: dict[int, str] = {}
+        for name, module in trace.root.named_modules(remove_duplicate=False):
+            self.aliases.setdefault(first.setdefault(id(module), name), []).append(name)
+
+    def _collect(self, event: Event) -> None:
+        self.calls.setdefault(event.path, []).append(event)
+        for item in event.items:
+            if isinstance(item, Event):
+                self._collect(item)
+            elif item.op == "call_module":
+                self.calls.setdefault(str(item.target), []).append(item)
+
+    def _live(self, sites: list[Site]) -> set[fx.Node]:
+        """Operations still computed as they stand."""
+        fused = {s.region.value: s for s in sites}
+        live: set[fx.Node] = set()
+        stack = list(self.found.wanted)
+        while stack:
+            node = stack.pop()
+            if node in live:
+                continue
+            if node in fused:
+                stack.append(fused[node].region.root)
+                continue
+            live.add(node)
+            op = self.found.ops.get(node)
+            if op is not None:
+                stack += op.sources
+        return live
+
+    def _attributes_of(self, owner: str) -> list[fx.Node]:
+        if not hasattr(self, "_getattrs"):
+            self._getattrs: dict[str, list[fx.Node]] = {}
+            for n in self.trace.graph.nodes:
+                if n.op == "get_attr":
+                    path = str(n.target)
+                    self._getattrs.setdefault(path, []).append(n)
+                    self._getattrs.setdefault(path.rpartition(".")[0], []).append(n)
+        return self._getattrs.get(owner, [])
+
+    def const_users(self, node: fx.Node) -> list[fx.Node]:
+        """Operations on data that a constant ends up in."""
+        out: list[fx.Node] = []
+        stack, seen = [node], {node}
+        while stack:
+            n = stack.pop()
+            for user in n.users:
+                if user in seen or metadata_read(user):
+                    continue
+                seen.add(user)
+                if user.meta["const"]:
+                    stack.append(user)
+                else:
+                    out.append(user)
+        return out
+
+    def _signature(self, site: Site) -> object:
+        return site.slot, site.shape, self.pattern(self.ordered(site.region.form))
+
+    def ordered(self, form: Form) -> list[fx.Node]:
+        """The operations of a form in the order in which they run."""
+        return sorted(form.ops, key=self.reads.position.__getitem__)
+
+    def pattern(self, ops: list[fx.Node]) -> object:
+        """What operations do and whose values they use, whatever the nodes are called."""
+        return tuple((self.found.ops[n].owners, name_of(n), self.found.ops[n].paradigm) for n in ops)
+
+
+def is_plain_identity(op: Op, node: fx.Node) -> bool:
+    """An operation that hands its input on as it is: it may stay where it stands."""
+    return isinstance(op, Affine) and op.paradigm == "identity" and not op.owners
