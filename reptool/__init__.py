@@ -4,7 +4,6 @@ from reptool._deploy import deploy as deploy
 from reptool._deploy import explain as explain
 from reptool._deploy import report as report
 from reptool._report import Report as Report
-from reptool.engine import RULES as RULES
 from reptool.errors import ReptoolError as ReptoolError
 from reptool.expansion import Expansion as Expansion
 from reptool.expansion import expand as expand
@@ -12,6 +11,7 @@ from reptool.expansion import expansion_report as expansion_report
 from reptool.refocus import Refocusing as Refocusing
 from reptool.refusal import Code as Code
 from reptool.refusal import Refusal as Refusal
+from reptool.rules import RULES as RULES
 
 __version__ = "0.1.0"
 __all__ = [

@@ -7,8 +7,8 @@ from typing import Any
 from torch import fx, nn
 
 from reptool.capture import Recorder
-from reptool.engine import _inputs, _placeholders
 from reptool.errors import InputError
+from reptool.inputs import placeholders, unknown_inputs
 from reptool.trace import all_events
 
 
@@ -24,7 +24,7 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
         InputError: the code asks about its inputs, or something in it cannot be put into a graph.
     """
     recorder = Recorder(model)
-    inputs = _inputs(model) if args is None else (_placeholders(args, "input"), _placeholders(kwargs, ""))
+    inputs = unknown_inputs(model) if args is None else (placeholders(args, "input"), placeholders(kwargs, ""))
     trace = recorder.run(*inputs)
     asked = [q for e in all_events(trace.top) for q in e.questions]
     if asked:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from reptool._copies import full_copy
 from reptool.engine import Plan, Unit
 from reptool.errors import VerificationError
+from reptool.tensors import cloned, tensors_in
 from reptool.trace import Event
 
 TOLERANCE = 1e-7
@@ -109,11 +110,9 @@ def _wide(module: nn.Module) -> nn.Module:
 
 
 def _run(module: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
-    from reptool._deploy import _cloned, tensors_in
-
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        return [t.detach() for t in tensors_in(module(*_cloned(args), **_cloned(kwargs)))]
+        return [t.detach() for t in tensors_in(module(*cloned(args), **cloned(kwargs)))]
 
 
 def _inputs(value: Any, unit: Unit, generator: torch.Generator, made: dict[fx.Node, Tensor]) -> Any:

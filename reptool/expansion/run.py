@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from reptool._copies import full_copy
-from reptool._deploy import check_model
+from reptool.accept import check_model
 from reptool.errors import InputError
 from reptool.module_kinds import stock_forward
 

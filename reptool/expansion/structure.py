@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptool._copies import shallow_copy
-from reptool.engine import Options, Plan, example_arguments, make_plan, ownership
+from reptool.engine import Plan, make_plan
+from reptool.inputs import example_arguments
+from reptool.options import Options
+from reptool.ownership import ownership
 
 from .where import CONVS, ancestors
 

@@ -1,0 +1,75 @@
+"""The rules by name, and which of them a form uses."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from reptool.forms import Form
+from reptool.kernel import Axis
+from reptool.ops import Affine, Sum, View
+from reptool.plan import Analysis, forms_of
+
+RULES = (
+    "conv_bn", "bn_conv", "branch_add", "branch_concat", "kernel_size", "sequential", "shortcut", "avg_pool", "scale",
+    "padding", "slice", "linear", "weights",
+)  # fmt: skip
+
+
+def rules_of(form: Form, found: Analysis) -> frozenset[str]:
+    """Names of the rules a form uses."""
+    rules: set[str] = set()
+    position = found.reads.position
+    ops = sorted(form.ops, key=position.__getitem__)
+    layers = [n for n in ops if isinstance(found.ops[n], Affine) and found.ops[n].layer]  # type: ignore[union-attr]
+    for node in ops:
+        op = found.ops[node]
+        if isinstance(op, Affine):
+            behind = _behind_layer(node, form, found)
+            rules |= {
+                "bn": {"conv_bn" if behind else "bn_conv"},
+                "avg_pool": {"avg_pool"},
+                "scale": {"scale"},
+                "padding": {"padding"},
+                "slice": {"slice"},
+            }.get(op.paradigm, set())
+            if op.computed:
+                rules.add("weights")
+            if op.layer and any(n is not node and n in _upstream(node, form, found) for n in layers):
+                rules.add("sequential")
+        elif isinstance(op, Sum):
+            rules.add("branch_add")
+            if any(_past_identities(s, found) is form.root for s in op.sources):
+                rules.add("shortcut")
+            shapes = [forms_of(found, s)[form.root].shape for s in op.sources]
+            sizes = {tuple(a.kernel_size for a in s.axes or ((Axis(),) * len(form.shape.axes or ()))) for s in shapes}
+            if len(sizes) > 1:
+                rules.add("kernel_size")
+        elif isinstance(op, View):
+            rules.add("linear")
+        else:
+            rules.add("branch_concat")
+    return frozenset(rules)
+
+
+def _past_identities(node: fx.Node, found: Analysis) -> fx.Node:
+    """The value that `node` hands on as it is."""
+    op = found.ops.get(node)
+    while isinstance(op, Affine) and op.paradigm == "identity":
+        node = op.source
+        op = found.ops.get(node)
+    return node
+
+
+def _upstream(node: fx.Node, form: Form, found: Analysis) -> set[fx.Node]:
+    seen: set[fx.Node] = set()
+    stack = list(found.ops[node].sources)
+    while stack:
+        n = stack.pop()
+        if n in form.ops and n not in seen:
+            seen.add(n)
+            stack += found.ops[n].sources
+    return seen
+
+
+def _behind_layer(node: fx.Node, form: Form, found: Analysis) -> bool:
+    return any(isinstance(found.ops[n], Affine) and found.ops[n].layer for n in _upstream(node, form, found))  # type: ignore[union-attr]
