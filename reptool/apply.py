@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from reptool._weights import set_plain
+from reptool.delivered import CONVERSIONS, derive
 from reptool.errors import AbsorbedStateError, SpecializedError
 from reptool.lower import new_layer, set_values
-from reptool.regenerate import CONVERSIONS, Method, derive
+from reptool.method_text import Method
 from reptool.surgery import Site, Surgery
 
 

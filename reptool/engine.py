@@ -8,14 +8,15 @@ from typing import Any
 from torch import fx, nn
 
 from reptool._copies import shallow_copy
+from reptool.analyse import Analysis, analyse
 from reptool.capture import Recorder
+from reptool.choose import Chooser, Region
 from reptool.facts import Facts
 from reptool.inputs import placeholders, unknown_inputs
 from reptool.lower import values as layer_values
 from reptool.module_kinds import stock_forward, watched_classes
 from reptool.options import Options, allowed_by
 from reptool.ownership import Ownership, ownership
-from reptool.plan import Analysis, Chooser, Region, analyse
 from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
 from reptool.showing import Call, made_up, seen_calls

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from reptool.analyse import Analysis
 from reptool.forms import Form
-from reptool.plan import Analysis
 from reptool.refusal import Code, Refusal
 from reptool.rules import rules_of
 from reptool.trace import Trace

@@ -27,7 +27,7 @@ class Code(str, Enum):
     RANK_UNKNOWN = "rank-unknown"
     BROADCAST = "broadcast"
     DATA_DEPENDENT = "data-dependent"
-    # --- planning and ownership (plan.py, ownership.py)
+    # --- planning and ownership (analyse.py, choose.py, surgery/)
     DEARER = "dearer"
     READ_ELSEWHERE = "read-elsewhere"
     SHARED = "shared"

@@ -7,9 +7,6 @@ name, pickles (the source goes along) and still is an instance of the original c
 
 from __future__ import annotations
 
-import copyreg
-import functools
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -20,33 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert, name_of
-from reptool.errors import SpecializedError
+from reptool.delivered import BUILTIN_NAMES, find
+from reptool.method_text import CannotCutError, Method, header_of, literal
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
 from reptool.trace import Event
 from reptool.walk import nodes_in
-
-CONVERSIONS = (
-    "fuse",
-    "reparameterize",
-    "switch_to_deploy",
-    "fuse_conv_bn",
-    "fuse_bn",
-    "convert_to_deploy",
-    "merge_kernel",
-    "merge_kernels",
-    "reparam",
-    "fuse_repvgg_block",
-    "fuse_convs",
-    "merge_dilated_branches",
-    "repvgg_convert",
-    "deploy_mode",
-)
-CONVERTED = ("is_fused", "is_deployed", "is_reparameterized")
-
-
-class CannotCutError(Exception):
-    """A method cannot be printed from its trace; the message says why."""
 
 
 @dataclass
@@ -65,16 +41,6 @@ class Edits:
         default_factory=dict
     )
     constants: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class Method:
-    """A regenerated method: its source, what its names mean, and constants its module must hold."""
-
-    name: str
-    source: str
-    names: tuple[tuple[str, str, str], ...]  # (name in the source, module, qualified name)
-    buffers: tuple[str, ...] = ()
 
 
 def is_dead(item: fx.Node | Event, edits: Edits) -> bool:
@@ -142,7 +108,7 @@ class Cutter:
         given = set(bound.arguments)
         bound.apply_defaults()
         guards: list[str] = []
-        header = _header(signature)
+        header = header_of(signature)
         for name in list(signature.parameters)[1:]:
             parameter, value = signature.parameters[name], bound.arguments[name]
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -153,7 +119,7 @@ class Cutter:
             if not any(True for _ in nodes_in(value)):
                 if self.assumed and (self.event.parent is not None or name not in given):
                     raise CannotCutError(f"whether it is called with {name!r} is not known")
-                guards.append(f"    _expect({name!r}, {name}, {_literal(value, name)})")
+                guards.append(f"    _expect({name!r}, {name}, {literal(value, name)})")
                 continue
             self._unpack(value, self.graph.placeholder(name))
         return header, guards
@@ -306,7 +272,7 @@ class Cutter:
         source = "\n".join([f"def {self.event.method}({header}):", *guards, *body]) + "\n"
         names = []
         for name, value in code.globals.items():
-            if name not in _BUILTIN_NAMES:
+            if name not in BUILTIN_NAMES:
                 names.append((name, *_address(value)))
         return Method(self.event.method, source, tuple(sorted(names)), tuple(dict.fromkeys(self.buffers)))
 
@@ -339,82 +305,11 @@ def _address(value: Any) -> tuple[str, str]:
         if where is None or what is None:
             continue
         try:
-            if _find(where, what) is value:
+            if find(where, what) is value:
                 return where, what
         except (ImportError, AttributeError):
             continue
     raise CannotCutError(f"{value!r} cannot be imported again")
-
-
-def _find(module: str, qualname: str) -> Any:
-    found = importlib.import_module(module)
-    return functools.reduce(getattr, qualname.split("."), found) if qualname else found
-
-
-def _literal(value: Any, name: str) -> str:
-    if value is None or isinstance(value, (bool, int, float, str)) or value == {}:
-        return repr(value)
-    if isinstance(value, (tuple, list)) and all(v is None or isinstance(v, (bool, int, float, str)) for v in value):
-        return repr(value)
-    raise CannotCutError(f"its argument {name!r} is a {type(value).__name__}")
-
-
-def _header(signature: inspect.Signature) -> str:
-    """The parameters of a method as text; the first one becomes ``self``."""
-    own, *rest = signature.parameters.values()
-    if own.kind in (own.VAR_POSITIONAL, own.VAR_KEYWORD, own.KEYWORD_ONLY) or any(p.name == "self" for p in rest):
-        raise CannotCutError("its first parameter is not the module")
-    return ", ".join(["self", *(_parameter_text(p) for p in _with_markers(rest))])
-
-
-def guarded_method(cls: type, name: str, seen: Mapping[str, list[Any]]) -> Method | None:
-    """The method as it is, behind a check that these arguments are among those it was seen with."""
-    signature = inspect.signature(getattr(cls, name))
-    try:
-        known = {n: ", ".join(dict.fromkeys(_literal(v, n) for v in values)) for n, values in seen.items()}
-        checks = [f"    _expect({n!r}, {n}, {values})" for n, values in known.items()]
-        header = _header(signature)
-    except CannotCutError:
-        return None
-    given = ", ".join(["self", *(_pass_on(p) for p in list(signature.parameters.values())[1:])])
-    lines = [f"def {name}({header}):", *checks, f"    return _original({given})"]
-    return Method(name, "\n".join(lines) + "\n", ())
-
-
-def sealed_method(cls: type, name: str, where: str) -> Method | None:
-    """The method as an error: it uses modules that were absorbed in another way than the forward does."""
-    try:
-        header = _header(inspect.signature(getattr(cls, name)))
-    except CannotCutError:
-        return None
-    return Method(name, f"def {name}({header}):\n    _sealed({f'{where}.{name}'!r})\n", ())
-
-
-_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-
-
-def _pass_on(parameter: inspect.Parameter) -> str:
-    prefix = _STARS.get(parameter.kind, "")
-    return f"{parameter.name}={parameter.name}" if parameter.kind is parameter.KEYWORD_ONLY else prefix + parameter.name
-
-
-def _with_markers(parameters: list[inspect.Parameter]) -> list[inspect.Parameter | None]:
-    """Insert the bare ``*`` in front of keyword-only parameters."""
-    out: list[inspect.Parameter | None] = []
-    starred = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    for p in parameters:
-        if p.kind is p.KEYWORD_ONLY and not starred:
-            out.append(None)
-            starred = True
-        out.append(p)
-    return out
-
-
-def _parameter_text(parameter: inspect.Parameter | None) -> str:
-    if parameter is None:
-        return "*"
-    prefix = _STARS.get(parameter.kind, "")
-    return prefix + parameter.name
 
 
 def check_rewritable(function: Callable[..., Any]) -> None:
@@ -433,101 +328,3 @@ def check_rewritable(function: Callable[..., Any]) -> None:
         raise CannotCutError("it writes attributes")
     if code.co_flags & inspect.CO_GENERATOR or (code.co_freevars and code.co_freevars != ("__class__",)):
         raise CannotCutError("it is a generator or closes over variables")
-
-
-# --- delivered classes ----------------------------------------------------------------------------------------------
-def _sealed(where: str) -> None:
-    """The body of a method that deploying left without its parts."""
-    raise SpecializedError(
-        f"{where} uses layers one by one that deploy() fused, which would give other values; exclude them "
-        "(deploy(model, exclude=...)), or call it on the original model"
-    )
-
-
-def _expect(name: str, value: Any, *seen: Any) -> None:
-    """The guard of a deployed method: an argument it was specialized for."""
-    if torch.is_tensor(value) or value not in seen:
-        traced = seen[0]
-        shown = f"a tensor of shape {tuple(value.shape)}" if torch.is_tensor(value) else repr(value)
-        raise SpecializedError(
-            f"this method was deployed for {name}={traced!r} and called with {name}={shown}; deploy the model with "
-            f"example_inputs that pass {name}, or exclude this module"
-        )
-
-
-def _converted(self: nn.Module, *_: Any, **__: Any) -> nn.Module:
-    """The model's own conversion, after reptool did it: nothing is left to do."""
-    return self
-
-
-def _is_converted(self: nn.Module, *_: Any, **__: Any) -> bool:
-    """Whether the model's own conversion has nothing left to do: it has not, it does nothing any more."""
-    return True
-
-
-_CLASSES: dict[Any, type] = {}
-_BUILTIN_NAMES: dict[str, Any] = {
-    "inf": float("inf"),
-    "nan": float("nan"),
-    "device": torch.device,
-    "NoneType": type(None),
-    "torch": torch,
-    "fx_pytree": fx._pytree,
-    "pytree": torch.utils._pytree,
-}
-
-
-def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
-    """A class like `cls` with some methods written anew and its own conversions made no-ops.
-
-    Args:
-        cls: the class of the user's module.
-        methods: what is written anew.
-        plain: derive from `nn.Module` instead (a norm whose normalization was absorbed is no norm any more).
-    """
-    if "_reptool_derived" in cls.__dict__:
-        cls, earlier, was_plain = cls._reptool_derived  # type: ignore[attr-defined]
-        fresh = {m.name for m in methods}
-        methods = (*(m for m in earlier if m.name not in fresh), *methods)
-        plain = plain or was_plain
-    key = (cls, tuple((m.name, m.source, m.names) for m in methods), plain)
-    if key in _CLASSES:
-        return _CLASSES[key]
-    body: dict[str, Any] = {n: _converted for n in CONVERSIONS if callable(getattr(cls, n, None))}
-    body |= {n: _is_converted for n in CONVERTED if body and inspect.isfunction(getattr(cls, n, None))}
-    for method in methods:
-        scope = {name: _find(module, qualname) for name, module, qualname in method.names}
-        scope.update(_BUILTIN_NAMES, _expect=_expect, _sealed=_sealed, _original=getattr(cls, method.name))
-        exec(compile(method.source, f"<reptool {cls.__name__}.{method.name}>", "exec"), scope)
-        function = scope[method.name]
-        original = getattr(cls, method.name)
-        function.__defaults__, function.__kwdefaults__ = original.__defaults__, original.__kwdefaults__
-        function.__doc__ = original.__doc__
-        function.__qualname__ = original.__qualname__
-        body[method.name] = function
-    body["__reduce_ex__"] = _reduce
-    body["_reptool_derived"] = (cls, methods, plain)
-    body["__module__"], body["__qualname__"], body["__doc__"] = cls.__module__, cls.__qualname__, cls.__doc__
-    if plain and "extra_repr" not in body:
-        body["extra_repr"] = nn.Module.extra_repr
-    made = type(cls)(cls.__name__, (nn.Module,) if plain else (cls,), body)
-    _CLASSES[key] = made
-    return made
-
-
-def _reduce(self: nn.Module, protocol: Any) -> Any:
-    cls, methods, plain = type(self)._reptool_derived  # type: ignore[attr-defined]
-    state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
-    return _rebuild, (cls, methods, plain), state
-
-
-def _rebuild(cls: type, methods: tuple[Method, ...], plain: bool) -> Any:
-    """Recreate an instance of a delivered class (for pickle and copy)."""
-    derived = derive(cls, methods, plain)
-    return copyreg.__newobj__(derived)  # type: ignore[attr-defined]
-
-
-def original_class(module: nn.Module) -> type:
-    """The user's class behind a delivered one."""
-    derived = getattr(type(module), "_reptool_derived", None)
-    return type(module) if derived is None else derived[0]

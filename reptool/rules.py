@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import fx
 
+from reptool.analyse import Analysis, forms_of
 from reptool.forms import Form
 from reptool.kernel import Axis
 from reptool.ops import Affine, Sum, View
-from reptool.plan import Analysis, forms_of
 
 RULES = (
     "conv_bn", "bn_conv", "branch_add", "branch_concat", "kernel_size", "sequential", "shortcut", "avg_pool", "scale",

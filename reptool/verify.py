@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from reptool.choose import Region
 from reptool.facts import Facts
 from reptool.kernel import Kernel
 from reptool.lower import Geometry, Place, new_layer, values
 from reptool.ops import Affine, Op, View
-from reptool.plan import Region
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import fx
 
 from reptool._nodes import metadata_read
+from reptool.choose import Region
 from reptool.ops import Affine, Concat
-from reptool.plan import Region
 from reptool.refusal import Code, Refusal
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced, is_plain_identity

@@ -9,9 +9,10 @@ import torch
 from torch import fx, nn
 
 from reptool._nodes import is_inert
+from reptool.method_text import Method
 from reptool.ops import Affine, Concat, Op, Sum, View
 from reptool.refusal import Code, Refusal
-from reptool.regenerate import Cutter, Edits, Method, is_dead
+from reptool.regenerate import Cutter, Edits, is_dead
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.traced import Traced, is_plain_identity
 from reptool.trace import Event

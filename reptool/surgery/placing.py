@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert
+from reptool.analyse import Analysis
+from reptool.choose import Region
 from reptool.lower import Geometry, Place, geometry, geometry_of
 from reptool.ops import Affine, Op, View
-from reptool.plan import Analysis, Region
 from reptool.refusal import Code, Refusal
 from reptool.straight import straight
 from reptool.surgery.site import Site

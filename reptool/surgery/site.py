@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
+from reptool.choose import Region
 from reptool.lower import Geometry, Place
-from reptool.plan import Region
-from reptool.regenerate import Method
+from reptool.method_text import Method
 from reptool.trace import Event
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import fx
 
 from reptool._nodes import metadata_read, name_of
+from reptool.analyse import Analysis
 from reptool.forms import Form
 from reptool.ops import Affine, Op
-from reptool.plan import Analysis
 from reptool.surgery.site import Site
 from reptool.trace import Event, Trace
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dis
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,114 +17,24 @@ from typing import Any
 from torch import fx, nn
 
 from reptool._copies import full_copy
+from reptool.analyse import analyse
 from reptool.capture import Recorder
-from reptool.elements import only_called
+from reptool.choose import Region
 from reptool.facts import Facts
 from reptool.lower import geometry
+from reptool.method_text import Method, guarded_method, sealed_method
 from reptool.module_kinds import stock_forward
 from reptool.ops import Affine, View
-from reptool.plan import Region, analyse
 from reptool.price import Price
 from reptool.reads import resolve
 from reptool.refusal import Code, Refusal
-from reptool.regenerate import CONVERSIONS, Method, guarded_method, sealed_method
 from reptool.surgery import Site, Surgeon, Surgery, is_plain_identity
 from reptool.trace import Event, Input, Trace, all_events
 from reptool.walk import nodes_in
+from reptool.wiring.changed import Changed, may_use, runs_modules
+from reptool.wiring.loads import Loads, functions_of, loads
 
-_NOT_DATA = (
-    "init", "load", "save", "reset", "set_", "make", "build", "freeze", "unfreeze", "train", "export", "log_", "prune",
-    "fuse", "merge", "convert", "repar",
-)  # fmt: skip
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_DEEP_WALKS = {"modules", "named_modules", "get_submodule"}
-_WALKS = _DEEP_WALKS | {"children", "named_children", "_modules", "getattr"}
-
-
-@dataclass
-class Loads:
-    """Attribute names a function reads.
-
-    Args:
-        own: read directly from its first parameter.
-        other: read from anything else.
-        values: read for more than calling them at once.
-        called: read and called at once.
-        nested: how many loops and subscripts the function has.
-        calls: every global and attribute name.
-        functions: whose text it is.
-    """
-
-    own: set[str] = field(default_factory=set)
-    other: set[str] = field(default_factory=set)
-    values: set[str] = field(default_factory=set)
-    called: set[str] = field(default_factory=set)
-    nested: int = 0
-    calls: set[str] = field(default_factory=set)
-    functions: list[Callable[..., Any]] = field(default_factory=list)
-
-
-def loads(function: Callable[..., Any]) -> Loads:
-    """The attribute names that a function, its inner functions included, reads."""
-    out = Loads()
-    code = getattr(function, "__code__", None)
-    stack = [code] if code is not None else []
-    own = code.co_varnames[0] if code is not None and code.co_argcount else ""
-    while stack:
-        code = stack.pop()
-        stack += [c for c in code.co_consts if inspect.iscode(c)]
-        previous: dis.Instruction | None = None
-        for i in dis.get_instructions(code):
-            if i.opname in ("GET_ITER", "BINARY_SUBSCR", "BINARY_SLICE") or (
-                i.opname == "BINARY_OP" and i.argrepr == "[]"
-            ):
-                out.nested += 1
-            if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                out.calls.add(str(i.argval))
-            if i.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
-                name = str(i.argval)
-                out.calls.add(name)
-                direct = previous is not None and previous.opname.startswith("LOAD_") and _last(previous) == own
-                (out.own if direct else out.other).add(name)
-                (out.called if _calls(i) else out.values).add(name)
-            if i.opname not in ("CACHE", "PUSH_NULL", "EXTENDED_ARG"):
-                previous = i
-    return out
-
-
-def _last(instruction: dis.Instruction) -> Any:
-    """The name on top of the stack behind a load (some load two)."""
-    value = instruction.argval
-    return value[-1] if isinstance(value, tuple) and value else value
-
-
-def _calls(instruction: dis.Instruction) -> bool:
-    """Whether an attribute is read to be called at once (Python 3.12 and newer say so in the lowest bit)."""
-    if instruction.opname == "LOAD_METHOD":
-        return True
-    return sys.version_info >= (3, 12) and instruction.opname == "LOAD_ATTR" and bool((instruction.arg or 0) & 1)
-
-
-def functions_of(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """The user's plain functions of a class that may take data: name and function."""
-    seen: set[str] = set()
-    for klass in cls.__mro__:
-        if klass is nn.Module or (klass.__module__ or "").startswith("torch."):
-            continue
-        for name, value in vars(klass).items():
-            if name in seen:
-                continue
-            seen.add(name)
-            if inspect.isfunction(value) and name != "forward" and _takes_data(name, value):
-                yield name, value
-
-
-def _takes_data(name: str, function: Callable[..., Any]) -> bool:
-    if name.startswith("__") or name in CONVERSIONS or hasattr(nn.Module, name):
-        return False
-    if name.lstrip("_").startswith(_NOT_DATA):
-        return False
-    return len(inspect.signature(function).parameters) > 1
 
 
 @dataclass
@@ -167,7 +76,7 @@ class Wiring:
         found = Found()
         if not surgery.sites:
             return found
-        state = _Changed(surgery, self.surgeon)
+        state = Changed(surgery, self.surgeon)
         self._opaque(state, found)
         if found.problems:
             return found
@@ -203,13 +112,13 @@ class Wiring:
             self._loads[key] = whole
         return self._loads[key]
 
-    def _reached(self, state: _Changed, at: str, read: Loads) -> list[Site]:
+    def _reached(self, state: Changed, at: str, read: Loads) -> list[Site]:
         """Sites whose modules the code of the module at `at` may use one by one (`at` relative, "" the root)."""
         lead = f"{at}." if at else ""
-        return [s for s, paths in state.paths.items() if any(_names(p, lead, state, read) for p in paths)]
+        return [s for s, paths in state.paths.items() if any(may_use(p, lead, state, read) for p in paths)]
 
     # --- code that could not be followed
-    def _opaque(self, state: _Changed, found: Found) -> None:
+    def _opaque(self, state: Changed, found: Found) -> None:
         above = [(p, m) for p, m in self.ancestors.items() if p != self.trace.prefix]
         for path, module in above:
             names = ["forward", *(n for n, _ in functions_of(type(module)))]
@@ -217,7 +126,7 @@ class Wiring:
             for name in names:
                 read = self._loads_of(type(module), name)
                 for site, paths in state.paths.items():
-                    if any(_names(f"{inside}.{p}" if p else inside, "", state, read, inside) for p in paths):
+                    if any(may_use(f"{inside}.{p}" if p else inside, "", state, read, inside) for p in paths):
                         found.problems[site.region] = _unfollowed(site, path, name)
         for full in self.untraced:
             if not full.startswith(self.prefix) or full == self.trace.prefix:
@@ -231,7 +140,7 @@ class Wiring:
                 found.problems[site.region] = _unfollowed(site, full, "forward")
 
     # --- methods that were not called
-    def _methods(self, state: _Changed, surgery: Surgery, found: Found) -> None:
+    def _methods(self, state: Changed, surgery: Surgery, found: Found) -> None:
         called = {(e.path, e.method) for e in all_events(self.trace.top)}
         for path, module in self.surgeon.modules.items():
             if path in state.gone or not any(p.startswith(f"{path}.") if path else p for p in state.all):
@@ -252,7 +161,7 @@ class Wiring:
                     sites = self._reached(state, path, read)
                 differs = self._differs(state, path, name, {}) if sites else frozenset()
                 if differs is None:
-                    if not _runs_modules(read, [p for s in sites for p in state.paths[s]]):
+                    if not runs_modules(read, [p for s in sites for p in state.paths[s]]):
                         continue
                 elif not differs:
                     continue
@@ -280,7 +189,7 @@ class Wiring:
         return False
 
     # --- the same method with other flags
-    def _flags(self, state: _Changed, surgery: Surgery, found: Found) -> None:
+    def _flags(self, state: Changed, surgery: Surgery, found: Found) -> None:
         events: dict[tuple[str, str], list[Event]] = {}
         for event in all_events(self.trace.top):
             events.setdefault((event.path, event.method), []).append(event)
@@ -315,7 +224,7 @@ class Wiring:
                     (site.region.value.name,),
                 )
 
-    def _harmless(self, state: _Changed, path: str, name: str, base: dict[str, Any], flag: str) -> bool:
+    def _harmless(self, state: Changed, path: str, name: str, base: dict[str, Any], flag: str) -> bool:
         """Whether the method shows the same regions whatever the flag."""
         value = base[flag]
         if type(value) is bool:
@@ -325,7 +234,7 @@ class Wiring:
         return False
 
     # --- one run
-    def _differs(self, state: _Changed, path: str, name: str, flags: dict[str, Any]) -> frozenset[Site] | None:
+    def _differs(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> frozenset[Site] | None:
         """Sites that a method uses in another way; None when it cannot be run."""
         changed = (frozenset(state.patterns), frozenset(state.open), frozenset(state.all))
         key = (path, name, tuple((k, repr(v)) for k, v in flags.items()), changed)
@@ -335,11 +244,11 @@ class Wiring:
         found = self._seen[key]
         return None if found is None else frozenset(state.patterns[p] for p in found if p in state.patterns)
 
-    def _same(self, state: _Changed, path: str, name: str, flags: dict[str, Any]) -> bool:
+    def _same(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> bool:
         """Whether a method shows the same regions."""
         return self._differs(state, path, name, flags) == frozenset()
 
-    def _run(self, state: _Changed, path: str, name: str, flags: dict[str, Any]) -> tuple[Recorder, Trace] | None:
+    def _run(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> tuple[Recorder, Trace] | None:
         root = self._own()
         module = root.get_submodule(path)
         signature = inspect.signature(getattr(type(module), name))
@@ -372,7 +281,7 @@ class Wiring:
             self.copy = full_copy(self.trace.root)
         return self.copy
 
-    def _inconsistent(self, state: _Changed, recorder: Recorder, trace: Trace) -> set[object]:
+    def _inconsistent(self, state: Changed, recorder: Recorder, trace: Trace) -> set[object]:
         """Patterns of the fused regions whose modules a run uses in any other way."""
         if any(e.questions for e in all_events(trace.top)) or set(trace.opaque) & state.open:
             return set(state.patterns)
@@ -395,7 +304,7 @@ class Wiring:
                 out |= mine or set(state.patterns)
         return out
 
-    def _instances(self, state: _Changed, surgeon: Surgeon) -> Iterator[Site]:
+    def _instances(self, state: Changed, surgeon: Surgeon) -> Iterator[Site]:
         """The fused regions as they appear in another run."""
         for value, forms in surgeon.found.forms.items():
             for form in forms.values():
@@ -413,100 +322,13 @@ class Wiring:
                 if all(self._stays(n, surgeon, state) for n in ops):
                     yield site
 
-    def _stays(self, node: fx.Node, surgeon: Surgeon, state: _Changed) -> bool:
+    def _stays(self, node: fx.Node, surgeon: Surgeon, state: Changed) -> bool:
         """Whether the surgery also reaches this operation when it is run by other code."""
         op = surgeon.found.ops[node]
         if node.op == "call_module" or isinstance(op, View) or is_plain_identity(op, node):
             return True
         event: Event = node.meta["event"]
         return any((e.path, e.method) in state.rewritten for e in event.ancestors() if e.parent is not None)
-
-
-class _Changed:
-    """What a surgery changes, by path."""
-
-    def __init__(self, surgery: Surgery, surgeon: Surgeon) -> None:
-        self.paths: dict[Site, set[str]] = {}
-        self.tensors = set(surgery.dropped)
-        self.gone = set(surgery.identities) | {s.slot for s in surgery.sites if s.slot is not None}
-        self.rewritten = {(p, m) for p, ms in surgery.methods.items() for m in ms}
-        self.rewritten |= {(p, "forward") for p in self.gone}
-        self.patterns: dict[object, Site] = {}
-        self.open: set[str] = set()
-        self.kinds: dict[str, str] = {}
-        for site in surgery.sites:
-            paths: set[str] = set()
-            nodes = list(site.region.form.ops)
-            above = [{e.path for e in n.meta["event"].ancestors() if e.method == "forward" and e.path} for n in nodes]
-            for node, events in zip(nodes, above, strict=True):
-                owners = surgeon.found.ops[node].owners
-                if node.op == "call_module":
-                    paths |= {str(node.target)} if owners else set()
-                else:
-                    paths |= {o for o in owners if "." in o}  # tensors of modules that are opened
-                paths |= events & self.gone
-            if site.slot is None:
-                self.tensors |= {f"{site.owner}.{n}" if site.owner else n for n in site.names if n}
-                paths |= {t for t in self.tensors if t.rpartition(".")[0] == site.owner}
-            else:
-                paths.add(site.slot)
-            self.paths[site] = paths
-            self.patterns[surgeon.pattern(surgeon.ordered(site.region.form))] = site
-            for path in paths:
-                parent = path.rpartition(".")[0]
-                while parent:
-                    if not all(parent in events for events in above):
-                        self.open.add(parent)
-                    parent = parent.rpartition(".")[0]
-        self.all = {p for paths in self.paths.values() for p in paths} | self.gone
-        self.open |= self.gone | {""}
-        for path, calls in surgeon.calls.items():
-            outs = [c.output for c in calls if isinstance(c, Event) and c.method == "forward"]
-            tensor = bool(outs) and all(isinstance(o, fx.Node) and o.meta.get("kind") == "tensor" for o in outs)
-            self.kinds[path] = "tensor" if tensor else "unknown"
-
-    def closed(self, path: str) -> str:
-        """The kind of value a module gives whose inside other code may run as a whole; '' where it must be opened."""
-        return "" if path in self.open else self.kinds.get(path, "unknown")
-
-
-# --- small questions ------------------------------------------------------------------------------------------------
-def _names(path: str, lead: str, state: _Changed, read: Loads, prefix: str = "") -> bool:
-    """Whether code of the module at `lead` that reads these names may use the module at `path` by itself."""
-    if not path.startswith(lead):
-        return False
-    parts = path[len(lead) :].split(".")
-    shut = [i for i in range(len(parts) - 1) if _is_shut(lead + ".".join(parts[: i + 1]), state, prefix)]
-    if not prefix and not parts[0].isdigit() and parts[0] not in read.own and not read.calls & _WALKS:
-        return False
-    past = parts[shut[-1] + 1 :] if shut else parts
-    named = {p for p in past if not p.isdigit()}
-    if not shut:
-        return bool(named & (read.own | read.other)) or bool(_WALKS & read.calls) or (not named and read.nested > 0)
-    if read.calls & _DEEP_WALKS:
-        return True
-    if named:
-        return bool(named & read.other)
-    if shut[0] == 1 and not parts[0].isdigit() and all(only_called(f, parts[0]) for f in read.functions):
-        return False
-    holders = [p for p in parts[: shut[-1] + 1] if not p.isdigit()]
-    if not holders or parts[shut[-1]].isdigit():
-        return read.nested >= 2 and (not holders or holders[-1] in read.values)
-    return holders[-1] in read.values
-
-
-def _runs_modules(read: Loads, paths: list[str]) -> bool:
-    """Whether code that cannot be followed seems to call modules rather than read their attributes."""
-    names = {part for path in paths for part in path.split(".")}
-    return bool(read.called & names) or read.nested > 0 or bool(read.calls & _WALKS)
-
-
-def _is_shut(path: str, state: _Changed, prefix: str) -> bool:
-    if prefix:
-        if path == prefix or prefix.startswith(f"{path}."):
-            return path == prefix
-        path = path[len(prefix) + 1 :]
-    return path not in state.open
 
 
 def _unfollowed(site: Site, path: str, name: str) -> Refusal:

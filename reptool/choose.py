@@ -1,31 +1,27 @@
-"""Planning: which values become one layer, priced as whole regions.
+"""Choosing: which values become one layer, priced as whole regions.
 
-One forward pass keeps for every value its forms over earlier values; then, from the values still needed back, the
-cheapest way to compute each is chosen: as it stands, or as one layer of an earlier value.
+From the values that are needed back, the cheapest way to compute each: as it stands, or as one layer of an earlier
+value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import fx
 
-from reptool._nodes import metadata_read, name_of, only_asserted
-from reptool.facts import Facts, keeps_shape
-from reptool.forms import Form, arranged, joined, start, summed, through
+from reptool.analyse import Analysis
+from reptool.facts import keeps_shape
+from reptool.forms import Form
 from reptool.kernel import Kernel
-from reptool.lift import Context, lift
-from reptool.ops import Affine, Fill, Op, Sum, View
-from reptool.price import Price, Size, layer_price, nominal_size, op_price, out_size
-from reptool.reads import Reads
+from reptool.ops import Affine
+from reptool.price import Price, layer_price, nominal_size, op_price
 from reptool.refusal import Code, Refusal
 
-MAX_FORMS = 12
 MAX_ROUNDS = 3
 FORCED = 1e15
 ALONE = ("avg_pool", "bn")  # what becomes a convolution of its own when it is forced to
-_SHAPE_LIKE = {"reshape_as", "view_as", "expand_as", "type_as"}
 
 
 @dataclass(eq=False)
@@ -50,153 +46,6 @@ class Region:
         return self.form.root
 
 
-@dataclass
-class Analysis:
-    """What one trace holds for the planner."""
-
-    graph: fx.Graph
-    reads: Reads
-    facts: Facts
-    ops: dict[fx.Node, Op] = field(default_factory=dict)
-    forms: dict[fx.Node, dict[fx.Node, Form]] = field(default_factory=dict)
-    refused: dict[fx.Node, Refusal] = field(default_factory=dict)
-    wanted: set[fx.Node] = field(default_factory=set)
-    soft: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
-    sizes: dict[fx.Node, Size] = field(default_factory=dict)
-
-
-def analyse(
-    graph: fx.Graph,
-    reads: Reads,
-    facts: Facts,
-    blocked: dict[fx.Node, Refusal],
-    escaped: Iterable[fx.Node],
-    values: bool,
-) -> Analysis:
-    """Lift every node and keep the forms of every value.
-
-    Args:
-        graph: the captured graph.
-        reads: its resolved reads.
-        facts: its facts; `facts.ops` is filled here.
-        blocked: nodes that must stay as they are, and why.
-        escaped: nodes kept by somebody outside the graph.
-        values: whether values may be looked at (not on the meta device).
-    """
-    found = Analysis(graph, reads, facts, facts.ops)
-    facts.ops.clear()
-    ctx = Context(
-        facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind, facts.ops
-    )
-    for node in graph.nodes:
-        refusal = blocked.get(node)
-        op = None
-        if refusal is None:
-            if node in reads.partial:
-                refusal = Refusal(Code.MUTATED, "a value is written in place while a view of it is read", (node.name,))
-            else:
-                lifted = lift(node, ctx)
-                if isinstance(lifted, Refusal):
-                    refusal = lifted
-                else:
-                    op = lifted
-        if refusal is not None:
-            found.refused[node] = refusal
-        if op is not None:
-            found.ops[node] = op
-            _extend(found, node, op, values)
-        else:
-            _want_all(found, node)
-        found.sizes[node] = _size(found, node, op)
-    found.wanted.update(escaped)
-    found.wanted.update(n for n in found.ops if not reads.readers.get(n))  # unused, and computed all the same
-    return found
-
-
-def _want_all(found: Analysis, node: fx.Node) -> None:
-    for read in node.all_input_nodes:
-        seen = found.reads.of(node, read)
-        value = read if seen is None else seen
-        if metadata_read(node) or (name_of(node) in _SHAPE_LIKE and node.args and node.args[0] is not read):
-            if not only_asserted(node):
-                found.soft.setdefault(value, []).append(node)
-        else:
-            found.wanted.add(value)
-
-
-def _size(found: Analysis, node: fx.Node, op: Op | None) -> Size:
-    if isinstance(op, Affine):
-        size = found.sizes.get(op.source, ())
-        if op.shape.axes and len(size) != len(op.shape.axes):
-            size = nominal_size(len(op.shape.axes))
-        return out_size(op.shape, size)
-    if op is not None:
-        return found.sizes.get(op.sources[0], ())
-    return nominal_size(2)
-
-
-def _is_layer(op: Op) -> bool:
-    return isinstance(op, Affine) and op.layer
-
-
-def _filled(found: Analysis, node: fx.Node) -> frozenset[fx.Node]:
-    """The padding and the item assignments in front of one that completes it."""
-    out: set[fx.Node] = set()
-    op = found.ops[node]
-    while isinstance(op, Fill):
-        out.add(op.source)
-        op = found.ops[op.source]
-    return frozenset(out)
-
-
-def forms_of(found: Analysis, node: fx.Node) -> dict[fx.Node, Form]:
-    """Every form of a value, the identity of itself among them."""
-    return {**found.forms.get(node, {}), node: start(node)}
-
-
-def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
-    made: dict[fx.Node, Form] = {}
-    first: Refusal | None = None
-    if isinstance(op, Fill):
-        if op.whole is None:
-            return
-        between = _filled(found, node)
-        for root, form in forms_of(found, op.whole.source).items():
-            new = through(node, op.whole, form, values)
-            if isinstance(new, Refusal):
-                first = first or new
-            else:
-                made[root] = replace(new, ops=new.ops | between)
-    elif isinstance(op, (Affine, View)):
-        for root, form in forms_of(found, op.source).items():
-            if isinstance(op, View) and not any(_is_layer(found.ops[n]) for n in form.ops):
-                continue  # views stay where they are: behind the layer
-            new = through(node, op, form, values) if isinstance(op, Affine) else arranged(node, op, form)
-            if isinstance(new, Refusal):
-                first = first or new
-            else:
-                made[root] = new
-    else:
-        sets = [forms_of(found, s) for s in op.sources]
-        common = [r for r in sets[0] if all(r in s for s in sets)]
-        for root in common:
-            forms = [s[root] for s in sets]
-            if isinstance(op, Sum):
-                new = summed(node, op, forms)
-            else:
-                new = joined(node, op, forms, found.facts.channels_expected(node))
-            if isinstance(new, Refusal):
-                first = first or new
-            else:
-                made[root] = new
-    if first is not None and not isinstance(op, View):
-        found.refused.setdefault(node, first.at(node.name))
-    if len(made) > MAX_FORMS:
-        made = dict(list(made.items())[-MAX_FORMS:])
-    found.forms[node] = made
-
-
-# --- choice ---------------------------------------------------------------------------------------------------------
 Choice = dict[fx.Node, fx.Node | None]
 
 

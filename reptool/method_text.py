@@ -1,0 +1,89 @@
+"""Methods as text: their signatures, and methods behind a guard or sealed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class CannotCutError(Exception):
+    """A method cannot be printed from its trace; the message says why."""
+
+
+@dataclass
+class Method:
+    """A regenerated method: its source, what its names mean, and constants its module must hold."""
+
+    name: str
+    source: str
+    names: tuple[tuple[str, str, str], ...]  # (name in the source, module, qualified name)
+    buffers: tuple[str, ...] = ()
+
+
+def literal(value: Any, name: str) -> str:
+    """A constant argument as text."""
+    if value is None or isinstance(value, (bool, int, float, str)) or value == {}:
+        return repr(value)
+    if isinstance(value, (tuple, list)) and all(v is None or isinstance(v, (bool, int, float, str)) for v in value):
+        return repr(value)
+    raise CannotCutError(f"its argument {name!r} is a {type(value).__name__}")
+
+
+def header_of(signature: inspect.Signature) -> str:
+    """The parameters of a method as text; the first one becomes ``self``."""
+    own, *rest = signature.parameters.values()
+    if own.kind in (own.VAR_POSITIONAL, own.VAR_KEYWORD, own.KEYWORD_ONLY) or any(p.name == "self" for p in rest):
+        raise CannotCutError("its first parameter is not the module")
+    return ", ".join(["self", *(_parameter_text(p) for p in _with_markers(rest))])
+
+
+def guarded_method(cls: type, name: str, seen: Mapping[str, list[Any]]) -> Method | None:
+    """The method as it is, behind a check that these arguments are among those it was seen with."""
+    signature = inspect.signature(getattr(cls, name))
+    try:
+        known = {n: ", ".join(dict.fromkeys(literal(v, n) for v in values)) for n, values in seen.items()}
+        checks = [f"    _expect({n!r}, {n}, {values})" for n, values in known.items()]
+        header = header_of(signature)
+    except CannotCutError:
+        return None
+    given = ", ".join(["self", *(_pass_on(p) for p in list(signature.parameters.values())[1:])])
+    lines = [f"def {name}({header}):", *checks, f"    return _original({given})"]
+    return Method(name, "\n".join(lines) + "\n", ())
+
+
+def sealed_method(cls: type, name: str, where: str) -> Method | None:
+    """The method as an error: it uses modules that were absorbed in another way than the forward does."""
+    try:
+        header = header_of(inspect.signature(getattr(cls, name)))
+    except CannotCutError:
+        return None
+    return Method(name, f"def {name}({header}):\n    _sealed({f'{where}.{name}'!r})\n", ())
+
+
+_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+
+
+def _pass_on(parameter: inspect.Parameter) -> str:
+    prefix = _STARS.get(parameter.kind, "")
+    return f"{parameter.name}={parameter.name}" if parameter.kind is parameter.KEYWORD_ONLY else prefix + parameter.name
+
+
+def _with_markers(parameters: list[inspect.Parameter]) -> list[inspect.Parameter | None]:
+    """Insert the bare ``*`` in front of keyword-only parameters."""
+    out: list[inspect.Parameter | None] = []
+    starred = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    for p in parameters:
+        if p.kind is p.KEYWORD_ONLY and not starred:
+            out.append(None)
+            starred = True
+        out.append(p)
+    return out
+
+
+def _parameter_text(parameter: inspect.Parameter | None) -> str:
+    if parameter is None:
+        return "*"
+    prefix = _STARS.get(parameter.kind, "")
+    return prefix + parameter.name

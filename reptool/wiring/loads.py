@@ -1,0 +1,105 @@
+"""What code reads: the attribute names in the user's functions, and which functions take data."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from reptool.delivered import CONVERSIONS
+
+_NOT_DATA = (
+    "init", "load", "save", "reset", "set_", "make", "build", "freeze", "unfreeze", "train", "export", "log_", "prune",
+    "fuse", "merge", "convert", "repar",
+)  # fmt: skip
+
+
+@dataclass
+class Loads:
+    """Attribute names a function reads.
+
+    Args:
+        own: read directly from its first parameter.
+        other: read from anything else.
+        values: read for more than calling them at once.
+        called: read and called at once.
+        nested: how many loops and subscripts the function has.
+        calls: every global and attribute name.
+        functions: whose text it is.
+    """
+
+    own: set[str] = field(default_factory=set)
+    other: set[str] = field(default_factory=set)
+    values: set[str] = field(default_factory=set)
+    called: set[str] = field(default_factory=set)
+    nested: int = 0
+    calls: set[str] = field(default_factory=set)
+    functions: list[Callable[..., Any]] = field(default_factory=list)
+
+
+def loads(function: Callable[..., Any]) -> Loads:
+    """The attribute names that a function, its inner functions included, reads."""
+    out = Loads()
+    code = getattr(function, "__code__", None)
+    stack = [code] if code is not None else []
+    own = code.co_varnames[0] if code is not None and code.co_argcount else ""
+    while stack:
+        code = stack.pop()
+        stack += [c for c in code.co_consts if inspect.iscode(c)]
+        previous: dis.Instruction | None = None
+        for i in dis.get_instructions(code):
+            if i.opname in ("GET_ITER", "BINARY_SUBSCR", "BINARY_SLICE") or (
+                i.opname == "BINARY_OP" and i.argrepr == "[]"
+            ):
+                out.nested += 1
+            if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                out.calls.add(str(i.argval))
+            if i.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
+                name = str(i.argval)
+                out.calls.add(name)
+                direct = previous is not None and previous.opname.startswith("LOAD_") and _last(previous) == own
+                (out.own if direct else out.other).add(name)
+                (out.called if _calls(i) else out.values).add(name)
+            if i.opname not in ("CACHE", "PUSH_NULL", "EXTENDED_ARG"):
+                previous = i
+    return out
+
+
+def _last(instruction: dis.Instruction) -> Any:
+    """The name on top of the stack behind a load (some load two)."""
+    value = instruction.argval
+    return value[-1] if isinstance(value, tuple) and value else value
+
+
+def _calls(instruction: dis.Instruction) -> bool:
+    """Whether an attribute is read to be called at once (Python 3.12 and newer say so in the lowest bit)."""
+    if instruction.opname == "LOAD_METHOD":
+        return True
+    return sys.version_info >= (3, 12) and instruction.opname == "LOAD_ATTR" and bool((instruction.arg or 0) & 1)
+
+
+def functions_of(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The user's plain functions of a class that may take data: name and function."""
+    seen: set[str] = set()
+    for klass in cls.__mro__:
+        if klass is nn.Module or (klass.__module__ or "").startswith("torch."):
+            continue
+        for name, value in vars(klass).items():
+            if name in seen:
+                continue
+            seen.add(name)
+            if inspect.isfunction(value) and name != "forward" and _takes_data(name, value):
+                yield name, value
+
+
+def _takes_data(name: str, function: Callable[..., Any]) -> bool:
+    if name.startswith("__") or name in CONVERSIONS or hasattr(nn.Module, name):
+        return False
+    if name.lstrip("_").startswith(_NOT_DATA):
+        return False
+    return len(inspect.signature(function).parameters) > 1
