@@ -26,7 +26,7 @@ from reptool.blocks import RefConv
 from reptool.blocks.ref_conv import Init
 from reptool.errors import InputError
 from reptool.expansion import expand
-from reptool.expansion.adapters import Refocusing as RefocusingAdapter
+from reptool.expansion.kinds import Refocusing as RefocusingAdapter
 from reptool.expansion.where import Where
 
 __all__ = ["Refocusing", "load_refconv_checkpoint", "once_per_step"]

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from reptool.blocks import BNAndPad
 from reptool.errors import InputError
 
-from .adapters import Adapter
+from .adapter import Adapter
 from .inherit import restate
 from .where import Conv
 

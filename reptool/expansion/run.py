@@ -14,7 +14,8 @@ from reptool.accept import check_model
 from reptool.errors import InputError
 from reptool.module_kinds import stock_forward
 
-from .adapters import EVERYWHERE, Adapter, Branches, adapter_for
+from .adapter import Adapter, Branches
+from .adapters import EVERYWHERE, adapter_for
 from .calibrate import Batches, calibrate
 from .inherit import difference
 from .report import Expansion, Replaced

@@ -1,0 +1,92 @@
+"""Which arguments give a block the geometry of a convolution, or why it cannot have it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from reptool.blocks import OREPA, ACBlock, DilatedReparamBlock, DiverseBranchBlock, LargeKernelBlock
+from reptool.errors import InputError
+
+from .where import Conv
+
+FROM_CONV = (
+    *("in_channels", "out_channels", "channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    *("bias", "padding_mode", "dim", "basis"),
+)
+"""Arguments that the convolution decides."""
+
+SCALAR = (ACBlock, DiverseBranchBlock, OREPA, LargeKernelBlock, DilatedReparamBlock)
+
+
+def arguments(block: Callable[..., nn.Module], conv: Conv) -> dict[str, Any]:
+    """The constructor arguments with which `block` has the geometry of `conv`.
+
+    Raises:
+        InputError: the block has no such geometry.
+    """
+    takes = inspect.signature(block).parameters
+    dim = len(conv.kernel_size)
+    same = tuple(d * (k - 1) / 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+    padding: Any = conv.padding
+    if isinstance(padding, str):
+        padding = same if padding == "same" else (0,) * dim
+    wanted: dict[str, Any] = {
+        "kernel_size": _plain(conv.kernel_size, takes),
+        "stride": _plain(conv.stride, takes),
+        "dilation": _plain(conv.dilation, takes),
+        "padding": _plain(padding, takes),
+        "padding_mode": conv.padding_mode,
+        "dim": dim,
+    }
+    fixed = {"stride": 1, "dilation": 1, "padding": _plain(same, takes), "padding_mode": "zeros", "dim": 2}
+    for name, value in wanted.items():
+        if name not in takes and value not in (fixed[name], (fixed[name],) * dim):
+            raise InputError(f"it has no {name} (the convolution has {name}={value})")
+    if "channels" in takes:
+        if not conv.in_channels == conv.out_channels == conv.groups:
+            raise InputError("it is depthwise, the convolution is not")
+        wanted["channels"] = conv.in_channels
+    else:
+        wanted.update(in_channels=conv.in_channels, out_channels=conv.out_channels, groups=conv.groups)
+    return {name: value for name, value in wanted.items() if name in takes}
+
+
+def _plain(sizes: tuple[Any, ...], takes: Any) -> Any:
+    """One whole number where all axes agree."""
+    if any(int(size) != size for size in sizes):
+        raise InputError("an even kernel has no centre to pad around")
+    whole = tuple(int(size) for size in sizes)
+    return whole[0] if len(set(whole)) == 1 else whole
+
+
+def refused(block: Callable[..., nn.Module], conv: Conv, options: dict[str, Any]) -> str | None:
+    """None, or why a block cannot stand for a convolution."""
+
+    def build(like: Conv) -> nn.Module:
+        given = arguments(block, like)
+        uneven = {name: value for name, value in given.items() if isinstance(value, tuple)}
+        if uneven and block in SCALAR:
+            shown = ", ".join(f"{name}={value}" for name, value in uneven.items())
+            raise InputError(f"it has one number for all axes (the convolution has {shown})")
+        return block(**given, **options)
+
+    return attempt(build, conv)
+
+
+def attempt(build: Callable[[Conv], nn.Module], conv: Conv, meta: bool = True) -> str | None:
+    """What `build` says against `conv`, asked on the meta device, where nothing is computed."""
+    try:
+        if meta:
+            with torch.device("meta"):
+                build(copy.deepcopy(conv).to("meta"))
+        else:
+            build(conv)
+    except InputError as error:
+        return str(error).rstrip(".")
+    return None
