@@ -114,6 +114,40 @@ def test_methods_with_another_wiring_raise(name: str) -> None:
         getattr(deployed, name)(image())
 
 
+class Pair(nn.Module):
+    def __init__(self, one: nn.Module, two: nn.Module) -> None:
+        super().__init__()
+        self.one, self.two = one, two
+
+    def forward(self, x: Any) -> Any:
+        return self.two(self.one(x))
+
+
+class Stages(nn.Module):
+    """The last layer of a stage and the first one of the next would become one; nothing names them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second = Pair(nn.ReLU(), nn.Conv2d(3, 4, 1)), Pair(nn.Conv2d(4, 16, 1), nn.ReLU())
+        self.stages = nn.Sequential(nn.Sequential(first), nn.Sequential(second))
+
+    def forward(self, x: Any) -> Any:
+        return self.stages(x)
+
+    def forward_intermediates(self, x: Any) -> Any:
+        outs = []
+        for stage in self.stages:
+            x = stage(x)
+            outs.append(x)
+        return outs
+
+
+def test_values_between_stages_that_are_run_one_by_one_stay() -> None:
+    calls = {n: lambda m, x, n=n: getattr(m, n)(x) for n in ("forward", "forward_intermediates")}
+    _, report = check(ready(Stages()), calls=calls)
+    assert codes(report) == {"read-elsewhere"}
+
+
 class Outer(nn.Module):
     def __init__(self) -> None:
         super().__init__()

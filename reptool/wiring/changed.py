@@ -75,8 +75,10 @@ def may_use(path: str, lead: str, state: Changed, read: Loads, prefix: str = "")
         return bool(named & (read.own | read.other)) or bool(_WALKS & read.calls) or (not named and read.nested > 0)
     if read.calls & _DEEP_WALKS:
         return True
-    if named:
-        return bool(named & read.other)
+    if named & read.other:
+        return True
+    if not past[0].isdigit():
+        return False  # what is not named can only be an element that is run by itself
     if shut[0] == 1 and not parts[0].isdigit() and all(only_called(f, parts[0]) for f in read.functions):
         return False
     holders = [p for p in parts[: shut[-1] + 1] if not p.isdigit()]
