@@ -1,4 +1,7 @@
-"""ACNet: y = BN(conv KxK(x)) + BN(conv Kx1(x)) + BN(conv 1xK(x)), all centred in the same window."""
+"""ACNet: y = BN(conv KxK(x)) + BN(conv Kx1(x)) + BN(conv 1xK(x)), all centred in the same window.
+
+In 3d: the cube and a line along each of the three axes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from ._checks import require
 from ._window import Window
 from .compose import Parallel
 
+LINES = {2: ("vertical", "horizontal"), 3: ("deep", "vertical", "horizontal")}
+"""The one-dimensional branches, in the order of the axes they run along."""
+
 
 class ACBlock(nn.Module):
     """Square, vertical and horizontal convolution, each with its own batch normalization, added.
@@ -18,8 +24,8 @@ class ACBlock(nn.Module):
     them accordingly.
 
     Args:
-        in_channels: channels C of the input (N, C, H, W).
-        out_channels: channels O of the output (N, O, H', W').
+        in_channels: channels C of the input (N, C, ...).
+        out_channels: channels O of the output (N, O, ...).
         kernel_size: odd size K >= 3 of the square window.
         stride: stride of the window.
         padding: padding of the square convolution, any number from 0 on; None keeps the size at stride 1.
@@ -30,9 +36,11 @@ class ACBlock(nn.Module):
         gamma_init: initial weight of all three batch normalizations (the authors also use 1/3); None leaves
             it at 1.
         activation: class or function making the activation, a module, or None.
+        dim: number of spatial axes, 2 or 3 (the paper's is 2).
 
     Raises:
-        InputError: even or 1x1 kernel, groups that do not divide the channels, gamma_init without affine.
+        InputError: one spatial axis, even or 1x1 kernel, groups that do not divide the channels, gamma_init
+            without affine.
 
     Paper:
         Ding et al., "ACNet: Strengthening the Kernel Skeletons for Powerful CNN via Asymmetric Convolution
@@ -57,14 +65,17 @@ class ACBlock(nn.Module):
         affine: bool = True,
         gamma_init: float | None = None,
         activation: Activation = None,
+        *,
+        dim: int = 2,
     ) -> None:
         super().__init__()
+        require(dim in LINES, f"ACBlock with dim={dim}", "2 or 3 axes", "use RepVGGBlock or MobileOneBlock along one")
         window = Window.checked(
-            "ACBlock", in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
+            "ACBlock", in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, dim
         )
-        height, width = window.kernel
+        size = window.kernel[0]
         require(
-            height == width and height > 1,
+            set(window.kernel) == {size} and size > 1,
             f"ACBlock with kernel_size={kernel_size}",
             "one odd number from 3 on",
             "use a plain convolution for 1x1 and rectangular kernels",
@@ -75,19 +86,17 @@ class ACBlock(nn.Module):
             "batch normalizations with weights",
             "leave out gamma_init or use affine=True",
         )
-        self.branches = Parallel(
-            {
-                "square": window.conv_bn(affine=affine),
-                "vertical": window.conv_bn((height, 1), affine=affine),
-                "horizontal": window.conv_bn((1, width), affine=affine),
-            }
-        )
+        branches = {"square": window.conv_bn(affine=affine)}
+        for axis, name in enumerate(LINES[dim]):
+            line = tuple(size if i == axis else 1 for i in range(dim))
+            branches[name] = window.conv_bn(line, affine=affine)
+        self.branches = Parallel(branches)
         self.activation = make_activation(activation)
         if gamma_init is not None:
             for branch in self.branches.values():
                 nn.init.constant_(branch.get_parameter("bn.weight"), gamma_init)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, O, H', W')."""
+        """Map (N, C, ...) to (N, O, ...)."""
         y: Tensor = self.activation(self.branches(x))
         return y

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._checks import require
+from ._checks import per_axis, require
+from ._window import BATCH_NORM
 
 
 class BNAndPad(nn.Module):
@@ -20,11 +21,12 @@ class BNAndPad(nn.Module):
     authors have it).
 
     Args:
-        channels: channels C of the input (N, C, H, W).
-        padding: rows and columns p to add on each side; the output is (N, C, H + 2p, W + 2p).
+        channels: channels C of the input (N, C, ...).
+        padding: positions p to add on each side of every spatial axis.
+        dim: number of spatial axes, 1, 2 or 3.
 
     Raises:
-        InputError: padding below 0.
+        InputError: padding below 0, or another number of axes.
 
     Paper:
         Ding et al., "Diverse Branch Block: Building a Convolution as an Inception-like Unit", CVPR 2021.
@@ -35,26 +37,26 @@ class BNAndPad(nn.Module):
         torch.Size([2, 4, 7, 8])
     """
 
-    def __init__(self, channels: int, padding: int) -> None:
+    def __init__(self, channels: int, padding: int, *, dim: int = 2) -> None:
         super().__init__()
         require(padding >= 0, f"BNAndPad with padding={padding}", "0 or more", "crop before the convolution")
-        self.bn = nn.BatchNorm2d(channels)
-        self.padding = padding
+        self.padding = per_axis("padding", padding, dim, 0)[0]
+        self.bn = BATCH_NORM[dim](channels)
+        self.pads, self.ones = (padding, padding) * dim, (1,) * dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, H + 2p, W + 2p)."""
+        """Map (N, C, ...) to (N, C, ...), 2p positions longer along every spatial axis."""
         y = self.bn(x)
         v = self.image_of_zero()
-        pads = (self.padding, self.padding, self.padding, self.padding)
-        return F.pad(y - v, pads) + v
+        return F.pad(y - v, self.pads) + v
 
     def image_of_zero(self) -> Tensor:
-        """What the running statistics make of a zero, shape (C, 1, 1)."""
+        """What the running statistics make of a zero, shape (C, 1, ...)."""
         bn = self.bn
         assert bn.running_mean is not None
         assert bn.running_var is not None
         v = bn.bias - bn.running_mean * bn.weight / torch.sqrt(bn.running_var + bn.eps)
-        return v.detach().reshape(-1, 1, 1)
+        return v.detach().reshape(-1, *self.ones)
 
     def extra_repr(self) -> str:
         """Arguments that the children do not show."""

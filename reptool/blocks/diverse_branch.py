@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import Tensor, nn
 
 from ._activation import Activation, make_activation
 from ._checks import require
-from ._window import Window
+from ._window import BATCH_NORM, CONV, Window
 from .bn_and_pad import BNAndPad
 from .compose import Parallel
 from .identity_conv import IdentityConv1x1
+
+AVERAGE: dict[int, type[Any]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 class DiverseBranchBlock(nn.Module):
@@ -23,9 +26,9 @@ class DiverseBranchBlock(nn.Module):
     `average` would repeat `origin`: only `origin` and `sequence` (1x1 then 1x1) are left.
 
     Args:
-        in_channels: channels C of the input (N, C, H, W).
-        out_channels: channels O of the output (N, O, H', W').
-        kernel_size: odd size K of the square window.
+        in_channels: channels C of the input (N, C, ...).
+        out_channels: channels O of the output (N, O, ...).
+        kernel_size: odd size K of the window, the same along every axis.
         stride: stride of the window.
         padding: 0 to K//2; None takes K//2, as in the paper.
         groups: groups of all convolutions.
@@ -33,6 +36,7 @@ class DiverseBranchBlock(nn.Module):
             depthwise. With C the 1x1 starts as the identity.
         single_init: start with only `origin` active (the last batch norm of the others has weight 0).
         activation: class or function making the activation, a module, or None.
+        dim: number of spatial axes, 1, 2 or 3 (the paper's is 2).
 
     Raises:
         InputError: even kernel, padding out of range, groups that do not divide the channels or
@@ -61,16 +65,18 @@ class DiverseBranchBlock(nn.Module):
         internal_channels: int | None = None,
         single_init: bool = False,
         activation: Activation = None,
+        *,
+        dim: int = 2,
     ) -> None:
         super().__init__()
         window = Window.checked(
-            "DiverseBranchBlock", in_channels, out_channels, kernel_size, stride, padding, groups=groups
+            "DiverseBranchBlock", in_channels, out_channels, kernel_size, stride, padding, groups=groups, dim=dim
         )
         size, pad = window.kernel[0], window.padding[0]
         require(
-            window.kernel == (size, size) and pad <= size // 2,
+            set(window.kernel) == {size} and set(window.padding) == {pad} and pad <= size // 2,
             f"DiverseBranchBlock with kernel_size={kernel_size}, padding={padding}",
-            "a square kernel and a padding of at most K//2 (an average pooling has no more)",
+            "equal kernel sizes along all axes and a padding of at most K//2 (an average pooling has no more)",
             "pad the input before the block",
         )
         depthwise = in_channels == out_channels == groups
@@ -97,7 +103,7 @@ class DiverseBranchBlock(nn.Module):
                 nn.init.constant_(branch.get_parameter("bn.weight"), float(name == "origin"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, O, H', W')."""
+        """Map (N, C, ...) to (N, O, ...)."""
         y: Tensor = self.activation(self.branches(x))
         return y
 
@@ -105,8 +111,8 @@ class DiverseBranchBlock(nn.Module):
 def _sequence(window: Window, internal: int) -> nn.Module:
     """1x1, BN-and-pad, KxK, BN."""
     reads, writes, groups = window.in_channels, window.out_channels, window.groups
-    first = IdentityConv1x1(reads, groups) if internal == reads else _point(reads, internal, groups)
-    second = nn.Conv2d(internal, writes, window.kernel[0], window.stride[0], groups=groups, bias=False)
+    first = IdentityConv1x1(reads, groups, dim=window.dim) if internal == reads else _point(window, internal)
+    second = CONV[window.dim](internal, writes, window.kernel, window.stride, groups=groups, bias=False)
     layers = {"point": first, "pad": _bn_and_pad(internal, window), "conv": second, "bn": window.norm()}
     return nn.Sequential(OrderedDict(layers))
 
@@ -114,9 +120,9 @@ def _sequence(window: Window, internal: int) -> nn.Module:
 def _pointwise_pooling(window: Window) -> nn.Module:
     """1x1, BN-and-pad, average pooling, BN."""
     layers = {
-        "point": _point(window.in_channels, window.out_channels, window.groups),
+        "point": _point(window, window.out_channels),
         "pad": _bn_and_pad(window.out_channels, window),
-        "pool": nn.AvgPool2d(window.kernel[0], window.stride[0]),
+        "pool": AVERAGE[window.dim](window.kernel, window.stride),
         "bn": window.norm(),
     }
     return nn.Sequential(OrderedDict(layers))
@@ -124,14 +130,16 @@ def _pointwise_pooling(window: Window) -> nn.Module:
 
 def _pooling(window: Window) -> nn.Module:
     """Average pooling, BN."""
-    pool = nn.AvgPool2d(window.kernel[0], window.stride[0], window.padding[0])
+    pool = AVERAGE[window.dim](window.kernel, window.stride, window.padding)
     return nn.Sequential(OrderedDict({"pool": pool, "bn": window.norm()}))
 
 
-def _point(reads: int, writes: int, groups: int) -> nn.Module:
-    return nn.Conv2d(reads, writes, 1, groups=groups, bias=False)
+def _point(window: Window, writes: int) -> nn.Module:
+    point: nn.Module = CONV[window.dim](window.in_channels, writes, 1, groups=window.groups, bias=False)
+    return point
 
 
 def _bn_and_pad(channels: int, window: Window) -> nn.Module:
     pad = window.padding[0]
-    return BNAndPad(channels, pad) if pad else nn.BatchNorm2d(channels)
+    norm: nn.Module = BNAndPad(channels, pad, dim=window.dim) if pad else BATCH_NORM[window.dim](channels)
+    return norm

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ._activation import Activation, make_activation
 from ._checks import require
-from ._window import Window
+from ._window import CONVOLVE, Window
 
 SCALES = {"origin": 0.25, "average": 0.25, "prior": 0.0, "sequence": 0.5, "point": 1.0, "separable": 0.5}
 """The branches and the authors' initial scales."""
@@ -24,11 +24,11 @@ SCALES = {"origin": 0.25, "average": 0.25, "prior": 0.0, "sequence": 0.5, "point
 class OREPA(nn.Module):
     """Six branches added as kernels, one convolution, one batch normalization.
 
-    Its layers are `conv` (an `OnlineConv2d`, which makes the kernel), `bn` and `activation`.
+    Its layers are `conv` (an `OnlineConv`, which makes the kernel), `bn` and `activation`.
 
     Args:
-        in_channels: channels C of the input (N, C, H, W).
-        out_channels: channels O of the output (N, O, H', W').
+        in_channels: channels C of the input (N, C, ...).
+        out_channels: channels O of the output (N, O, ...).
         kernel_size: odd size K >= 3 of the kernel.
         stride: stride of the convolution.
         padding: padding of the convolution; None keeps the size at stride 1.
@@ -39,6 +39,7 @@ class OREPA(nn.Module):
         expansion: depthwise kernels per input channel of `separable`.
         single_init: start with only `origin` active.
         activation: class or function making the activation, a module, or None.
+        dim: number of spatial axes, 1, 2 or 3 (the paper's is 2).
 
     Raises:
         InputError: even, 1x1 or rectangular kernel, groups that do not divide the channels.
@@ -68,20 +69,24 @@ class OREPA(nn.Module):
         expansion: int = 8,
         single_init: bool = False,
         activation: Activation = None,
+        *,
+        dim: int = 2,
     ) -> None:
         super().__init__()
-        window = Window.checked("OREPA", in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        self.conv = OnlineConv2d(window, internal_channels, expansion, single_init)
+        window = Window.checked(
+            "OREPA", in_channels, out_channels, kernel_size, stride, padding, dilation, groups, dim=dim
+        )
+        self.conv = OnlineConv(window, internal_channels, expansion, single_init)
         self.bn = window.norm()
         self.activation = make_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, O, H', W') with one convolution."""
+        """Map (N, C, ...) to (N, O, ...) with one convolution."""
         y: Tensor = self.activation(self.bn(self.conv(x)))
         return y
 
 
-class OnlineConv2d(nn.Module):
+class OnlineConv(nn.Module):
     """A convolution without bias whose kernel is a sum of scaled branches.
 
     `origin` is a KxK kernel, `average` a 1x1 followed by average pooling, `prior` a 1x1 followed by fixed
@@ -107,7 +112,7 @@ class OnlineConv2d(nn.Module):
         in_channels, out_channels, groups = window.in_channels, window.out_channels, window.groups
         size = window.kernel[0]
         require(
-            window.kernel == (size, size) and size > 1,
+            set(window.kernel) == {size} and size > 1,
             f"OREPA with kernel_size={window.kernel}",
             "one odd number from 3 on",
             "use a plain convolution for 1x1 and rectangular kernels",
@@ -120,30 +125,30 @@ class OnlineConv2d(nn.Module):
             "positive numbers and internal_channels a multiple of groups",
             f"use internal_channels={max(1, internal_channels // groups) * groups} and expansion=8",
         )
-        per_group = in_channels // groups
-        self.origin = _kaiming(out_channels, per_group, size, size)
-        self.average = _kaiming(out_channels, per_group, 1, 1)
-        self.prior = _kaiming(out_channels, per_group, 1, 1)
-        self.point = _kaiming(out_channels, per_group, 1, 1)
+        per_group, full, single = in_channels // groups, window.kernel, (1,) * window.dim
+        self.origin = _kaiming(out_channels, per_group, *full)
+        self.average = _kaiming(out_channels, per_group, *single)
+        self.prior = _kaiming(out_channels, per_group, *single)
+        self.point = _kaiming(out_channels, per_group, *single)
         self.sequence_point = nn.Parameter(torch.zeros(internal_channels, per_group))
-        self.sequence = _kaiming(out_channels, internal_channels // groups, size, size)
-        self.separable = _kaiming(in_channels * expansion, 1, size, size)
-        self.separable_point = _kaiming(out_channels, per_group * expansion, 1, 1)
+        self.sequence = _kaiming(out_channels, internal_channels // groups, *full)
+        self.separable = _kaiming(in_channels * expansion, 1, *full)
+        self.separable_point = _kaiming(out_channels, per_group * expansion, *single)
         starts = {name: float(name == "origin") for name in SCALES} if single_init else SCALES
         self.scales = nn.ParameterDict(
-            {name: nn.Parameter(torch.full((out_channels, 1, 1, 1), start)) for name, start in starts.items()}
+            {name: nn.Parameter(torch.full((out_channels, 1, *single), start)) for name, start in starts.items()}
         )
         repeats = math.ceil(internal_channels / per_group)
         self.register_buffer("identity", torch.eye(per_group).repeat(repeats, 1)[:internal_channels])
-        self.register_buffer("average_filter", torch.full((1, 1, size, size), 1 / size**2))
-        self.register_buffer("prior_filter", cosine_filters(out_channels, size))
-        self.size, self.per_group, self.expansion = size, per_group, expansion
+        self.register_buffer("average_filter", torch.full((1, 1, *full), 1 / size**window.dim))
+        self.register_buffer("prior_filter", cosine_filters(out_channels, size, window.dim))
+        self.dim, self.size, self.per_group, self.expansion = window.dim, size, per_group, expansion
         self.stride, self.padding = window.stride, window.padding
         self.dilation, self.groups = window.dilation, groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, O, H', W')."""
-        return F.conv2d(x, self.weight(), None, self.stride, self.padding, self.dilation, self.groups)
+        """Map (N, C, ...) to (N, O, ...)."""
+        return CONVOLVE[self.dim](x, self.weight(), None, self.stride, self.padding, self.dilation, self.groups)
 
     def weight(self) -> Tensor:
         """The kernel in use, shape (O, C/g, K, K)."""
@@ -153,7 +158,7 @@ class OnlineConv2d(nn.Module):
             + s["average"] * (self.average * self.average_filter)
             + s["prior"] * (self.prior * self.prior_filter)
             + s["sequence"] * self._sequence()
-            + s["point"] * F.pad(self.point, (self.size // 2,) * 4)
+            + s["point"] * F.pad(self.point, (self.size // 2,) * (2 * self.dim))
             + s["separable"] * self._separable()
         )
 
@@ -161,38 +166,40 @@ class OnlineConv2d(nn.Module):
         """1x1 then KxK, group by group: sum over the t channels between them."""
         first = (self.identity + self.sequence_point).unflatten(0, (self.groups, -1))
         second = self.sequence.unflatten(0, (self.groups, -1))
-        return torch.einsum("gti,gothw->goihw", first, second).flatten(0, 1)
+        return torch.einsum("gti,got...->goi...", first, second).flatten(0, 1)
 
     def _separable(self) -> Tensor:
         """Depthwise KxK then 1x1, group by group: sum over the e depthwise kernels of each input channel."""
-        first = self.separable.reshape(self.groups, self.per_group, self.expansion, self.size, self.size)
+        first = self.separable.reshape(self.groups, self.per_group, self.expansion, *(self.size,) * self.dim)
         second = self.separable_point.reshape(self.groups, -1, self.per_group, self.expansion)
-        return torch.einsum("giehw,goie->goihw", first, second).flatten(0, 1)
+        return torch.einsum("gie...,goie->goi...", first, second).flatten(0, 1)
 
     def extra_repr(self) -> str:
         """Arguments that the children do not show."""
         return f"{tuple(self.origin.shape)}, stride={self.stride}, padding={self.padding}, groups={self.groups}"
 
 
-def cosine_filters(channels: int, size: int) -> Tensor:
-    """Make cosine filters (channels, 1, size, size): half vary along the rows, half along the columns.
+def cosine_filters(channels: int, size: int, dim: int = 2) -> Tensor:
+    """Make cosine filters (channels, 1, *size): in 2d half vary along the rows, half along the columns.
 
     Args:
         channels: number of filters.
-        size: rows and columns of each.
+        size: positions along every axis.
+        dim: number of axes; each has its share of the filters, with frequencies from 1 on.
 
     Example:
         >>> import torch
         >>> cosine_filters(6, 3)[0, 0, :, 0]
         tensor([ 8.6603e-01, ..., -8.6603e-01])
     """
-    half = math.ceil(channels / 2)
     position = torch.arange(size, dtype=torch.float64) + 0.5
-    frequency = torch.cat([torch.arange(half), torch.arange(channels - half)]) + 1
-    wave = torch.cos(math.pi / size * frequency[:, None] * position)
-    rows = wave[:half, None, :, None].expand(-1, 1, size, size)
-    columns = wave[half:, None, None, :].expand(-1, 1, size, size)
-    return torch.cat([rows, columns]).to(torch.get_default_dtype())
+    filters = []
+    for axis, own in enumerate(torch.arange(channels).tensor_split(dim)):
+        frequency = torch.arange(len(own), dtype=torch.float64) + 1
+        wave = torch.cos(math.pi / size * frequency[:, None] * position)
+        shape = [size if i == axis else 1 for i in range(dim)]
+        filters.append(wave.reshape(-1, 1, *shape).expand(-1, 1, *(size,) * dim))
+    return torch.cat(filters).to(torch.get_default_dtype())
 
 
 def _kaiming(*shape: int) -> nn.Parameter:

@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._checks import Size, check_channels, check_odd, per_axis, require
-from ._window import CONV, PADDING_MODES
+from ._window import CONV, CONVOLVE, PADDING_MODES
 
 Init = Literal["xavier", "zeros"]
 Transform = Callable[[Tensor], Tensor]
-CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class RefConv(nn.Module):

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from ._activation import Activation, make_activation
 from ._checks import require
-from ._window import Window
+from ._window import BATCH_NORM, CONV, Window
 
 
 class RepNeXtUnit(nn.Module):
     """Depthwise convolutions of different sizes on consecutive chunks of channels, concatenated, normalized.
 
     Args:
-        channels: channels C of input and output (N, C, H, W).
+        channels: channels C of input and output (N, C, ...).
         kernel_sizes: odd kernel size of each chunk; the chunks are equal, the first ones take what is left
             over.
+        dim: number of spatial axes, 1, 2 or 3.
 
     Raises:
         InputError: even kernels, no kernels, or more kernels than channels.
@@ -39,7 +40,7 @@ class RepNeXtUnit(nn.Module):
         torch.Size([1, 8, 9, 10])
     """
 
-    def __init__(self, channels: int, kernel_sizes: Sequence[int] = (7, 5, 3)) -> None:
+    def __init__(self, channels: int, kernel_sizes: Sequence[int] = (7, 5, 3), *, dim: int = 2) -> None:
         super().__init__()
         chunks = len(kernel_sizes)
         require(
@@ -50,14 +51,14 @@ class RepNeXtUnit(nn.Module):
         )
         self.sizes = [channels // chunks + (i < channels % chunks) for i in range(chunks)]
         windows = [
-            Window.checked("RepNeXtUnit", size, size, kernel, groups=size)
+            Window.checked("RepNeXtUnit", size, size, kernel, groups=size, dim=dim)
             for size, kernel in zip(self.sizes, kernel_sizes, strict=True)
         ]
         self.convs = nn.ModuleList(window.conv().get_submodule("conv") for window in windows)
-        self.bn = nn.BatchNorm2d(channels)
+        self.bn = BATCH_NORM[dim](channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape."""
+        """Map (N, C, ...) to the same shape."""
         chunks = torch.split(x, self.sizes, dim=1)
         y: Tensor = self.bn(torch.cat([conv(chunks[i]) for i, conv in enumerate(self.convs)], dim=1))
         return y
@@ -67,11 +68,12 @@ class RepNeXtBlock(nn.Module):
     """A unit and two pointwise convolutions with an activation in between, plus the activated input.
 
     Args:
-        channels: channels C of input and output (N, C, H, W).
+        channels: channels C of input and output (N, C, ...).
         kernel_sizes: odd kernel sizes of the unit.
         expansion: channels between the pointwise convolutions, as a multiple of C.
         activation: class or function making an elementwise activation, a module, or None; it is applied
             twice, so that a trained one has the same parameters in both places.
+        dim: number of spatial axes, 1, 2 or 3.
 
     Raises:
         InputError: as RepNeXtUnit, and an expansion below 1.
@@ -91,16 +93,18 @@ class RepNeXtBlock(nn.Module):
         kernel_sizes: Sequence[int] = (7, 5, 3),
         expansion: int = 4,
         activation: Activation = nn.GELU,
+        *,
+        dim: int = 2,
     ) -> None:
         super().__init__()
         require(expansion >= 1, f"RepNeXtBlock with expansion={expansion}", "1 or more", "use 4 as in the source")
-        self.unit = RepNeXtUnit(channels, kernel_sizes)
-        self.point1 = nn.Conv2d(channels, expansion * channels, 1)
-        self.point2 = nn.Conv2d(expansion * channels, channels, 1)
+        self.unit = RepNeXtUnit(channels, kernel_sizes, dim=dim)
+        self.point1 = CONV[dim](channels, expansion * channels, 1)
+        self.point2 = CONV[dim](expansion * channels, channels, 1)
         self.activation = make_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape."""
+        """Map (N, C, ...) to the same shape."""
         hidden = self.activation(self.point1(self.unit(x)))
         y: Tensor = self.point2(hidden) + self.activation(x)
         return y

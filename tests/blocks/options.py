@@ -153,6 +153,14 @@ def ac_options() -> Iterator[Option]:
         _plain(8, 8, 3, padding=1),
         8,
     )
+    for stride, padding in product((1, 2), (0, 1, 2)):
+        yield Option(
+            _name("acb", dim=3, s=stride, p=padding),
+            lambda s=stride, p=padding: ACBlock(8, 8, 3, s, p, groups=2, dim=3),
+            _plain(8, 8, 3, 3, stride=stride, padding=padding, groups=2),
+            8,
+            3,
+        )
     yield Option("acb-no-affine", lambda: ACBlock(8, 8, affine=False), _plain(8, 8, 3, padding=1), 8)
 
 
@@ -182,6 +190,14 @@ def diverse_branch_options() -> Iterator[Option]:
             lambda k=kernel, p=padding: DiverseBranchBlock(8, 8, k, padding=p, groups=8),
             _plain(8, 8, kernel, groups=8, padding=padding),
             8,
+        )
+    for dim, groups, stride in product((1, 3), (1, 2, 8), (1, 2)):
+        yield Option(
+            _name("dbb", dim=dim, g=groups, s=stride),
+            lambda d=dim, g=groups, s=stride: DiverseBranchBlock(8, 8, 3, s, groups=g, dim=d),
+            _plain(8, 8, 3, dim, stride=stride, padding=1, groups=groups),
+            8,
+            dim,
         )
     yield Option(
         "dbb-multiplier",
@@ -371,6 +387,14 @@ def orepa_options() -> Iterator[Option]:
             _plain(8, 16, kernel, stride=stride, groups=groups, padding=kernel // 2),
             8,
         )
+    for dim, groups in product((1, 3), (1, 2, 8)):
+        yield Option(
+            _name("orepa", dim=dim, g=groups),
+            lambda d=dim, g=groups: OREPA(8, 9 if g == 1 else 16, 3, 2, groups=g, dim=d),
+            _plain(8, 9 if groups == 1 else 16, 3, dim, stride=2, padding=1, groups=groups),
+            8,
+            dim,
+        )
     yield Option(
         "orepa-valid-dilated",
         lambda: OREPA(8, 9, 3, padding=0, dilation=2, expansion=3, activation=nn.ReLU),
@@ -381,6 +405,14 @@ def orepa_options() -> Iterator[Option]:
 
 def rep_next_options() -> Iterator[Option]:
     """RepNeXtUnit."""
+    for dim in (1, 3):
+        yield Option(
+            _name("repnextunit", dim=dim),
+            lambda d=dim: RepNeXtUnit(8, (5, 3), dim=d),
+            _plain(8, 8, 5, dim, groups=8, padding=2),
+            8,
+            dim,
+        )
     for channels, kernels in product((8, 12), ((7, 5, 3), (3, 5), (5,), (1, 3, 5, 7))):
         largest = max(kernels)
         yield Option(

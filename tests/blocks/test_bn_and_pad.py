@@ -12,10 +12,11 @@ from tests.blocks.options import randomize
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3])
-def test_padding_commutes_with_normalization(padding: int) -> None:
-    module = randomize(BNAndPad(6, padding)).double().eval()
-    x = torch.randn(2, 6, 5, 7, dtype=torch.float64)
-    expected = module.bn(nn.functional.pad(x, [padding] * 4))  # type: ignore[operator]
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_padding_commutes_with_normalization(padding: int, dim: int) -> None:
+    module = randomize(BNAndPad(6, padding, dim=dim)).double().eval()
+    x = torch.randn(2, 6, *(5, 7, 4)[:dim], dtype=torch.float64)
+    expected = module.bn(nn.functional.pad(x, [padding] * 2 * dim))
     torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
 
 

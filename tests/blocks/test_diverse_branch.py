@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reptool.blocks import DiverseBranchBlock, IdentityConv1x1
 from reptool.errors import InputError
-from tests.blocks.formulas import TOLERANCE, batch_norm, conv_bn
+from tests.blocks.formulas import CONVOLVE, TOLERANCE, batch_norm, conv_bn
 from tests.blocks.options import Option, diverse_branch_options, randomize
 
 
@@ -21,43 +21,47 @@ def padded_norm(x: Tensor, module: Any, pad: int, training: bool) -> Tensor:
     y = batch_norm(x, bn, training)
     if pad == 0:
         return y
-    border = batch_norm(torch.zeros(1, x.shape[1], 1, 1, dtype=x.dtype), bn, training=False)
-    filled = border.expand(x.shape[0], -1, x.shape[2] + 2 * pad, x.shape[3] + 2 * pad).clone()
-    filled[:, :, pad:-pad, pad:-pad] = y
+    dim = x.dim() - 2
+    border = batch_norm(torch.zeros(1, x.shape[1], *(1,) * dim, dtype=x.dtype), bn, training=False)
+    filled = border.expand(x.shape[0], -1, *(n + 2 * pad for n in x.shape[2:])).clone()
+    filled[(slice(None), slice(None), *(slice(pad, -pad),) * dim)] = y
     return filled
 
 
 def moved(bn: nn.Module, x: Tensor) -> None:
     """Update the running statistics as the forward pass is about to do."""
-    assert isinstance(bn, nn.BatchNorm2d)
-    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=True)
+    assert isinstance(bn, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+    axes = [0, *range(2, x.dim())]
+    mean, var = x.mean(axes), x.var(axes, unbiased=True)
     bn.running_mean.lerp_(mean.detach(), 0.1)
     bn.running_var.lerp_(var.detach(), 0.1)
 
 
 def formula(block: Any, plain: Any, x: Tensor, training: bool) -> Tensor:
     """Sum of the four branches, from their weights alone."""
-    (kernel, _), (pad, _), (stride, _), groups = plain.kernel_size, plain.padding, plain.stride, plain.groups
+    kernel, pad, stride, groups = plain.kernel_size[0], plain.padding[0], plain.stride[0], plain.groups
+    dim = len(plain.kernel_size)
+    conv = CONVOLVE[dim]
 
     def through(branch: Any) -> Tensor:
         point = branch.point
         weight = point.weight + point.identity if isinstance(point, IdentityConv1x1) else point.weight
-        y = F.conv2d(x, weight, groups=groups)
+        y = conv(x, weight, groups=groups)
         if training and pad:
             moved(branch.pad.bn, y)
         return padded_norm(y, branch.pad, pad, training)
 
     y = conv_bn(x, block.branches.origin, plain, training)
     sequence = block.branches.sequence
-    inner = F.conv2d(through(sequence), sequence.conv.weight, stride=stride, groups=groups)
+    inner = conv(through(sequence), sequence.conv.weight, stride=stride, groups=groups)
     y = y + batch_norm(inner, sequence.bn, training)
     if "point" in block.branches:
         y = y + conv_bn(x, block.branches.point, plain, training)
     if "average" in block.branches:
         average = block.branches.average
-        inner = through(average) if hasattr(average, "point") else F.pad(x, [pad] * 4)
-        filters = torch.full((inner.shape[1], 1, kernel, kernel), 1 / kernel**2, dtype=x.dtype)
-        y = y + batch_norm(F.conv2d(inner, filters, stride=stride, groups=inner.shape[1]), average.bn, training)
+        inner = through(average) if hasattr(average, "point") else F.pad(x, [pad] * 2 * dim)
+        filters = torch.full((inner.shape[1], 1, *(kernel,) * dim), 1 / kernel**dim, dtype=x.dtype)
+        y = y + batch_norm(conv(inner, filters, stride=stride, groups=inner.shape[1]), average.bn, training)
     return block.activation(y)
 
 
@@ -90,7 +94,7 @@ def test_kernel_sizes() -> None:
     assert branches["origin"].get_submodule("conv").kernel_size == (5, 5)
     assert branches["point"].get_submodule("conv").kernel_size == (1, 1)
     assert branches["sequence"].get_submodule("conv").kernel_size == (5, 5)
-    assert branches["average"].get_submodule("pool").kernel_size == 5
+    assert branches["average"].get_submodule("pool").kernel_size == (5, 5)
 
 
 def test_layers_of_the_pooling_branch() -> None:
@@ -123,8 +127,10 @@ def test_single_init_starts_with_the_origin_alone() -> None:
     ("arguments", "message"),
     [
         ({"kernel_size": 2}, "odd"),
-        ({"kernel_size": (3, 5)}, "square"),
+        ({"kernel_size": (3, 5)}, "equal kernel sizes"),
         ({"padding": 2}, "at most K//2"),
+        ({"kernel_size": 5, "padding": (1, 2)}, "equal kernel sizes"),
+        ({"dim": 4}, "1, 2 or 3"),
         ({"groups": 3}, "divisor of 8"),
         ({"groups": 2, "internal_channels": 9}, "use 8"),
         ({"internal_channels": 0}, "positive multiple"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reptool.blocks import RepNeXtBlock, RepNeXtUnit
 from reptool.errors import InputError
-from tests.blocks.formulas import TOLERANCE, batch_norm, centred, gradients
+from tests.blocks.formulas import CONVOLVE, TOLERANCE, batch_norm, centred, gradients
 from tests.blocks.options import Option, randomize, rep_next_options
 
 
@@ -19,7 +19,7 @@ def unit_formula(unit: Any, x: Tensor, training: bool) -> Tensor:
     """One depthwise convolution whose kernels are embedded in the largest."""
     size = max(conv.kernel_size for conv in unit.convs)
     weight = torch.cat([centred(conv.weight, size) for conv in unit.convs])
-    y = F.conv2d(x, weight, padding=size[0] // 2, groups=x.shape[1])
+    y = CONVOLVE[x.dim() - 2](x, weight, padding=size[0] // 2, groups=x.shape[1])
     return batch_norm(y, unit.bn, training)
 
 
@@ -40,6 +40,15 @@ def test_block(activation: Any, training: bool) -> None:
     expected = F.conv2d(block.activation(hidden), block.point2.weight, block.point2.bias) + block.activation(x)
     torch.testing.assert_close(block(x), expected, **TOLERANCE)
     assert block.point1.out_channels == 21
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_block_along_other_axes(dim: int) -> None:
+    block: Any = randomize(RepNeXtBlock(6, (5, 3), dim=dim)).double().eval()
+    x = torch.randn(2, 6, *(7, 6, 5)[:dim], dtype=torch.float64)
+    hidden = CONVOLVE[dim](unit_formula(block.unit, x, False), block.point1.weight, block.point1.bias)
+    expected = CONVOLVE[dim](block.activation(hidden), block.point2.weight, block.point2.bias) + block.activation(x)
+    torch.testing.assert_close(block(x), expected, **TOLERANCE)
 
 
 def test_gradients_reach_every_parameter_of_the_block() -> None:
