@@ -24,6 +24,8 @@ from .adapter import Adapter
 from .inherit import restate
 from .where import Conv
 
+CONSTANT = 1e-6
+"""A variance below this part of a norm's eps is that of rounding; a training step sees none of it."""
 Batches = Tensor | Iterable[Any]
 
 
@@ -117,8 +119,8 @@ def _batchwise(norms: list[_BatchNorm], chosen: set[int]) -> Any:
 def _averaging(norms: list[_BatchNorm]) -> Any:
     """Let `norms` average the statistics of all batches they see, with equal weights.
 
-    A channel that was constant gets variance 1: there is nothing to normalize, and 1 / sqrt(eps) would only
-    amplify rounding.
+    A channel that was constant but for rounding gets variance 1: there is nothing to normalize, and
+    1 / sqrt(eps) would only amplify that.
     """
     before = [norm.momentum for norm in norms]
     for norm in norms:
@@ -131,7 +133,7 @@ def _averaging(norms: list[_BatchNorm]) -> Any:
             norm.momentum = momentum
             norm.training = False
             assert norm.running_var is not None
-            norm.running_var[norm.running_var < norm.eps] = 1.0
+            norm.running_var[norm.running_var < CONSTANT * norm.eps] = 1.0
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from reptool.blocks import Parallel
 from reptool.errors import InputError
 
 from .where import CONVS, Conv
@@ -134,7 +135,10 @@ def restate(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
 
 @torch.no_grad()
 def difference(block: nn.Module, conv: Conv, norm: _BatchNorm | None) -> float:
-    """Largest difference in eval mode between `block` and `conv` then `norm`, relative to their size."""
+    """Largest difference in eval mode between `block` and `conv` then `norm`, relative to their size.
+
+    Branches that cancel each other round by parts of their own size, so that counts as well.
+    """
     dtype = torch.promote_types(conv.weight.dtype, torch.float32)
     weight, bias = folded(conv, norm)
     exact = copy.deepcopy(conv).double().eval()
@@ -145,7 +149,11 @@ def difference(block: nn.Module, conv: Conv, norm: _BatchNorm | None) -> float:
     size = [s + 2 + i for i, s in enumerate(span)]
     x = torch.randn(1, conv.in_channels, *size, generator=generator, dtype=torch.float64).to(weight.device)
     wanted = exact(x)
-    found = copy.deepcopy(block).to(dtype).eval()(x.to(dtype))
+    tried, x = copy.deepcopy(block).to(dtype).eval(), x.to(dtype)
+    found = tried(x)
     if found.shape != wanted.shape:
         return float("inf")
-    return float((found.double() - wanted).abs().max() / (wanted.abs().max() + 1e-12))
+    branches = getattr(tried, "branches", None)
+    parts = [branch(x) for branch in branches.values()] if isinstance(branches, Parallel) else []
+    size = max(float(part.abs().max()) for part in (wanted, *parts))
+    return float((found.double() - wanted).abs().max()) / (size + 1e-12)

@@ -67,6 +67,19 @@ def test_a_constant_channel_is_not_amplified() -> None:
     assert off(grown(images), net(images)) < 1e-4
 
 
+@pytest.mark.parametrize("block", [RepVGGBlock, MobileOneBlock, DiverseBranchBlock])
+def test_a_channel_that_hardly_varies_trains_as_it_evaluates(block: Any) -> None:
+    net: Any = ready(small())
+    with torch.no_grad():  # its variance is about 1e-6, and eps 1e-5
+        net[1].weight[0] = 1e-3
+        net[1].bias[0] = 0
+    images = torch.randn(64, 3, 12, 12)
+    grown = expand(net, block, where="3", branches="live", calibrate_on=images)
+    before = grown(images)
+    grown.get_submodule("3").train()
+    assert off(grown(images), before) < 0.05
+
+
 def test_no_batches() -> None:
     with pytest.raises(InputError, match="no batches"):
         expand(ready(small()), ACBlock, calibrate_on=[])

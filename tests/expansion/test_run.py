@@ -69,6 +69,24 @@ def test_silent_blocks_train_as_the_original_does(block: Any) -> None:
     assert all(p.grad is not None for p in grown.parameters())
 
 
+@pytest.mark.parametrize("branches", ["silent", "live"])
+@pytest.mark.parametrize("dim", [1, 3])
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b is not LargeKernelBlock])
+def test_other_numbers_of_axes(block: Any, dim: int, branches: Any) -> None:
+    conv, norm = (nn.Conv1d, nn.BatchNorm1d) if dim == 1 else (nn.Conv3d, nn.BatchNorm3d)
+    net = ready(nn.Sequential(conv(4, 6, 3, padding=1), norm(6), nn.ReLU(), conv(6, 4, 1)))
+    images = torch.randn(2, 4, *(7, 6, 5)[:dim])
+    if block is ACBlock and dim == 1:
+        with pytest.raises(InputError, match="2 or 3 axes"):
+            expand(net, block)
+        return
+    grown = expand(net, block, branches=branches)
+    assert close(grown(images), net(images))
+    plain = reptool.deploy(grown)
+    assert close(plain(images), net(images))
+    assert reptool.report(plain).parameters[1] == reptool.report(reptool.deploy(net)).parameters[1]
+
+
 def test_paper_initialization() -> None:
     net, images = ready(small()), torch.randn(2, 3, 13, 14)
     grown = expand(net, RefConv, preserve=False)
