@@ -1,0 +1,44 @@
+"""The pages of docs/ that show code: it runs, in order, and the tests in it pass."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+DOCS = Path(__file__).parents[1] / "docs"
+RUN = ["blocks.md"]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def code_of(page: str) -> list[str]:
+    """The blocks of Python of a page."""
+    return BLOCK.findall((DOCS / page).read_text())
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    try:
+        for source in code_of(page):
+            exec(compile(source, page, "exec"), names)
+    finally:
+        settings.load_profile("reptool")  # pages set one of their own
+    for name, found in names.items():
+        if name.startswith("test_") and callable(found):
+            found()
+
+
+def test_three_new_blocks_take_less_than_ten_lines_each() -> None:
+    lengths = {}
+    for source in code_of("blocks.md"):
+        names = [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+        if any(name.startswith("test_") for name in names):
+            assert "assert_collapses" in source
+            lengths[names[0]] = sum(bool(line.strip()) for line in source.splitlines())
+    assert len(lengths) == 3
+    assert max(lengths.values()) < 10
