@@ -40,13 +40,9 @@ def exact_tensors(module: nn.Module, *names: str) -> tuple[Any, ...]:
 
 
 def set_plain(module: nn.Module) -> None:
-    """Take parametrizations and weight hooks off a layer; it keeps its class, its object and a plain weight."""
+    """Take parametrizations and weight hooks off a layer; it keeps its object and a plain weight."""
     if parametrize.is_parametrized(module):
-        for name in list(module.parametrizations):  # type: ignore[arg-type]
-            with torch.no_grad():
-                value = getattr(module, name).detach().clone()
-            _forget(module, name)
-            module.register_parameter(name, nn.Parameter(value))
+        _set_unparametrized(module)
     for key, hook in list(module._forward_pre_hooks.items()):
         if not is_weight_hook(hook):
             continue
@@ -62,14 +58,17 @@ def set_plain(module: nn.Module) -> None:
         module.register_parameter(name, nn.Parameter(value))
 
 
-def _forget(module: nn.Module, name: str) -> None:
-    """Remove one parametrization without asking it to be invertible."""
+def _set_unparametrized(module: nn.Module) -> None:
+    """Put plain parameters in the place of all parametrizations, without asking them to be invertible.
+
+    The class that `torch.nn.utils.parametrize` made is shared by every copy of the module, the user's own among them:
+    it is left as it is, and this object goes back to the class it had before.
+    """
     table = module.parametrizations
     assert isinstance(table, nn.ModuleDict)
-    del table[name]
-    cls = type(module)
-    if len(table) == 0:
-        del module._modules["parametrizations"]
-        module.__class__ = cls.__bases__[0]
-    elif name in cls.__dict__:
-        delattr(cls, name)
+    with torch.no_grad():
+        values = {name: getattr(module, name).detach().clone() for name in table}
+    del module._modules["parametrizations"]
+    module.__class__ = type(module).__bases__[0]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))

@@ -221,6 +221,11 @@ def _compose_axis(g: Axis, f: Axis, f_biased: bool, position: int) -> Axis | Ref
         if f.is_pointwise:
             return axis(g.border)
         if g.border is Border.CIRCULAR and f.stride == 1 and f.extent == 0 and f.border is Border.CIRCULAR:
+            if before > max(f.before, g.before) or after > max(f.after, g.after):
+                return Refusal(
+                    Code.BORDER_READ,
+                    f"axis {position}: padded twice, images smaller than {max(before, after)} wrap around twice",
+                )
             return axis(g.border)
         return Refusal(
             Code.BORDER_READ,

@@ -1,5 +1,6 @@
 """Every law against brute force in float64, every refusal provoked, and shown to be needed."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
@@ -9,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reptool.algebra import add, compose, concat, embed
@@ -655,14 +656,25 @@ def test_a_border_that_is_refused_is_wrong_in_the_naive_merge(code: Code, g: Ker
 
 
 def test_circular_behind_circular_needs_stride_one_and_an_output_as_large_as_the_input() -> None:
-    g = conv(Axis(3, before=1, after=1, border=Border.CIRCULAR))
-    exact = Axis(3, before=1, after=1, border=Border.CIRCULAR)
+    g = conv(Axis(3, before=0, after=2, border=Border.CIRCULAR))
+    exact = Axis(3, before=2, after=0, border=Border.CIRCULAR)
     law(compose(g, conv(exact)))
     x = torch.randn(1, 2, 7, dtype=torch.float64)  # an odd size: with stride 2 the ends do not meet
     for other in (replace(exact, stride=2), replace(exact, after=2), replace(exact, before=0)):
         refused(compose(g, conv(other)), Code.BORDER_READ)
         wanted = apply_kernel(g, apply_kernel(conv(other), x))
         assert (apply_kernel(naive(g, conv(other)), x) - wanted).abs().max() > 0.05
+
+
+def test_two_circular_paddings_on_one_side_raise_where_each_alone_does_not() -> None:
+    """An image of 3 can be wrapped by 2 twice, not by 4 at once."""
+    f = g = conv(Axis(5, before=2, after=2, border=Border.CIRCULAR))
+    refused(compose(g, f), Code.BORDER_READ)
+    x = torch.randn(1, 2, 3, dtype=torch.float64)
+    for padding, fits in ((2, True), (4, False)):
+        layer = nn.Conv1d(2, 2, 2 * padding + 1, padding=padding, padding_mode="circular", dtype=torch.float64)
+        with contextlib.nullcontext() if fits else pytest.raises(RuntimeError, match="wrapping around"):
+            assert layer(x).shape == x.shape
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

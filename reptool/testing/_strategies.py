@@ -183,7 +183,7 @@ def composable_kernels(draw: DrawFn, spatial: int | None = None) -> tuple[Kernel
     """``(g, f)``: two kernels, g after f, inside the domain of `compose`.
 
     Every axis takes one of its forms: g unpadded or cropping, f padded so far that g's zeros are f's (and
-    without a bias), f pointwise before any border, circular behind circular.
+    without a bias), f pointwise before any border, circular behind circular on the other side.
 
     Args:
         draw: given by Hypothesis.
@@ -215,7 +215,8 @@ def composable_kernels(draw: DrawFn, spatial: int | None = None) -> tuple[Kernel
             g = replace(g, border=draw(st.sampled_from(borders)) if g.reads_outside else Border.ZEROS)
         else:
             f = replace(f, stride=1, after=f.span - f.before, border=Border.CIRCULAR)
-            g = replace(g, border=Border.CIRCULAR)
+            before, after = (b if a <= 0 else min(b, 0) for a, b in ((f.before, g.before), (f.after, g.after)))
+            g = replace(g, before=before, after=after, border=Border.CIRCULAR)
         first.append(f)
         second.append(g)
     inner = draw(channel_structures())
