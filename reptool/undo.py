@@ -1,8 +1,8 @@
 """Undo: a model that is being changed in place goes back to what it was when something raises in between.
 
-Writing a surgery replaces tensors, modules and classes and never writes into a tensor, so remembering the structure is
-enough and no weight is copied. The limit: while the log is open the replaced weights stay in memory beside the new
-ones, and what other threads or references outside of the model did with it meanwhile is not undone.
+Writing a surgery replaces tensors, modules and classes and never writes into a tensor or a class, so remembering the
+structure is enough and no weight is copied. The limit: while the log is open the replaced weights stay in memory
+beside the new ones, and what other threads or references outside of the model did with it meanwhile is not undone.
 """
 
 from __future__ import annotations
@@ -21,14 +21,11 @@ class _Module:
 
     module: nn.Module
     kind: type[nn.Module]
-    properties: dict[str, Any]
     attributes: dict[str, Any]
     tables: dict[str, dict[Any, Any]] = field(default_factory=dict)
 
     def restore(self) -> None:
         """Put everything back, the dictionaries themselves as the same objects."""
-        for name in self.properties.keys() - vars(self.kind).keys():
-            setattr(self.kind, name, self.properties[name])
         self.module.__class__ = self.kind
         own = vars(self.module)
         own.clear()
@@ -66,6 +63,4 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
 
 def _remembered(module: nn.Module) -> _Module:
     tables = {name: dict(value) for name, value in vars(module).items() if isinstance(value, dict)}
-    kind = type(module)
-    properties = {n: v for n, v in vars(kind).items() if isinstance(v, property)}  # parametrizations live there
-    return _Module(module, kind, properties, dict(vars(module)), tables)
+    return _Module(module, type(module), dict(vars(module)), tables)
