@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 DOCS = Path(__file__).parents[1] / "docs"
-RUN = ["blocks.md"]
+RUN = ["blocks.md", "training.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -38,10 +38,13 @@ class Parallel(nn.ModuleDict):
 
     def __init__(
         self,
-        branches: Mapping[str, nn.Module] | Iterable[nn.Module],
+        branches: Mapping[str, nn.Module] | nn.ModuleDict | Iterable[nn.Module],
         reduce: Literal["sum", "concat"] = "sum",
     ) -> None:
-        named = branches if isinstance(branches, Mapping) else {str(i): b for i, b in enumerate(branches)}
+        if isinstance(branches, Mapping | nn.ModuleDict):
+            named = dict(branches.items())
+        else:
+            named = {str(i): branch for i, branch in enumerate(branches)}
         require(len(named) > 0, "Parallel with no branches", "at least one", "add a branch or use nn.Identity")
         require(
             reduce in ("sum", "concat"),

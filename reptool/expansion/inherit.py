@@ -155,5 +155,5 @@ def difference(block: nn.Module, conv: Conv, norm: _BatchNorm | None) -> float:
         return float("inf")
     branches = getattr(tried, "branches", None)
     parts = [branch(x) for branch in branches.values()] if isinstance(branches, Parallel) else []
-    size = max(float(part.abs().max()) for part in (wanted, *parts))
-    return float((found.double() - wanted).abs().max()) / (size + 1e-12)
+    largest = max(float(part.abs().max()) for part in (wanted, *parts))
+    return float((found.double() - wanted).abs().max()) / (largest + 1e-12)

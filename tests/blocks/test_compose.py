@@ -22,6 +22,9 @@ def test_one_branch_and_names() -> None:
     x = torch.randn(1, 3, 2, 2)
     assert torch.equal(block(x), block["only"](x))
     assert list(block.state_dict()) == ["only.weight", "only.bias"]
+    again = Parallel(nn.ModuleDict({"only": block["only"]}))
+    assert list(again.state_dict()) == ["only.weight", "only.bias"]
+    assert list(Parallel(nn.ModuleList([block["only"]])).state_dict()) == ["0.weight", "0.bias"]
 
 
 def test_nests() -> None:

@@ -19,9 +19,11 @@ from reptool.expansion import expand, expansion_report
 
 
 def meta_model(name: str) -> nn.Module:
-    timm = pytest.importorskip("timm")
+    """A model of timm, or of torchvision where timm does not have it."""
+    timm, torchvision = pytest.importorskip("timm"), pytest.importorskip("torchvision")
     with torch.device("meta"):
-        model: nn.Module = timm.create_model(name)
+        known = timm.is_model(name)
+        model: nn.Module = timm.create_model(name) if known else torchvision.models.get_model(name, weights=None)
     return model.train()
 
 
@@ -46,6 +48,7 @@ def multiply_adds(model: nn.Module, images: torch.Tensor) -> int:
         ("resnet50", 36.97 - 25.61),
         ("resnet101", 66.01 - 44.63),
         ("convnext_tiny", 57.37 - 28.59),
+        ("shufflenet_v2_x1_0", 5.94 - 2.28),
     ],
 )
 def test_table_1_parameters(name: str, millions: float) -> None:

@@ -13,6 +13,7 @@ import reptool
 from reptool.blocks import (
     OREPA,
     ACBlock,
+    DilatedReparamBlock,
     DiverseBranchBlock,
     MobileOneBlock,
     RefConv,
@@ -80,6 +81,9 @@ CASES = [
         ("densenet121", from_timm("densenet121"), 64, [RefConv, ACBlock]),
         ("regnety_002", from_timm("regnety_002"), 64, BLOCKS),
         ("ssdlite320", ssdlite, 160, [RefConv, ACBlock, DiverseBranchBlock]),
+        ("mobilenetv3_small_100", from_timm("mobilenetv3_small_100"), 64, [RepVGGBlock, RefConv]),
+        ("ghostnet_100", from_timm("ghostnet_100"), 64, [OREPA]),
+        ("convnext_atto", from_timm("convnext_atto"), 64, [DilatedReparamBlock, DiverseBranchBlock]),
         ("deeplabv3_resnet50", deeplab, 64, [RefConv, RepVGGBlock]),
     )
     for block in blocks
