@@ -94,6 +94,13 @@ def wide_or_narrow(self: Any, x: Tensor) -> Tensor:
     return torch.tanh(self.a(x))
 
 
+def whole_or_in_parts(self: Any, x: Tensor) -> Tensor:
+    """A block that is run as it is for large images and part by part for small ones."""
+    if x.shape[-1] > 7:
+        return self.block(x)
+    return self.block[1](torch.relu(self.block[0](x)))
+
+
 def one_by_one(self: Any, x: Tensor) -> Tensor:
     """Code that hangs on data and uses the parts of a block by themselves."""
     if float(x.sum()) > 1e9:
@@ -190,6 +197,13 @@ CASES = [
     Case(Code.MUTATED, lambda: net(partly_written, conv=conv(4, 4), bn=nn.BatchNorm2d(4)), "mul_"),
     Case(Code.HOOK, lambda: hooked(nn.Sequential(conv(4, 4), nn.BatchNorm2d(4)), 1), "1"),
     Case(Code.SPECIALIZED, lambda: net(wide_or_narrow, a=conv(4, 4), b=conv(4, 4, 1)), "forward", given=True),
+    Case(
+        Code.SPECIALIZED,
+        lambda: net(whole_or_in_parts, block=nn.Sequential(conv(4, 4), nn.BatchNorm2d(4))),
+        "one by one",
+        given=True,
+        id="in parts",
+    ),
     Case(Code.UNTRACEABLE, lambda: net(one_by_one, block=nn.Sequential(conv(4, 4), nn.BatchNorm2d(4))), "forward"),
     Case(Code.METHOD, lambda: net(remembers, a=conv(4, 4), b=conv(4, 4, 1)), "<root>"),
     Case(Code.EXCLUDED, lambda: nn.Sequential(conv(4, 4), nn.BatchNorm2d(4)), "'1'", options={"exclude": "1"}),

@@ -78,6 +78,7 @@ class Wiring:
             return found
         state = Changed(surgery, self.surgeon)
         self._opaque(state, found)
+        self._answers(state, found)
         if found.problems:
             return found
         self._methods(state, surgery, found)
@@ -85,9 +86,9 @@ class Wiring:
         return found
 
     # --- reach
-    def _loads_of(self, cls: type, name: str) -> Loads:
-        """Names read by a method and the methods of its class that it calls."""
-        key = (cls, name)
+    def _loads_of(self, cls: type, name: str, judged: frozenset[str] = frozenset()) -> Loads:
+        """Names read by a method and the methods of its class that it calls, apart from those `judged` elsewhere."""
+        key = (cls, name, judged)
         if key not in self._loads:
             whole = Loads()
             queue, seen = [name], {name}
@@ -105,7 +106,7 @@ class Wiring:
                 whole.calls |= one.calls
                 whole.nested += one.nested
                 whole.functions.append(function)
-                for called in one.own - seen:
+                for called in one.own - seen - judged:
                     if inspect.getattr_static(cls, called, None) is not None and not hasattr(nn.Module, called):
                         seen.add(called)
                         queue.append(called)
@@ -138,6 +139,28 @@ class Wiring:
             read = self._loads_of(type(inner), "forward")
             for site in self._reached(state, path, read):
                 found.problems[site.region] = _unfollowed(site, full, "forward")
+
+    # --- the same method with other answers
+    def _answers(self, state: _Changed, found: Found) -> None:
+        """A method that asked something may use parts of a block one by one where the answer is another."""
+        methods: dict[str, set[str]] = {}
+        for event in _events(self.trace.top):
+            methods.setdefault(event.path, set()).add(event.method)
+        for event in _events(self.trace.top):
+            if not event.questions or event.path in state.gone or stock_forward(event.module):
+                continue
+            traced = frozenset(methods[event.path] - {event.method})
+            read = self._loads_of(type(event.module), event.method, traced)
+            for site in self._reached(state, event.path, read):
+                if any(n.meta["event"] is event for n in site.region.form.ops):
+                    continue  # its own operations: the surgeon has judged them
+                found.problems[site.region] = Refusal(
+                    Code.SPECIALIZED,
+                    f"{event.path or '<root>'}.{event.method} asks for the {event.questions[0].what} of "
+                    f"{event.questions[0].node} and names parts of this region; with another answer it may run them "
+                    "one by one",
+                    (site.region.value.name,),
+                )
 
     # --- methods that were not called
     def _methods(self, state: Changed, surgery: Surgery, found: Found) -> None:
