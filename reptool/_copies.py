@@ -22,12 +22,17 @@ def shallow_copy(model: nn.Module) -> nn.Module:
 
 def full_copy(model: nn.Module) -> nn.Module:
     """A copy of a model that shares nothing (results of computations that it keeps are copied as values)."""
+    return _copied(model, as_values(model))
+
+
+def as_values(model: nn.Module) -> dict[int, Any]:
+    """A memo for `copy.deepcopy` with what it cannot copy: results of computations that a model keeps."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for tensor in _tensors(vars(module)):
             if not tensor.is_leaf:
                 memo[id(tensor)] = tensor.detach().clone()
-    return _copied(model, memo)
+    return memo
 
 
 def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:

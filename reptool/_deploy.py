@@ -18,6 +18,7 @@ from reptool.accept import Patterns, check_model, prepared, required
 from reptool.apply import LoadGuard, write
 from reptool.engine import Plan, make_plan
 from reptool.errors import InputError, UnsupportedModelError
+from reptool.kept import kept_modules, kept_tensors
 from reptool.measuring import Values, compare_whole, measured_unit, reference_of
 from reptool.options import Options
 from reptool.rehearse import rehearse
@@ -39,6 +40,7 @@ def deploy(
     exclude: Patterns = None,
     require: str | Iterable[str] | None = None,
     flatten: bool = False,
+    keep_fallback: bool = False,
 ) -> nn.Module:
     """Collapse every affine region of a model into one layer, exactly, and say what was done.
 
@@ -55,6 +57,8 @@ def deploy(
         exclude: module path patterns that are left alone.
         require: ``"no_batchnorm"``, ``"no_refusals"`` or ``"all_traced"``; what is left raises `RequirementError`.
         flatten: hand out one `torch.fx.GraphModule` instead of the user's model.
+        keep_fallback: with `example_inputs`, also fuse where the code asked for a size, a flag or a dtype, and keep the
+            original layers (as ``<module>.reptool_original``) for calls that would be answered otherwise.
 
     Returns:
         The user's model (same class or a subclass of it, same attributes, methods and parameter names as far as the
@@ -82,7 +86,10 @@ def deploy(
         )
     if inplace and flatten:
         raise InputError("flatten=True returns another module, inplace=True changes the one given; choose one of them")
+    if keep_fallback and flatten:
+        raise InputError("flatten=True makes one graph, which has no place for the code keep_fallback=True keeps")
     model, args, kwargs, options = prepared(model, example_inputs, rules, force, include, exclude)
+    options.keep_fallback = keep_fallback
     needed = required(require)
     reference = None if args is None else reference_of(model, args, kwargs, verify)
     plan = make_plan(model, args, kwargs, options, values=True, cast=True)
@@ -113,6 +120,7 @@ def explain(
     force: bool = False,
     include: Patterns = None,
     exclude: Patterns = None,
+    keep_fallback: bool = False,
 ) -> Report:
     """The plan without the work: what `deploy` would fuse, at what price, and what it would leave and why.
 
@@ -130,6 +138,7 @@ def explain(
     """
     check_model(model)
     model, args, kwargs, options = prepared(model, example_inputs, rules, force, include, exclude)
+    options.keep_fallback = keep_fallback
     known = not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     if known and args is not None:
         reference_of(model, args, kwargs, wide=False)
@@ -162,8 +171,11 @@ def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Values], found
     before = set(target.state_dict())
     for unit in plan.units:
         write(target, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()})
-    found.parameters = (found.parameters[0], sum(p.numel() for p in target.parameters()))
-    modules = list(target.modules())
+    kept, spare = kept_modules(target), kept_tensors(target)
+    found.kept = (sum(t.numel() for t in spare), sum(t.numel() * t.element_size() for t in spare))
+    only_kept = {id(t) for t in spare}
+    found.parameters = (found.parameters[0], sum(p.numel() for p in target.parameters() if id(p) not in only_kept))
+    modules = [m for m in target.modules() if m not in kept]
     found.layers = (found.layers[0], sum(isinstance(m, (nn.modules.conv._ConvNd, nn.Linear)) for m in modules))
     found.norms = (found.norms[0], sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules))
     absorbed = before - set(target.state_dict())

@@ -56,6 +56,8 @@ class Report:
         parameters: number of parameters before and after.
         untraced: modules whose code could not be followed, and why.
         specialized: questions the model's code asked while it was captured.
+        fallbacks: method that was specialized -> the arguments it was specialized for; for others it runs as it was.
+        kept: weights and bytes kept for that, which are not among `parameters`.
         rehearsed: modules with regenerated methods that were run beside the original ones on made-up inputs.
         model_error: whole-model error on the example inputs: (deployed, original) against float64.
     """
@@ -69,6 +71,8 @@ class Report:
     parameters: tuple[int, int] = (0, 0)
     untraced: dict[str, str] = field(default_factory=dict)
     specialized: list[str] = field(default_factory=list)
+    fallbacks: dict[str, list[str]] = field(default_factory=dict)
+    kept: tuple[int, int] = (0, 0)
     rehearsed: int = 0
     model_error: tuple[float, float] | None = None
 
@@ -94,6 +98,8 @@ class Report:
         head.add_row("convolution and linear layers", *map(str, self.layers))
         head.add_row("batch normalizations", *map(str, self.norms))
         head.add_row("parameters", *(f"{n:,}" for n in self.parameters))
+        if self.kept[0]:
+            head.add_row("weights kept for fallbacks", "0", f"{self.kept[0]:,} ({_bytes(self.kept[1])})")
         yield head
         if self.regions:
             table = Table(title=f"{len(self.regions)} regions fused", title_justify="left")
@@ -110,6 +116,13 @@ class Report:
             for refusal in self.refusals:
                 table.add_row(refusal.code.value, refusal.sentence, ", ".join(refusal.nodes))
             yield table
+        if self.fallbacks:
+            table = Table(title=f"{len(self.fallbacks)} methods specialized, with a fallback", title_justify="left")
+            for name in ("method", "for", "otherwise"):
+                table.add_column(name, overflow="fold")
+            for method, calls in self.fallbacks.items():
+                table.add_row(method, " or ".join(calls) or "no call", "the original code and layers")
+            yield table
         for path, why in self.untraced.items():
             yield Text(f"could not follow {path or 'the model itself'}: {why}", overflow="fold")
         if self.model_error is not None:
@@ -121,6 +134,10 @@ class Report:
         console = Console(width=140, record=True, file=StringIO())
         console.print(self)
         return console.export_text()
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 10_000 else f"{count} bytes"
 
 
 def _number(value: float | None) -> str:

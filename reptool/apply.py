@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reptool._copies import as_values
 from reptool._weights import set_plain
 from reptool.delivered import CONVERSIONS, derive
 from reptool.errors import AbsorbedStateError, SpecializedError
+from reptool.kept import KEPT, keep
 from reptool.lower import new_layer, set_values
 from reptool.method_text import Method
 from reptool.surgery import Site, Surgery
@@ -52,6 +54,8 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
     """Carry out a surgery on the submodule `prefix` of `model`."""
     root = model.get_submodule(prefix)
     paths = _aliases(root)
+    memo = as_values(root) if surgery.keeping else {}
+    kept = {p: keep(root.get_submodule(p), k.whole, k.parts, memo) for p, k in surgery.keeping.items()}
     for site in surgery.sites:
         weight, bias = values[site]
         if site.slot is None:
@@ -78,6 +82,8 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
             _rewrite_graph_module(module, tuple(methods.values()))
         else:
             module.__class__ = derive(type(module), tuple(methods.values()), path in surgery.plain)
+    for path, originals in kept.items():
+        root.get_submodule(path).add_module(KEPT, originals)
     _silence(model, prefix, surgery)
 
 

@@ -134,8 +134,10 @@ class Recorder:
         except Exception as error:
             self.unanswered = error  # the code may catch it and go another way than it does on data
             raise
-        if not node.meta["const"] and (self.guessed or not _only_rank(node)):
-            self.stack[-1].questions.append(Question(what, node.name, answer))
+        if not node.meta["const"]:
+            minor = not self.guessed and _only_rank(node)
+            event = self.stack[-1]
+            (event.minor if minor else event.questions).append(Question(what, node.name, answer, node, read))
         return answer
 
     def evaluate(self, node: fx.Node) -> Any:

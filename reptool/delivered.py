@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from reptool.errors import SpecializedError
+from reptool.kept import Like, as_it_was, holds
 from reptool.method_text import Method
 
 CONVERSIONS = (
@@ -101,6 +102,7 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
     for method in methods:
         scope = {name: find(module, qualname) for name, module, qualname in method.names}
         scope.update(BUILTIN_NAMES, _expect=_expect, _sealed=_sealed, _original=getattr(cls, method.name))
+        scope.update(_holds=holds, _like=Like, _as_it_was=as_it_was)
         exec(compile(method.source, f"<reptool {cls.__name__}.{method.name}>", "exec"), scope)
         function = scope[method.name]
         original = getattr(cls, method.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,9 @@ from reptool.analyse import Analysis, analyse
 from reptool.capture import Recorder
 from reptool.choose import Chooser, Region
 from reptool.facts import Facts
+from reptool.fallback import Fallbacks
 from reptool.inputs import placeholders, unknown_inputs
+from reptool.kept import KEPT
 from reptool.lower import values as layer_values
 from reptool.module_kinds import stock_forward, watched_classes
 from reptool.options import Options, allowed_by
@@ -21,7 +24,7 @@ from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
 from reptool.showing import Call, made_up, seen_calls
 from reptool.surgery import Site, Surgeon, Surgery
-from reptool.trace import CaptureLimitError, Event, Trace, Unanswerable
+from reptool.trace import CaptureLimitError, Event, Trace, Unanswerable, all_events
 from reptool.wiring import Wiring
 
 MAX_ROUNDS = 60
@@ -112,7 +115,8 @@ def make_plan(
 
 
 def _children(prefix: str, module: nn.Module) -> list[tuple[str, nn.Module, tuple[Any, ...] | None, dict[str, Any]]]:
-    return [(f"{prefix}.{n}" if prefix else n, m, None, {}) for n, m in module.named_children()]
+    children = [(n, m) for n, m in module.named_children() if n != KEPT]
+    return [(f"{prefix}.{n}" if prefix else n, m, None, {}) for n, m in children]
 
 
 def _above(model: nn.Module, prefix: str) -> dict[str, nn.Module]:
@@ -162,7 +166,8 @@ def _unit(
         if node.meta.get("hooked"):
             blocked[node] = Refusal(Code.HOOK, f"{node.target!r} has hooks that would see other values", (node.name,))
     found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values)
-    surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held)
+    specialize = _specializer(recorder, trace, owned, options) if options.keep_fallback and trace.shown else None
+    surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize)
     wiring = Wiring(surgeon, above, plan.untraced, values)
     allowed = allowed_by(options, found, rejected, trace)
     surgery = Surgery()
@@ -173,6 +178,8 @@ def _unit(
             if isinstance(made, Surgery):
                 other = wiring.check(made)
                 problems = other.problems or (_unfit(made.sites) if cast else {})
+                if made.fallbacks is not None:
+                    problems = problems or made.fallbacks.finish(made) or made.fallbacks.write(made)
                 if not problems:
                     for path, methods in other.methods.items():
                         made.methods.setdefault(path, {}).update(methods)
@@ -186,6 +193,14 @@ def _unit(
     fused = {n for s in surgery.sites for n in s.region.form.ops}
     left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused}
     return Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
+
+
+def _specializer(
+    recorder: Recorder, trace: Trace, owned: Ownership, options: Options
+) -> Callable[[list[Site], dict[str, list[str]]], Fallbacks]:
+    """What works out the fallbacks of a surgery on this trace."""
+    calls = list(all_events(trace.top))
+    return lambda sites, aliases: Fallbacks(recorder, calls, sites, aliases, owned.held, options.force)
 
 
 def _unfit(sites: list[Site]) -> dict[Region, Refusal]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reptool.guards import Guard
 
 
 class CannotCutError(Exception):
@@ -51,6 +54,35 @@ def guarded_method(cls: type, name: str, seen: Mapping[str, list[Any]]) -> Metho
     given = ", ".join(["self", *(_pass_on(p) for p in list(signature.parameters.values())[1:])])
     lines = [f"def {name}({header}):", *checks, f"    return _original({given})"]
     return Method(name, "\n".join(lines) + "\n", ())
+
+
+def specialized_method(cls: type, name: str, made: Method | None, guards: Sequence[Guard], training: bool) -> Method:
+    """A method behind a check of its arguments that runs as it was where they do not fit.
+
+    Args:
+        cls: the module's class.
+        name: the method.
+        made: what runs where they do, None for the method as it stands.
+        guards: the arguments that fit; without any, none do.
+        training: whether the module has to be in eval mode.
+
+    Raises:
+        CannotCutError: its signature cannot be written down.
+    """
+    signature = inspect.signature(getattr(cls, name))
+    header = header_of(signature)
+    given = [_pass_on(p) for p in list(signature.parameters.values())[1:]]
+    original = f"return _as_it_was(self).{name}({', '.join(given)})"
+    if not guards:
+        return Method(name, f"def {name}({header}):\n    {original}\n", ())
+    plain = "".join(f"{n}, " for n in guards[0].names)
+    seen = "".join(f",\n            {g.values!r}" for g in guards)
+    lines = "    _expect('training', self.training, False)\n" if training else ""
+    lines += f"    if not _holds(({plain}){seen}):\n        {original}\n"
+    if made is None:
+        return Method(name, f"def {name}({header}):\n{lines}    return _original({', '.join(['self', *given])})\n", ())
+    first, _, rest = made.source.partition("\n")
+    return replace(made, source=f"{first}\n{lines}{rest}")
 
 
 def sealed_method(cls: type, name: str, where: str) -> Method | None:

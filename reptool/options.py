@@ -23,6 +23,7 @@ class Options:
     force: bool = False
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
+    keep_fallback: bool = False
 
 
 def allowed_by(

@@ -62,10 +62,12 @@ class Cutter:
         edits: what is left out.
         reads: the resolved reads of the trace.
         assumed: whether the call was made up (nobody knows which optional arguments it is given).
+        fallback: whether what is specialized gets a fallback instead of errors; `specialized` says if anything was.
     """
 
-    def __init__(self, event: Event, edits: Edits, reads: Reads, assumed: bool = False) -> None:
+    def __init__(self, event: Event, edits: Edits, reads: Reads, assumed: bool = False, fallback: bool = False) -> None:
         self.event, self.edits, self.reads, self.assumed = event, edits, reads, assumed
+        self.fallback, self.specialized = fallback, False
         self.graph = fx.Graph()
         self.map: dict[fx.Node, Any] = {}
         self.buffers: list[str] = []
@@ -82,8 +84,9 @@ class Cutter:
     def _method(self) -> Method:
         function = getattr(type(self.event.module), self.event.method)
         check_rewritable(function)
-        if self.event.questions:
-            q = self.event.questions[0]
+        questions = [*self.event.questions, *self.event.minor]
+        if questions and not self.fallback:
+            q = questions[0]
             raise CannotCutError(f"it asks for the {q.what} of {q.node}")
         if self.event.effects:
             raise CannotCutError(f"it {self.event.effects[0]}")
@@ -93,6 +96,8 @@ class Cutter:
                 self._call(item)
             else:
                 self._node(item)
+        if self.fallback:
+            self.specialized, guards = bool(guards or questions), []
         if "training" in function.__code__.co_names:
             guards.append("    _expect('training', self.training, False)")
         self.graph.output(self._lookup_all(self.event.output))

@@ -19,6 +19,7 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Values]) -> Repo
     gone_norms = gone_layers = 0
     for unit in plan.units:
         out.specialized += unit.questions
+        _add_fallbacks(out, unit)
         places = _places(unit)
         out.refusals += [r.at(*(places.get(n, n) or "<root>" for n in r.nodes)) for r in unit.refusals.values()]
         seen: set[str] = set()
@@ -55,6 +56,15 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Values]) -> Repo
     out.layers, out.norms = (layers, layers - gone_layers), (norms, max(norms - gone_norms, 0))
     out.parameters = (sum(p.numel() for p in model.parameters()),) * 2
     return out
+
+
+def _add_fallbacks(out: Report, unit: Unit) -> None:
+    kept = list(unit.surgery.keeping.values())
+    out.kept = (out.kept[0] + sum(k.weights for k in kept), out.kept[1] + sum(k.size for k in kept))
+    if unit.surgery.fallbacks is not None:
+        for (path, method), fallback in unit.surgery.fallbacks.found.items():
+            name = ".".join(p for p in (unit.prefix, path) if p) or "<root>"
+            out.fallbacks[f"{name}.{method}"] = [str(g) for g in fallback.guards]
 
 
 def _shown(shape: Geometry) -> str:

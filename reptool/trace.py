@@ -26,6 +26,8 @@ class Question:
     what: str
     node: str
     answer: object
+    at: fx.Node | None = None
+    read: Callable[[Any], Any] | None = None
 
 
 @dataclass(eq=False)
@@ -41,6 +43,7 @@ class Event:
     output: Any = None
     items: list[fx.Node | Event] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
+    minor: list[Question] = field(default_factory=list)  # those about ranks, dtypes and devices alone
     effects: list[str] = field(default_factory=list)  # what its code does beside returning a value
     passed: list[Event] = field(default_factory=list)
     hooked: bool = False

@@ -28,6 +28,8 @@ class Operating(Traced):
         """All edits for these sites, or the value nodes of those that cannot be done and why."""
         edits = Edits(constants=self.trace.constants)
         surgery = Surgery(sites, constants=self.trace.constants)
+        if self.fallbacks is not None:
+            surgery.fallbacks = self.fallbacks(sites, self.aliases)
         alive = self._live(sites)
         slots: set[str] = set()
         whole: set[Event] = set()
@@ -181,7 +183,8 @@ class Operating(Traced):
         touched: list[fx.Node],
     ) -> None:
         refusal = self._method_refused(event)
-        made = refusal or Cutter(event, edits, self.reads, self._assumed(event)).method()
+        cutter = Cutter(event, edits, self.reads, self._assumed(event), surgery.fallbacks is not None)
+        made = refusal or cutter.method()
         known = surgery.methods.get(event.path, {}).get(event.method)
         if isinstance(made, Method) and known is not None and known.source != made.source:
             made = Refusal(
@@ -195,6 +198,10 @@ class Operating(Traced):
             if not problems:
                 raise AssertionError(f"nobody to blame for {made}")
             return
+        if surgery.fallbacks is not None:
+            surgery.fallbacks.rewritten.add(event)
+            if cutter.specialized:
+                surgery.fallbacks.need(event, (), dict.fromkeys(blame[n] for n in touched if n in blame))
         surgery.methods.setdefault(event.path, {})[event.method] = made
         surgery.events.setdefault(event.path, event)
 

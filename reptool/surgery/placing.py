@@ -219,9 +219,13 @@ class Placing(Traced):
                 if event is lowest:
                     break
         for event in seen:
-            if lowest is not None and event is lowest and event.questions and self._in_line(site, event):
+            questions = [*event.questions, *event.minor]
+            if lowest is not None and event is lowest and questions and self._in_line(site, event):
                 continue
-            for question in event.questions:
+            if self.fallbacks is not None and lowest is not None and questions:
+                site.asked = [*(site.asked or [lowest]), event]
+                continue
+            for question in questions:
                 return Refusal(
                     Code.SPECIALIZED,
                     f"{event.path or '<root>'}.{event.method} asks for the {question.what} of {question.node}; "

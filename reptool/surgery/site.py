@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor, fx
 
@@ -10,6 +11,9 @@ from reptool.choose import Region
 from reptool.lower import Geometry, Place
 from reptool.method_text import Method
 from reptool.trace import Event
+
+if TYPE_CHECKING:
+    from reptool.fallback import Fallbacks, Keeping
 
 
 @dataclass(eq=False)
@@ -28,6 +32,7 @@ class Site:
         owner: module path that holds a functional layer's weight.
         place: dtype, device and memory format of the layer.
         cast: the layer's weight and bias, once they are worked out.
+        asked: the call around the region and those in it whose answers it relies on; nothing if it relies on none.
     """
 
     region: Region
@@ -42,6 +47,7 @@ class Site:
     owner: str = ""
     place: Place | None = None
     cast: tuple[Tensor, Tensor | None] | None = None
+    asked: list[Event] = field(default_factory=list)
 
 
 @dataclass
@@ -56,3 +62,5 @@ class Surgery:
     dropped: set[str] = field(default_factory=set)  # parameter and buffer paths that go away
     guards: dict[str, int] = field(default_factory=dict)  # path -> rank its input must have
     constants: dict[str, Tensor] = field(default_factory=dict)
+    fallbacks: Fallbacks | None = None  # None where nothing may be specialized
+    keeping: dict[str, Keeping] = field(default_factory=dict)  # path -> what is kept there for fallbacks

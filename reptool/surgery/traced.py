@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from torch import fx
 
 from reptool._nodes import metadata_read, name_of
@@ -10,6 +13,9 @@ from reptool.forms import Form
 from reptool.ops import Affine, Op
 from reptool.surgery.site import Site
 from reptool.trace import Event, Trace
+
+if TYPE_CHECKING:
+    from reptool.fallback import Fallbacks
 
 
 class Traced:
@@ -21,11 +27,19 @@ class Traced:
         hooked: paths of modules with hooks of the user's.
         tied: path of a tensor or module -> the other paths of shared tensors.
         held: paths of modules that are also kept in plain attributes.
+        fallbacks: works out the fallbacks of a surgery; None where nothing may be specialized.
     """
 
     def __init__(
-        self, trace: Trace, found: Analysis, hooked: set[str], tied: dict[str, set[str]], held: set[str]
+        self,
+        trace: Trace,
+        found: Analysis,
+        hooked: set[str],
+        tied: dict[str, set[str]],
+        held: set[str],
+        fallbacks: Callable[[list[Site], dict[str, list[str]]], Fallbacks] | None = None,
     ) -> None:
+        self.fallbacks = fallbacks
         self.trace, self.found, self.hooked, self.tied, self.held = trace, found, hooked, tied, held
         self.reads = found.reads
         self.calls: dict[str, list[fx.Node | Event]] = {}

@@ -78,7 +78,7 @@ class Wiring:
             return found
         state = Changed(surgery, self.surgeon)
         self._opaque(state, found)
-        self._answers(state, found)
+        self._answers(state, surgery, found)
         if found.problems:
             return found
         self._methods(state, surgery, found)
@@ -141,23 +141,27 @@ class Wiring:
                 found.problems[site.region] = _unfollowed(site, full, "forward")
 
     # --- the same method with other answers
-    def _answers(self, state: _Changed, found: Found) -> None:
+    def _answers(self, state: Changed, surgery: Surgery, found: Found) -> None:
         """A method that asked something may use parts of a block one by one where the answer is another."""
         methods: dict[str, set[str]] = {}
-        for event in _events(self.trace.top):
+        for event in all_events(self.trace.top):
             methods.setdefault(event.path, set()).add(event.method)
-        for event in _events(self.trace.top):
-            if not event.questions or event.path in state.gone or stock_forward(event.module):
+        for event in all_events(self.trace.top):
+            questions = [*event.questions, *event.minor]
+            if not questions or event.path in state.gone or stock_forward(event.module):
                 continue
             traced = frozenset(methods[event.path] - {event.method})
             read = self._loads_of(type(event.module), event.method, traced)
             for site in self._reached(state, event.path, read):
                 if any(n.meta["event"] is event for n in site.region.form.ops):
                     continue  # its own operations: the surgeon has judged them
+                if surgery.fallbacks is not None:
+                    surgery.fallbacks.reach(event, site)
+                    continue
                 found.problems[site.region] = Refusal(
                     Code.SPECIALIZED,
-                    f"{event.path or '<root>'}.{event.method} asks for the {event.questions[0].what} of "
-                    f"{event.questions[0].node} and names parts of this region; with another answer it may run them "
+                    f"{event.path or '<root>'}.{event.method} asks for the {questions[0].what} of "
+                    f"{questions[0].node} and names parts of this region; with another answer it may run them "
                     "one by one",
                     (site.region.value.name,),
                 )
@@ -191,6 +195,8 @@ class Wiring:
                 elif not stock and not name.startswith("_") and all(map(self._in_series, differs)):
                     for site in differs:
                         found.problems[site.region] = _between(site, path, name)
+                    continue
+                if surgery.fallbacks is not None and surgery.fallbacks.redirect(path, name, sites):
                     continue
                 method = sealed_method(type(module), name, path or "<root>")
                 if method is not None:
@@ -233,6 +239,10 @@ class Wiring:
             base = {f: s[0] for f, s in flags.items() if kinds[f] not in _VARIADIC}
             bad = {f: s for f, s in flags.items() if f not in base or not self._harmless(state, path, name, base, f)}
             if not bad:
+                continue
+            if surgery.fallbacks is not None:
+                for event in calls:
+                    surgery.fallbacks.need(event, (), sites)
                 continue
             assumed = not self.trace.shown and any(e.parent is None for e in calls)
             method = None if assumed else guarded_method(type(module), name, bad)

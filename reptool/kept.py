@@ -1,0 +1,186 @@
+"""Kept originals: what a deployed method falls back to where the answers it was traced with no longer hold.
+
+A module with a fallback holds the layers that were changed, as they were, under the name `reptool_original`, at their
+old relative paths: ``block.reptool_original.conv.weight``. They are ordinary submodules, so that `.to()`, `.half()`,
+`state_dict`, pickle and deepcopy reach them. A call that does not fit runs the original method on a twin of the module
+that has them in their old places and everything else in common with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+KEPT = "reptool_original"
+
+
+# --- the guard ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Like:
+    """A tensor that gives the answers that were seen.
+
+    Args:
+        shape: the size of each axis; ``-n`` stands for every size from `n` on.
+        dtype: its dtype, None when no answer hangs on it.
+        device: its kind of device, None when no answer hangs on it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+    device: str | None = None
+
+    def fits(self, value: Any) -> bool:
+        """Whether `value` is such a tensor."""
+        if not isinstance(value, Tensor) or value.dim() != len(self.shape):
+            return False
+        for axis, size in enumerate(self.shape):
+            if not (value.shape[axis] == size if size >= 0 else value.shape[axis] >= -size):
+                return False
+        if self.dtype is not None and value.dtype != self.dtype:
+            return False
+        return self.device is None or value.device.type == self.device
+
+    def __str__(self) -> str:
+        sizes = ", ".join(str(n) if n >= 0 else f">={-n}" for n in self.shape)
+        rest = "".join(f", {r}" for r in (self.dtype, self.device) if r is not None)
+        return f"({sizes}{rest})"
+
+    def __repr__(self) -> str:
+        rest = "" if self.dtype is None and self.device is None else f", {self.dtype!r}, {self.device!r}"
+        return f"_like({self.shape!r}{rest})"
+
+
+def holds(given: tuple[Any, ...], *seen: tuple[Any, ...]) -> bool:
+    """Whether the arguments of a call fit one of the calls that were traced."""
+    return any(fits(given, one) for one in seen)
+
+
+def fits(value: Any, wanted: Any) -> bool:
+    """Whether an argument gives the same answers as the one that was seen.
+
+    >>> fits([torch.zeros(4, 3, 8), True], [Like((-1, 3, 8)), True])
+    True
+    >>> fits([torch.zeros(4, 3, 9), True], [Like((-1, 3, 8)), True])
+    False
+    """
+    if isinstance(wanted, Like):
+        return wanted.fits(value)
+    if isinstance(wanted, (tuple, list)):
+        same = isinstance(value, (tuple, list)) and len(value) == len(wanted)
+        return same and all(fits(v, w) for v, w in zip(value, wanted, strict=True))
+    if isinstance(wanted, dict):
+        same = type(value) is dict and list(value) == list(wanted)
+        return same and all(fits(value[k], w) for k, w in wanted.items())
+    return type(value) is type(wanted) and bool(value == wanted)
+
+
+# --- the originals --------------------------------------------------------------------------------------------------
+class Kept(nn.Module):
+    """What was changed inside one module, as it was: submodules, and tensors of its own.
+
+    Args:
+        origin: how the module's class is found again: the class, or the arguments of `delivered.derive`.
+    """
+
+    def __init__(self, origin: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.origin = origin
+
+    def train(self, mode: bool = True) -> Kept:
+        """Kept layers stay in eval mode: what was fused does not follow their statistics."""
+        return self
+
+    @property
+    def original(self) -> type:
+        """The class that the module had."""
+        from reptool.delivered import derive
+
+        found: type = derive(*self.origin) if len(self.origin) > 1 else self.origin[0]
+        return found
+
+
+def keep(module: nn.Module, whole: Iterable[str], parts: Mapping[str, set[str]], memo: dict[int, Any]) -> Kept:
+    """Copies of what is about to be changed inside `module`.
+
+    Args:
+        module: the module that gets a fallback.
+        whole: paths in it of modules that are replaced.
+        parts: path in it of a module whose methods or own tensors change ("" is the module itself) -> those tensors.
+        memo: of `copy.deepcopy`, so that what is shared stays shared.
+    """
+    out = _kept(module, memo, parts.get("", set()))
+    for path in sorted({*whole, *parts} - {""}):
+        at, inner = out, module
+        *above, name = path.split(".")
+        for i, step in enumerate(above):
+            inner = inner._modules[step]  # type: ignore[assignment]
+            if step not in at._modules:
+                at.add_module(step, _kept(inner, memo, parts.get(".".join(above[: i + 1]), set())))
+            found = at._modules[step]
+            if not isinstance(found, Kept):
+                break  # it is kept as a whole
+            at = found
+        else:
+            leaf = inner._modules[name]
+            assert leaf is not None
+            if name not in at._modules:
+                at.add_module(name, copy.deepcopy(leaf, memo) if path in whole else _kept(leaf, memo, parts[path]))
+    return out
+
+
+def _kept(module: nn.Module, memo: dict[int, Any], tensors: set[str]) -> Kept:
+    derived = type(module).__dict__.get("_reptool_derived")
+    made = Kept((type(module),) if derived is None else derived)
+    made.training = module.training
+    for name, parameter in module._parameters.items():
+        if name in tensors:
+            made.register_parameter(name, copy.deepcopy(parameter, memo))
+    for name, buffer in module._buffers.items():
+        if name in tensors:
+            made.register_buffer(name, copy.deepcopy(buffer, memo), name not in module._non_persistent_buffers_set)
+    return made
+
+
+def as_it_was(module: nn.Module) -> Any:
+    """A twin of a deployed module that computes what the original computed."""
+    return _twin(module, module._modules[KEPT])  # type: ignore[arg-type]
+
+
+def _twin(module: nn.Module, kept: nn.Module) -> nn.Module:
+    if not isinstance(kept, Kept):
+        return kept
+    inside = {
+        name: _twin(inner, old) if inner is not None and (old := kept._modules.get(name)) is not None else inner
+        for name, inner in module._modules.items()
+        if name != KEPT
+    }
+    twin: nn.Module = object.__new__(kept.original)
+    twin.__dict__ = {
+        **module.__dict__,
+        "_modules": inside,
+        "_parameters": {**_others(module._parameters, kept), **kept._parameters},
+        "_buffers": {**_others(module._buffers, kept), **kept._buffers},
+    }
+    return twin
+
+
+def _others(tensors: dict[str, Any], kept: Kept) -> dict[str, Any]:
+    return {n: t for n, t in tensors.items() if n not in kept._parameters and n not in kept._buffers}
+
+
+def kept_modules(model: nn.Module) -> set[nn.Module]:
+    """All modules that a deployed model keeps for its fallbacks."""
+    return {inner for m in model.modules() if isinstance(m, Kept) for inner in m.modules()}
+
+
+def kept_tensors(model: nn.Module) -> list[Tensor]:
+    """The parameters and buffers that a deployed model keeps for its fallbacks alone."""
+    kept = kept_modules(model)
+    used = {id(t) for m in model.modules() if m not in kept for t in (*m._parameters.values(), *m._buffers.values())}
+    own = {id(t): t for m in kept for t in (*m._parameters.values(), *m._buffers.values()) if t is not None}
+    return [t for i, t in own.items() if i not in used]
