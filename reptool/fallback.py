@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from reptool.surgery.site import Site, Surgery
     from reptool.trace import Event
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_WALKS = {"children", "named_children", "modules", "named_modules", "_modules"}
+
 
 @dataclass(eq=False)
 class Fallback:
@@ -138,6 +141,8 @@ class Fallbacks:
         """Whether no region lies across the border of a call, and these sites and calls lie in it."""
         if event.parent is None:
             return True
+        if _walks(event) or isinstance(event.module, _CONTAINERS):
+            return False
         if any(event not in e.ancestors() for e in asked):
             return False
         nodes = set(event.nodes())
@@ -184,6 +189,8 @@ class Fallbacks:
             asked = fallback.asked[place]
             if isinstance(place.module, fx.GraphModule) or fallback.method in place.module.__dict__:
                 raise CannotGuardError("its code is not that of its class")
+            if isinstance(place.module, _CONTAINERS) or any(map(_walks, place.ancestors())):
+                raise CannotGuardError("its children, or those of a module around it, are walked")
             if KEPT in place.module._modules:
                 raise CannotGuardError("it has a fallback already")
             made = guard(place, [q for e in asked for q in (*e.questions, *e.minor)], self.recorder)
@@ -310,6 +317,15 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers()
 
 
-def _asks_training(event: Event) -> bool:
+def _walks(event: Event) -> bool:
+    """Whether code goes through all children of a module: one more among them would be run as well."""
+    return bool(_WALKS & set(_names(event)))
+
+
+def _names(event: Event) -> tuple[str, ...]:
     code = getattr(getattr(type(event.module), event.method), "__code__", None)
-    return code is not None and "training" in code.co_names
+    return () if code is None else code.co_names
+
+
+def _asks_training(event: Event) -> bool:
+    return "training" in _names(event)

@@ -369,6 +369,67 @@ def test_the_weights_kept_are_priced() -> None:
     same(model, forced, torch.randn(1, 256, 80))
 
 
+class Chain(nn.Sequential):
+    """A container with code of its own: one more child would be one more layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Ask for a size."""
+        y = self[0](x) + self[1](x)
+        if x.shape[2] < 16:
+            y = torch.relu(y)
+        for layer in self[2:]:
+            y = layer(y)
+        return y
+
+
+class Walked(Net):
+    """A module that runs all of its children."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.a, self.bn = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Ask for a size."""
+        for layer in self.children():
+            x = layer(x)
+            if x.shape[2] < 16:
+                x = torch.relu(x)
+        return x
+
+
+def chain() -> Chain:
+    """Two branches and a norm."""
+    return Chain(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+
+def test_nothing_is_kept_where_children_are_walked() -> None:
+    for build in (chain, Walked):
+        model = randomize(build(), 0).eval()
+        deployed = reptool.deploy(model, image(), keep_fallback=True)
+        assert not kept(deployed)
+        assert [r for r in reptool.report(deployed).refusals if r.code is Code.SPECIALIZED]
+        same(model, deployed, image(8))
+    wrapped = Wrap()
+    randomize(wrapped, 0).eval()
+    deployed = reptool.deploy(wrapped, image(), keep_fallback=True)
+    assert [n for n, m in deployed.named_modules() if n.endswith(KEPT)] == [KEPT]
+    for size in (8, 16, 17):
+        same(wrapped, deployed, image(size))
+
+
+class Wrap(nn.Module):
+    """A module that may keep what a container inside it may not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chain = chain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the container."""
+        return self.chain(x)
+
+
 class Nested(nn.Module):
     """A module with a fallback inside a module with one, and a layer that both leave alone."""
 
