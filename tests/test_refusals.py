@@ -101,6 +101,13 @@ def whole_or_in_parts(self: Any, x: Tensor) -> Tensor:
     return self.block[1](torch.relu(self.block[0](x)))
 
 
+def by_rank(self: Any, x: Tensor) -> Tensor:
+    """Another computation without a batch."""
+    if x.dim() == 4:
+        return torch.relu(self.a(x) + self.b(x))
+    return torch.tanh(self.a(x))
+
+
 def one_by_one(self: Any, x: Tensor) -> Tensor:
     """Code that hangs on data and uses the parts of a block by themselves."""
     if float(x.sum()) > 1e9:
@@ -204,6 +211,7 @@ CASES = [
         given=True,
         id="in parts",
     ),
+    Case(Code.SPECIALIZED, lambda: net(by_rank, a=conv(4, 4), b=conv(4, 4, 1)), "forward", id="rank"),
     Case(Code.UNTRACEABLE, lambda: net(one_by_one, block=nn.Sequential(conv(4, 4), nn.BatchNorm2d(4))), "forward"),
     Case(Code.METHOD, lambda: net(remembers, a=conv(4, 4), b=conv(4, 4, 1)), "<root>"),
     Case(Code.EXCLUDED, lambda: nn.Sequential(conv(4, 4), nn.BatchNorm2d(4)), "'1'", options={"exclude": "1"}),

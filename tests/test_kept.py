@@ -1,0 +1,65 @@
+"""Kept originals: what fits a guard, and twins."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from reptool.kept import KEPT, Kept, Like, as_it_was, fits, holds, keep, kept_modules, kept_tensors
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "expected"),
+    [
+        (torch.zeros(2, 3), Like((-1, 3)), True),
+        (torch.zeros(1, 3), Like((-2, 3)), False),
+        (torch.zeros(0, 3), Like((-1, 3)), False),
+        (torch.zeros(2, 3, 1), Like((-1, 3)), False),
+        (None, Like((-1, 3)), False),
+        (torch.zeros(3), Like((3,), torch.float64), False),
+        (torch.zeros(3), Like((3,), None, "cpu"), True),
+        (0, False, False),
+        (1.0, 1, False),
+        ([torch.zeros(3), 1], (Like((3,)), 1), True),
+        ([torch.zeros(3)], (Like((3,)), 1), False),
+        ({"a": 1}, {"a": 1}, True),
+        ({"a": 1, "b": 2}, {"a": 1}, False),
+    ],
+)
+def test_fits(value: object, wanted: object, expected: bool) -> None:
+    assert fits(value, wanted) is expected
+    assert holds((value,), (wanted,)) is expected
+    assert not holds((value,))
+
+
+def kept_net() -> nn.Sequential:
+    """A module whose inner layer was changed, with the original kept."""
+    net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2)).eval()
+    net.add_module(KEPT, keep(net, {"0.0"}, {"": set(), "1": {"bias"}}, {}))
+    with torch.no_grad():
+        net[0][0].weight.zero_()  # type: ignore[index, operator, union-attr]
+        net[1].bias.add_(1.0)  # type: ignore[operator, union-attr]
+    return net
+
+
+def test_a_twin_has_the_originals_and_the_rest_in_common() -> None:
+    net = kept_net()
+    for module in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        twin = as_it_was(module)
+        assert list(twin._modules) == ["0", "1"]
+        assert twin[0][0].weight.abs().sum() > 0
+        assert twin[0][1] is module[0][1]
+        assert twin[1].weight is module[1].weight
+        torch.testing.assert_close(twin[1].bias, module[1].bias - 1)
+    assert len(kept_tensors(net)) == 3
+    assert {type(m) for m in kept_modules(net)} == {Kept, nn.Linear}
+
+
+def test_kept_layers_stay_in_eval_mode() -> None:
+    net = kept_net()
+    net.train()
+    assert not any(m.training for m in net._modules[KEPT].modules())  # type: ignore[union-attr]
