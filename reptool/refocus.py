@@ -21,8 +21,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from reptool.blocks import RefConv
+from reptool.blocks.parametrizations import Refocus
 from reptool.blocks.ref_conv import Init
 from reptool.errors import InputError
 from reptool.expansion import expand
@@ -302,7 +304,8 @@ def once_per_step(model: nn.Module) -> Iterator[None]:
     see every backward pass.
 
     Args:
-        model: has RefConv layers; they must not be changed inside.
+        model: has RefConv layers or convolutions with `parametrizations.refconv`; they must not be changed
+            inside.
 
     Example:
         >>> model, x = RefConv(4, 4, 3), torch.randn(2, 4, 5, 5)
@@ -312,19 +315,28 @@ def once_per_step(model: nn.Module) -> Iterator[None]:
         >>> model.convmap.weight.grad.shape
         torch.Size([16, 1, 3, 3])
     """
-    layers = [module for module in model.modules() if isinstance(module, RefConv)]
-    kernels = [layer.transformed_weight() for layer in layers]
+    makers = [(module, name) for module in model.modules() if (name := _maker(module))]
+    kernels = [getattr(module, name)() for module, name in makers]
     leaves = [kernel.detach().requires_grad_(kernel.requires_grad) for kernel in kernels]
-    for layer, leaf in zip(layers, leaves, strict=True):
-        layer.__dict__["transformed_weight"] = lambda leaf=leaf: leaf
+    for (module, name), leaf in zip(makers, leaves, strict=True):
+        module.__dict__[name] = lambda leaf=leaf: leaf
     try:
         yield
     finally:
-        for layer in layers:
-            layer.__dict__.pop("transformed_weight", None)
+        for module, name in makers:
+            module.__dict__.pop(name, None)
     seen = [(kernel, leaf.grad) for kernel, leaf in zip(kernels, leaves, strict=True) if leaf.grad is not None]
     if seen:
         torch.autograd.backward([kernel for kernel, _ in seen], [grad for _, grad in seen])
+
+
+def _maker(module: nn.Module) -> str:
+    """The method by which `module` makes a refocused kernel, or ''."""
+    if isinstance(module, RefConv):
+        return "transformed_weight"
+    if isinstance(module, ParametrizationList) and any(isinstance(part, Refocus) for part in module):
+        return "forward"
+    return ""
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

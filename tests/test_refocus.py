@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool.blocks import RefConv
+from reptool.blocks import RefConv, parametrizations
 from reptool.errors import InputError
 from reptool.refocus import Refocusing, load_refconv_checkpoint, once_per_step
 from reptool.testing import count_operations, randomize
@@ -251,6 +252,25 @@ def test_once_per_step_gives_the_same_gradients() -> None:
     torch.testing.assert_close(gradients(), wanted, rtol=1e-4, atol=1e-4)
     model(images)
     assert len(calls) == 4
+
+
+def test_once_per_step_with_parametrizations() -> None:
+    model, images = parametrizations.refconv(nn.Conv2d(4, 4, 3, groups=2)), torch.randn(6, 4, 5, 5)
+    map_weight = model.get_parameter("parametrizations.weight.0.convmap.weight")
+    calls: list[int] = []
+    model.get_submodule("parametrizations.weight.0.convmap").register_forward_hook(lambda *_: calls.append(1))
+    found = []
+    for cached in (False, True):
+        map_weight.grad = None
+        with once_per_step(model) if cached else nullcontext():
+            for part in images.split(2):
+                model(part).square().sum().backward()
+        assert map_weight.grad is not None
+        found.append(map_weight.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+    assert len(calls) == 3 + 1
+    model(images)
+    assert len(calls) == 5
 
 
 def test_once_per_step_ends_after_an_error() -> None:

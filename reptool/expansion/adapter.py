@@ -19,6 +19,8 @@ class Adapter(ABC):
     name: str = "block"
     takes_norm: bool = False
     """Whether the block has a norm of its own that takes over the one behind the convolution."""
+    has_bias: bool = False
+    """Whether the block has a bias also where the convolution has none (with a norm of its own it does)."""
 
     @abstractmethod
     def can_replace(self, conv: Conv) -> str | None:
@@ -31,6 +33,10 @@ class Adapter(ABC):
     def main_norm(self, block: nn.Module) -> _BatchNorm | None:
         """The norm whose statistics a calibration sets last, None if there is none."""
         return None
+
+    def inner_norms(self, block: nn.Module) -> tuple[_BatchNorm, ...]:
+        """Norms in front of the main one that keep computing what they do when their statistics are measured."""
+        return ()
 
     def rebalance(self, block: nn.Module, conv: Conv, norm: _BatchNorm | None) -> None:
         """Make `block` compute `conv` then `norm` again after its statistics have changed."""

@@ -14,8 +14,10 @@ from reptool.blocks import (
     ACBlock,
     DilatedReparamBlock,
     DiverseBranchBlock,
+    EdgeOrientedBlock,
     LargeKernelBlock,
     MobileOneBlock,
+    QARepVGGBlock,
     RefConv,
     RepVGGBlock,
     parametrizations,
@@ -25,6 +27,7 @@ from reptool.errors import InputError
 from .adapter import Adapter, Branches
 from .geometry import FROM_CONV
 from .kinds import Branched, Function, Online, Refocusing, WeightOnly
+from .summed import EdgeOriented, Quantizable
 
 MAIN: dict[Any, str] = {
     ACBlock: "square",
@@ -79,6 +82,10 @@ def adapter_for(
         return Refocusing(preserve, given)
     if block is OREPA:
         return Online(preserve, branches, given)
+    if block is QARepVGGBlock:
+        return Quantizable(preserve, branches, given)
+    if block is EdgeOrientedBlock:
+        return EdgeOriented(preserve, branches, given)
     if block in MAIN:
         return Branched(block, MAIN[block], preserve, branches, given)
     name = getattr(block, "__name__", "")

@@ -57,7 +57,9 @@ def calibrate(
     for block in blocks.values():
         block.eval()
     own = {path: adapter.main_norm(block) for path, block in blocks.items()}
-    mains = {id(norm) for norm in own.values() if norm is not None} if fixed else set()
+    inner = {path: adapter.inner_norms(block) for path, block in blocks.items()}
+    kept = [norm for norm in (*own.values(), *(n for found in inner.values() for n in found)) if norm is not None]
+    mains = {id(norm) for norm in kept} if fixed else set()
     others = {
         path: [m for m in block.modules() if isinstance(m, _BatchNorm) and id(m) not in mains]
         for path, block in blocks.items()
@@ -67,7 +69,15 @@ def calibrate(
         return
     for path, block in blocks.items():
         adapter.rebalance(block, _conv(model, path), norms[path])
-    moved = {path: norm for path, norm in own.items() if norm is not None}
+    for depth in range(max(map(len, inner.values()), default=0)):
+        _restate(runner, blocks, {path: found[depth] for path, found in inner.items() if depth < len(found)}, inputs)
+    _restate(runner, blocks, {path: norm for path, norm in own.items() if norm is not None}, inputs)
+
+
+def _restate(
+    runner: nn.Module, blocks: Mapping[str, nn.Module], moved: dict[str, _BatchNorm], inputs: list[Any]
+) -> None:
+    """Measure one norm of each block; it keeps computing what it does."""
     seen = {path: copy.deepcopy(norm) for path, norm in moved.items()}
     measuring = {path: _with_norm(blocks[path], moved[path], seen[path]) for path in moved}
     with _averaging(list(seen.values())):

@@ -44,7 +44,14 @@ def arguments(block: Callable[..., nn.Module], conv: Conv) -> dict[str, Any]:
         "padding_mode": conv.padding_mode,
         "dim": dim,
     }
-    fixed = {"stride": 1, "dilation": 1, "padding": _plain(same, takes), "padding_mode": "zeros", "dim": 2}
+    fixed = {
+        "kernel_size": 3,
+        "stride": 1,
+        "dilation": 1,
+        "padding": _plain(same, takes),
+        "padding_mode": "zeros",
+        "dim": 2,
+    }
     for name, value in wanted.items():
         if name not in takes and value not in (fixed[name], (fixed[name],) * dim):
             raise InputError(f"it has no {name} (the convolution has {name}={value})")
@@ -52,6 +59,8 @@ def arguments(block: Callable[..., nn.Module], conv: Conv) -> dict[str, Any]:
         if not conv.in_channels == conv.out_channels == conv.groups:
             raise InputError("it is depthwise, the convolution is not")
         wanted["channels"] = conv.in_channels
+    elif "groups" not in takes and conv.groups > 1:
+        raise InputError(f"it has no groups (the convolution has groups={conv.groups})")
     else:
         wanted.update(in_channels=conv.in_channels, out_channels=conv.out_channels, groups=conv.groups)
     return {name: value for name, value in wanted.items() if name in takes}
@@ -65,11 +74,16 @@ def _plain(sizes: tuple[Any, ...], takes: Any) -> Any:
     return whole[0] if len(set(whole)) == 1 else whole
 
 
+def like(block: Any, conv: Conv) -> Any:
+    """`block` with device and dtype of `conv`."""
+    return block.to(conv.weight.device, conv.weight.dtype)
+
+
 def refused(block: Callable[..., nn.Module], conv: Conv, options: dict[str, Any]) -> str | None:
     """None, or why a block cannot stand for a convolution."""
 
-    def build(like: Conv) -> nn.Module:
-        given = arguments(block, like)
+    def build(wanted: Conv) -> nn.Module:
+        given = arguments(block, wanted)
         uneven = {name: value for name, value in given.items() if isinstance(value, tuple)}
         if uneven and block in SCALAR:
             shown = ", ".join(f"{name}={value}" for name, value in uneven.items())

@@ -17,7 +17,7 @@ from reptool.blocks.orepa import SCALES
 from reptool.errors import InputError
 
 from .adapter import Adapter, Branches
-from .geometry import arguments, attempt, refused
+from .geometry import arguments, attempt, like, refused
 from .inherit import balance, inherit_norm
 from .where import Conv
 
@@ -46,7 +46,7 @@ class Branched(Adapter):
 
     def build(self, conv: Conv, norm: _BatchNorm | None) -> nn.Module:
         """The block, its main branch with the kernel of `conv` and with `norm`."""
-        block = _like(self.block(**arguments(self.block, conv), **self._options()), conv)
+        block = like(self.block(**arguments(self.block, conv), **self._options()), conv)
         kernel, own = self._main(block)
         _copy(kernel.weight, conv.weight)
         inherit_norm(own, conv, norm)
@@ -90,7 +90,7 @@ class Online(Adapter):
 
     def build(self, conv: Conv, norm: _BatchNorm | None) -> nn.Module:
         """The block, its kernels summing up to that of `conv`."""
-        block = _like(OREPA(**arguments(OREPA, conv), **self.options), conv)
+        block = like(OREPA(**arguments(OREPA, conv), **self.options), conv)
         inherit_norm(block.bn, conv, norm)
         with torch.no_grad():
             if not self.preserve:
@@ -183,11 +183,6 @@ class Function(Adapter):
         if not isinstance(made, nn.Module):
             raise InputError(f"{self.name} returned a {type(made).__name__}, expected an nn.Module.")
         return made
-
-
-def _like(block: Any, conv: Conv) -> Any:
-    """`block` with device and dtype of `conv`."""
-    return block.to(conv.weight.device, conv.weight.dtype)
 
 
 @torch.no_grad()

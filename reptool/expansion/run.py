@@ -58,8 +58,9 @@ def expand(
     Args:
         model: any module, in either mode; it stays as it is unless `inplace`.
         block: RefConv, ACBlock, RepVGGBlock, DiverseBranchBlock, MobileOneBlock, OREPA, LargeKernelBlock,
-            DilatedReparamBlock; a function of `reptool.blocks.parametrizations`; a function conv -> module or
-            (conv, norm | None) -> module; or an `Adapter`.
+            DilatedReparamBlock, QARepVGGBlock, EdgeOrientedBlock; a function of
+            `reptool.blocks.parametrizations`; a function conv -> module or (conv, norm | None) -> module; or
+            an `Adapter`.
         where: which convolutions: a path pattern (``fnmatch``; a path selects what is below it), a type (of
             the convolution or of a module around it), a kernel size, a function (path, convolution) -> bool,
             or a list of these; None tries all.
@@ -154,7 +155,12 @@ def _skipped(
 
 def _biased(path: str, conv: Conv, structure: Structure, adapter: Adapter) -> str | None:
     """Why the deployed block would have more parameters than the convolution, or None."""
-    if not adapter.takes_norm or conv.bias is not None or path in structure.norms or path in structure.kept:
+    if (
+        not (adapter.takes_norm or adapter.has_bias)
+        or conv.bias is not None
+        or path in structure.norms
+        or path in structure.kept
+    ):
         return None
     return f"it has no bias, and no norm is behind it: {adapter.name} would give it one (add_bias=True to do so)"
 

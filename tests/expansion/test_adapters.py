@@ -14,8 +14,10 @@ from reptool.blocks import (
     ACBlock,
     DilatedReparamBlock,
     DiverseBranchBlock,
+    EdgeOrientedBlock,
     LargeKernelBlock,
     MobileOneBlock,
+    QARepVGGBlock,
     RefConv,
     RepVGGBlock,
     parametrizations,
@@ -54,6 +56,13 @@ CASES: list[tuple[Any, nn.Module, str | None]] = [
     (DilatedReparamBlock, nn.Conv2d(8, 8, 7, padding=3), "depthwise"),
     (DilatedReparamBlock, nn.Conv2d(8, 8, 7, groups=8), "it has no padding"),
     (DilatedReparamBlock, nn.Conv2d(8, 8, 7, 2, 3, groups=8), "it has no stride"),
+    (QARepVGGBlock, nn.Conv1d(8, 8, 5, 2, 2, groups=2), None),
+    (QARepVGGBlock, nn.Conv2d(8, 8, 3, padding_mode="reflect"), "it has no padding_mode"),
+    (EdgeOrientedBlock, nn.Conv2d(8, 12, 3, padding="same"), None),
+    (EdgeOrientedBlock, nn.Conv2d(8, 8, 5, padding=2), "it has no kernel_size"),
+    (EdgeOrientedBlock, nn.Conv2d(8, 8, 3, 2, 1), "it has no stride"),
+    (EdgeOrientedBlock, nn.Conv2d(8, 8, 3), "it has no padding"),
+    (EdgeOrientedBlock, nn.Conv2d(8, 8, 3, padding=1, groups=2), "it has no groups"),
     (parametrizations.weight_norm, nn.Conv1d(8, 8, 1), None),
     (parametrizations.dirac_net, nn.Conv2d(8, 8, 2), "odd"),
     (parametrizations.refconv, nn.Conv2d(8, 8, 1), "at least as large"),
@@ -83,7 +92,7 @@ def test_asking_computes_nothing() -> None:
 def test_norms_and_names(block: Any) -> None:
     adapter = adapter_for(block)
     assert adapter.name == block.__name__
-    assert adapter.takes_norm == (isinstance(block, type) and block is not RefConv)
+    assert adapter.takes_norm == (isinstance(block, type) and block not in (RefConv, EdgeOrientedBlock))
 
 
 def test_options_are_checked() -> None:

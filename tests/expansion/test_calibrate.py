@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from reptool.blocks import OREPA, ACBlock, DiverseBranchBlock, MobileOneBlock, RepVGGBlock
+from reptool.blocks import OREPA, ACBlock, DiverseBranchBlock, MobileOneBlock, QARepVGGBlock, RepVGGBlock
 from reptool.errors import InputError
 from reptool.expansion import expand
 from tests.expansion.networks import ready, small
@@ -19,7 +19,7 @@ def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("branches", ["silent", "live"])
-@pytest.mark.parametrize("block", [ACBlock, RepVGGBlock, MobileOneBlock, OREPA, DiverseBranchBlock])
+@pytest.mark.parametrize("block", [ACBlock, RepVGGBlock, MobileOneBlock, OREPA, DiverseBranchBlock, QARepVGGBlock])
 def test_training_mode_computes_what_eval_mode_does(block: Any, branches: Any) -> None:
     net = ready(small())
     batches = [torch.randn(16, 3, 12, 12) for _ in range(6)]
