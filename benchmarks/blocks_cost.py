@@ -7,8 +7,9 @@ variants are interleaved in one run on one thread; shown are medians of CPU time
 allocator held at most during one step, above what it held before.
 
 `--theirs` names a directory with the authors' files, which are run beside ours and are no part of this
-project: `refconv.py` (class RepConv), `acb.py` and `diversebranchblock.py` (from the repository of the diverse
-branch block), `repvgg.py`, and what these import.
+project: `refconv.py` (the class RepConv cut out of their training script), `acb.py` and `diversebranchblock.py`
+(from the repository of the diverse branch block), `repvgg.py`, and what these import (`dbb_transforms.py`,
+`se_block.py`).
 """
 
 import argparse
@@ -161,14 +162,15 @@ def orepa_against_dbb(channels: int, repeats: int, console: Console) -> None:
     table = Table(title=f"OREPA against DBB, {channels} channels, batch {BATCH}", title_justify="left")
     for column in ("image", "OREPA ms", "DBB ms", "ratio", "OREPA MB kept", "DBB MB kept", "ratio"):
         table.add_column(column, justify="right")
-    faster: list[int] = []
+    better: dict[str, list[int]] = {"trains faster": [], "keeps less memory": []}
     for size in (2, 4, 7, 14, 28, 56):
         blocks = [OREPA(channels, channels), DiverseBranchBlock(channels, channels)]
         images = torch.randn(BATCH, channels, size, size)
         times = interleaved([partial(_train, block, images) for block in blocks], repeats)
         memory = [activations(block, images) for block in blocks]
-        if times[0] < times[1]:
-            faster.append(size)
+        for what, values in zip(better, (times, memory), strict=True):
+            if values[0] < values[1]:
+                better[what].append(size)
         table.add_row(
             f"{size}x{size}",
             *(f"{value:.1f}" for value in times),
@@ -177,7 +179,8 @@ def orepa_against_dbb(channels: int, repeats: int, console: Console) -> None:
             f"{memory[0] / memory[1]:.2f}",
         )
     console.print(table)
-    console.print(f"OREPA trains faster from {min(faster)}x{min(faster)} on" if faster else "DBB is always faster")
+    for what, sizes in better.items():
+        console.print(f"OREPA {what} " + (f"from {min(sizes)}x{min(sizes)} on" if sizes else "nowhere here"))
 
 
 def _train(block: nn.Module, images: torch.Tensor) -> None:
