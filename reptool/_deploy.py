@@ -14,7 +14,7 @@ from torch import nn
 
 from reptool._copies import full_copy
 from reptool._report import Report
-from reptool.accept import Patterns, check_model, prepared, required
+from reptool.accept import Affine, Patterns, check_model, prepared, required
 from reptool.apply import LoadGuard, write
 from reptool.engine import Plan, make_plan
 from reptool.errors import InputError, UnsupportedModelError
@@ -41,6 +41,7 @@ def deploy(
     require: str | Iterable[str] | None = None,
     flatten: bool = False,
     keep_fallback: bool = False,
+    affine: Affine = None,
 ) -> nn.Module:
     """Collapse every affine region of a model into one layer, exactly, and say what was done.
 
@@ -59,6 +60,8 @@ def deploy(
         flatten: hand out one `torch.fx.GraphModule` instead of the user's model.
         keep_fallback: with `example_inputs`, also fuse where the code asked for a size, a flag or a dtype, and keep the
             original layers (as ``<module>.reptool_original``) for calls that would be answered otherwise.
+        affine: classes of modules, or module path patterns, that you say are affine and treat every position alike.
+            Their code is not read: each is measured by its impulse response, tested, and refused if a test fails.
 
     Returns:
         The user's model (same class or a subclass of it, same attributes, methods and parameter names as far as the
@@ -88,8 +91,9 @@ def deploy(
         raise InputError("flatten=True returns another module, inplace=True changes the one given; choose one of them")
     if keep_fallback and flatten:
         raise InputError("flatten=True makes one graph, which has no place for the code keep_fallback=True keeps")
-    model, args, kwargs, options = prepared(model, example_inputs, rules, force, include, exclude)
-    options.keep_fallback = keep_fallback
+    model, args, kwargs, options = prepared(
+        model, example_inputs, rules, force, include, exclude, affine, keep_fallback
+    )
     needed = required(require)
     reference = None if args is None else reference_of(model, args, kwargs, verify)
     plan = make_plan(model, args, kwargs, options, values=True, cast=True)
@@ -121,6 +125,7 @@ def explain(
     include: Patterns = None,
     exclude: Patterns = None,
     keep_fallback: bool = False,
+    affine: Affine = None,
 ) -> Report:
     """The plan without the work: what `deploy` would fuse, at what price, and what it would leave and why.
 
@@ -137,8 +142,9 @@ def explain(
     [('0', ['conv_bn'])]
     """
     check_model(model)
-    model, args, kwargs, options = prepared(model, example_inputs, rules, force, include, exclude)
-    options.keep_fallback = keep_fallback
+    model, args, kwargs, options = prepared(
+        model, example_inputs, rules, force, include, exclude, affine, keep_fallback
+    )
     known = not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     if known and args is not None:
         reference_of(model, args, kwargs, wide=False)

@@ -55,6 +55,7 @@ class Report:
         norms: batch normalizations, before and after.
         parameters: number of parameters before and after.
         untraced: modules whose code could not be followed, and why.
+        impulses: modules whose code was not read but measured: by whose word, how they were tested, the largest error.
         specialized: questions the model's code asked while it was captured.
         fallbacks: method that was specialized -> the arguments it was specialized for; for others it runs as it was.
         kept: weights and bytes kept for that, which are not among `parameters`.
@@ -70,6 +71,7 @@ class Report:
     norms: tuple[int, int] = (0, 0)
     parameters: tuple[int, int] = (0, 0)
     untraced: dict[str, str] = field(default_factory=dict)
+    impulses: dict[str, str] = field(default_factory=dict)
     specialized: list[str] = field(default_factory=list)
     fallbacks: dict[str, list[str]] = field(default_factory=dict)
     kept: tuple[int, int] = (0, 0)
@@ -125,6 +127,8 @@ class Report:
             yield table
         for path, why in self.untraced.items():
             yield Text(f"could not follow {path or 'the model itself'}: {why}", overflow="fold")
+        for path, how in self.impulses.items():
+            yield Text(f"{path}: {how}", overflow="fold")
         if self.model_error is not None:
             yield Text(
                 f"whole model against float64: deployed {self.model_error[0]:.2e}, original {self.model_error[1]:.2e}"

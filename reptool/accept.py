@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from reptool.errors import InputError, UnsupportedModelError
 from reptool.inputs import example_arguments
+from reptool.opaque import is_named
 from reptool.options import Options, matches
 from reptool.rules import RULES
 
 REQUIREMENTS = ("no_batchnorm", "no_refusals", "all_traced")
 Patterns = str | Iterable[str] | None
+Affine = str | type | Iterable[str | type] | None
 
 
 def check_model(model: Any) -> None:
@@ -80,7 +82,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def prepared(
-    model: nn.Module, example_inputs: Any, rules: Any, force: bool, include: Patterns, exclude: Patterns
+    model: nn.Module,
+    example_inputs: Any,
+    rules: Any,
+    force: bool,
+    include: Patterns,
+    exclude: Patterns,
+    affine: Affine,
+    keep_fallback: bool,
 ) -> tuple[nn.Module, tuple[Any, ...] | None, dict[str, Any], Options]:
     """The module, its example arguments and the options, all of them checked."""
     model = unwrap(model)
@@ -96,7 +105,12 @@ def prepared(
     for pattern in wanted or ():
         if not any(matches(p, [pattern]) for p in paths):
             raise InputError(f"include pattern {pattern!r} matches no module of {type(model).__name__}")
-    return model, args, kwargs, Options(chosen, force, wanted, tuple(_names(exclude or ())))
+    claimed = (affine,) if isinstance(affine, (str, type)) else tuple(affine or ())
+    for name in claimed:
+        if not any(is_named(path, module, name) for path, module in model.named_modules()):
+            shown = name.__name__ if isinstance(name, type) else repr(name)
+            raise InputError(f"affine names {shown}, which no module of {type(model).__name__} is")
+    return model, args, kwargs, Options(chosen, force, wanted, tuple(_names(exclude or ())), keep_fallback, claimed)
 
 
 def required(require: str | Iterable[str] | None) -> list[str]:

@@ -56,8 +56,9 @@ def analyse(
     found = Analysis(graph, reads, facts, facts.ops)
     facts.ops.clear()
     ctx = Context(
-        facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind, facts.ops
-    )
+        facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind, facts.ops,
+        facts.opaque,
+    )  # fmt: skip
     for node in graph.nodes:
         refusal = blocked.get(node)
         op = None

@@ -28,7 +28,7 @@ class RankGuard:
         """Raise for another rank."""
         if args and args[0].dim() != self.rank:
             raise SpecializedError(
-                f"this layer absorbed a norm for inputs of {self.rank} dimensions and got {args[0].dim()}; "
+                f"this layer was fused for inputs of {self.rank} dimensions and got {args[0].dim()}; "
                 "deploy with example_inputs of that rank, or exclude it"
             )
 

@@ -52,6 +52,7 @@ class Recorder:
         self.knows_inputs = False
         self.escapes: set[fx.Node] = set()
         self.closed: Callable[[str], str] | None = None  # kind of value of a module that need not be opened, or ''
+        self.named: frozenset[str] = frozenset()  # paths the caller says are affine: not opened
         self.wrapped: list[tuple[nn.Module, str]] = []  # methods that stand behind a recorder for now
         self.unanswered: Exception | None = None
         self.given: list[weakref.ref[Value]] = []  # every value handed to the model's code
@@ -167,7 +168,7 @@ class Recorder:
         watched = hooked or isinstance(module, self.watched)
         if watched:
             args, kwargs = self._barriers(args), self._barriers(kwargs)
-        if path in self.opaque or stock_forward(module):
+        if path in self.opaque or path in self.named or stock_forward(module):
             out: Any = self._leaf(module, path, args, kwargs, hooked)
         elif self.closed is not None and self.closed(path):
             out = self._leaf(module, path, args, kwargs, hooked)
@@ -213,8 +214,8 @@ class Recorder:
         out = self.emit("call_module", path, args, kwargs)
         out.node.meta["module"] = module
         out.node.meta["hooked"] = hooked
-        if path in self.opaque:
-            out.node.meta["kind"] = "unknown"
+        if path in self.opaque or (path in self.named and not stock_forward(module)):
+            out.node.meta.update(kind="unknown", opaque=self.opaque.get(path, ""))
         return out
 
     def _open(self, module: nn.Module, path: str, args: Any, kwargs: Any, hooked: bool) -> Any:

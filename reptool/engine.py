@@ -18,6 +18,7 @@ from reptool.inputs import placeholders, unknown_inputs
 from reptool.kept import KEPT
 from reptool.lower import values as layer_values
 from reptool.module_kinds import stock_forward, watched_classes
+from reptool.opaque import Responses, named_paths
 from reptool.options import Options, allowed_by
 from reptool.ownership import Ownership, ownership
 from reptool.reads import Reads, resolve
@@ -42,6 +43,11 @@ class Unit:
     surgery: Surgery
     refusals: dict[fx.Node, Refusal]
     questions: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)  # modules named as affine that were not fused
+
+    def gone(self) -> set[str]:
+        """Paths of the modules that a layer or an identity replaces."""
+        return {s.slot for s in self.surgery.sites if s.slot is not None} | set(self.surgery.identities)
 
 
 @dataclass
@@ -50,6 +56,8 @@ class Plan:
 
     units: list[Unit] = field(default_factory=list)
     untraced: dict[str, str] = field(default_factory=dict)
+    impulses: dict[str, str] = field(default_factory=dict)  # opaque modules that were read, and how
+    unseen: list[Refusal] = field(default_factory=list)  # modules named as affine that no code seen calls
 
 
 def layer_name(unit: Unit, site: Site) -> str:
@@ -81,6 +89,7 @@ def make_plan(
     scratch = shallow_copy(model)
     owned = ownership(scratch)
     watched = watched_classes(scratch)
+    responses = Responses(named_paths(scratch, options.affine), values)
     queue: list[tuple[str, nn.Module, tuple[Any, ...] | None, dict[str, Any]]] = [("", scratch, args, kwargs)]
     done: set[int] = set()
     seen: dict[str, Call] | None = None
@@ -97,7 +106,7 @@ def make_plan(
         if prefix and args is not None:
             seen = seen_calls(model, args, kwargs) if seen is None else seen
             given, named = seen.get(prefix, (None, {}))
-        traced = _trace(module, prefix, given, named, watched)
+        traced = _trace(module, prefix, given, named, watched, responses.below(prefix))
         if isinstance(traced, str):
             plan.untraced[prefix] = traced
             queue += _children(prefix, module)
@@ -105,13 +114,30 @@ def make_plan(
         recorder, trace = traced
         plan.untraced.pop(prefix, None)  # it could be followed by itself
         for path, why in trace.opaque.items():
-            inner = module.get_submodule(path)
-            full = f"{prefix}.{path}" if prefix else path
-            plan.untraced[full] = why
-            queue.append((full, inner, None, {}))
-        unit = _unit(recorder, trace, options, (values, cast), owned.under(prefix), _above(scratch, prefix), plan)
+            plan.untraced[f"{prefix}.{path}" if prefix else path] = why
+        unit = _unit(
+            recorder, trace, options, (values, cast), owned.under(prefix), _above(scratch, prefix), plan,
+            responses.under(prefix),
+        )  # fmt: skip
         plan.units.append(unit)
+        gone = unit.gone()
+        for path in [*unit.closed, *(p for p in trace.opaque if p not in gone)]:  # what is inside is fused by itself
+            queue.append((f"{prefix}.{path}" if prefix else path, module.get_submodule(path), None, {}))
+    plan.impulses = responses.why
+    plan.unseen = _unseen(plan, responses)
     return plan
+
+
+def _unseen(plan: Plan, responses: Responses) -> list[Refusal]:
+    """Modules named as affine that were asked by nobody: no code that could be followed calls them."""
+    called = {
+        ".".join(p for p in (u.prefix, str(n.target)) if p)
+        for u in plan.units
+        for n in u.trace.graph.nodes
+        if n.op == "call_module"
+    }
+    sentence = "it is named as affine, and no code that could be followed calls it as a part"
+    return [Refusal(Code.UNTRACEABLE, sentence, (p or "<root>",)) for p in sorted(responses.named - called)]
 
 
 def _children(prefix: str, module: nn.Module) -> list[tuple[str, nn.Module, tuple[Any, ...] | None, dict[str, Any]]]:
@@ -127,9 +153,11 @@ def _above(model: nn.Module, prefix: str) -> dict[str, nn.Module]:
 
 
 def _trace(
-    module: nn.Module, prefix: str, args: tuple[Any, ...] | None, kwargs: dict[str, Any], watched: tuple[type, ...]
-) -> tuple[Recorder, Trace] | str:
+    module: nn.Module, prefix: str, args: tuple[Any, ...] | None, kwargs: dict[str, Any], watched: tuple[type, ...],
+    affine: frozenset[str],
+) -> tuple[Recorder, Trace] | str:  # fmt: skip
     recorder = Recorder(module, prefix, watched)
+    recorder.named = affine
     try:
         inputs = unknown_inputs(module) if args is None else (placeholders(args, "input"), placeholders(kwargs, ""))
         try:
@@ -139,7 +167,7 @@ def _trace(
             if guess is None:
                 raise
             recorder = Recorder(module, prefix, watched)
-            recorder.guessed = True
+            recorder.guessed, recorder.named = True, affine
             return recorder, recorder.run(*guess)
     except CaptureLimitError as error:
         return str(error)
@@ -155,10 +183,11 @@ def _unit(
     owned: Ownership,
     above: dict[str, nn.Module],
     plan: Plan,
+    responses: Responses,
 ) -> Unit:
     values, cast = known
     reads = resolve(trace.graph)
-    facts = Facts(recorder, reads, {})
+    facts = Facts(recorder, reads, {}, responses)
     blocked: dict[fx.Node, Refusal] = {}
     rejected: dict[fx.Node, dict[frozenset[fx.Node], Refusal]] = {}
     refusals: dict[fx.Node, Refusal] = {}
@@ -168,7 +197,9 @@ def _unit(
     found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values)
     specialize = _specializer(recorder, trace, owned, options) if options.keep_fallback and trace.shown else None
     surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize)
-    wiring = Wiring(surgeon, above, plan.untraced, values)
+    closed = [str(n.target) for n in trace.graph.nodes if n.op == "call_module" and n.meta.get("opaque") == ""]
+    unread = {".".join(p for p in (trace.prefix, path) if p) for path in closed}
+    wiring = Wiring(surgeon, above, {*plan.untraced, *unread}, values)
     allowed = allowed_by(options, found, rejected, trace)
     surgery = Surgery()
     for _ in range(MAX_ROUNDS):
@@ -192,7 +223,12 @@ def _unit(
             rejected.setdefault(region.value, {})[region.form.ops] = refusal
     fused = {n for s in surgery.sites for n in s.region.form.ops}
     left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused}
-    return Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
+    unit = Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
+    gone = unit.gone()
+    for path in gone & set(trace.opaque):
+        plan.untraced.pop(".".join(p for p in (trace.prefix, path) if p), None)
+    unit.closed = list(dict.fromkeys(p for p in closed if p not in gone))
+    return unit
 
 
 def _specializer(

@@ -9,8 +9,10 @@ from torch import Tensor, fx, nn
 
 from reptool._nodes import name_of
 from reptool.capture import Recorder
+from reptool.opaque import Responses
 from reptool.ops import Affine, Concat, Op, Sum
 from reptool.reads import Reads
+from reptool.refusal import Refusal
 from reptool.trace import Unanswerable
 
 _SAME_SHAPE_MODULES = (
@@ -42,8 +44,10 @@ _ARITHMETIC = {
 class Facts:
     """Answers about the nodes of one trace, each worked out once."""
 
-    def __init__(self, recorder: Recorder, reads: Reads, ops: dict[fx.Node, Op]) -> None:
-        self.recorder, self.reads, self.ops = recorder, reads, ops
+    def __init__(
+        self, recorder: Recorder, reads: Reads, ops: dict[fx.Node, Op], responses: Responses | None = None
+    ) -> None:
+        self.recorder, self.reads, self.ops, self.responses = recorder, reads, ops, responses
         self._exact: dict[fx.Node, Any] = {}
         self._rank: dict[fx.Node, int | None] = {}
         self._by_readers: dict[fx.Node, int | None] = {}
@@ -278,6 +282,15 @@ class Facts:
                 count = getattr(module, "in_channels", None) or getattr(module, "in_features", None)
                 return int(count) if count else None
         return None
+
+    def opaque(self, node: fx.Node, source: fx.Node) -> Affine | Refusal | None:
+        """A module whose code is not read as an affine map of `source`."""
+        if self.responses is None:
+            return None
+        rank = self.rank(source)
+        channels = None if rank is None else self.channels(source, rank - 2)
+        shape = self.shape(source)
+        return self.responses.of(node, source, rank, channels, shape)
 
     def behind(self, node: fx.Node) -> int | None:
         """Axes behind the channels of the layer that makes this value, None when no layer does."""

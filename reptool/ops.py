@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from reptool._probe import Work
 from reptool.kernel import Kernel
 
 
@@ -24,6 +25,7 @@ class Affine:
         cost: multiplications per output element beside those of a layer.
         rank_guard: the rank of the input for which alone this is right, None when it is known.
         computed: whether the weight is computed anew at every call.
+        work: what it executes as it stands, where that is not what its kernel says.
     """
 
     source: fx.Node
@@ -35,6 +37,7 @@ class Affine:
     cost: int = 0
     rank_guard: int | None = None
     computed: bool = False
+    work: Work | None = None
 
     @property
     def sources(self) -> list[fx.Node]:

@@ -10,6 +10,7 @@ from torch import fx
 
 from reptool.analyse import Analysis
 from reptool.forms import Form
+from reptool.opaque import Names
 from reptool.refusal import Code, Refusal
 from reptool.rules import rules_of
 from reptool.trace import Trace
@@ -24,6 +25,7 @@ class Options:
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     keep_fallback: bool = False
+    affine: Names = ()
 
 
 def allowed_by(

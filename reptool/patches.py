@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dis
+import inspect
 import math
 import random
 import sys
@@ -17,7 +18,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from reptool._value import Attribute, Value
-from reptool.trace import Question
+from reptool.trace import Question, Unanswerable
 from reptool.walk import nodes_in
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ class _CalledAtOnce:
         return function(*args)
 
 
+_APPLY: Any = inspect.getattr_static(torch.autograd.Function, "apply")
+
+
 @contextmanager
 def patched(recorder: Recorder) -> Iterator[None]:
     """While tracing: module calls, parameter reads, attribute writes and a few functions go through the recorder."""
@@ -98,7 +102,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
         write(self, name, value)
 
     def replace(owner: Any, name: str, new: Any) -> None:
-        saved.append((owner, name, getattr(owner, name)))
+        saved.append((owner, name, inspect.getattr_static(owner, name)))
         setattr(owner, name, new)
 
     def lifted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,6 +138,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
     replace(nn.Module, "__setattr__", traced_write)
     replace(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _nothing_to_keep)
     replace(torch.utils.checkpoint, "CheckpointFunction", _CalledAtOnce)
+    replace(torch.autograd.Function, "apply", classmethod(_not_followed(_APPLY.__func__)))
     for name in DRAWS:
         replace(torch, name, drawn(getattr(torch, name)))
     for name in _MODES:
@@ -161,6 +166,17 @@ def _unchecked(recorder: Recorder, check: Callable[..., Any]) -> Callable[..., A
 def _reads_attribute(code: Any, name: str) -> bool:
     """Whether a function that writes an attribute also reads it: what it does may hang on what it did before."""
     return any(i.argval == name for i in dis.get_instructions(code) if i.opname in ("LOAD_ATTR", "LOAD_METHOD"))
+
+
+def _not_followed(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """An autograd function takes tensors only: a symbolic value in its hands would crash the interpreter."""
+
+    def refusing(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(map(_holds, args)) or any(map(_holds, kwargs.values())):
+            raise Unanswerable(f"{cls.__name__} is an autograd function, which is not followed")
+        return apply(cls, *args, **kwargs)
+
+    return refusing
 
 
 def _holds(value: Any) -> bool:

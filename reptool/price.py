@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+from reptool._probe import Work
 from reptool.kernel import Axis, Border, Kernel
 from reptool.ops import Affine, Concat, Fill, Op, Sum, View
 
@@ -101,6 +102,13 @@ def is_same_padding(axis: Axis) -> bool:
     return axis.stride == 1 and axis.before == axis.span // 2 and axis.after == axis.span - axis.span // 2
 
 
+def _measured(work: Work, layer: Price, positions: int) -> Price:
+    """Price of a module by what it executes; numbers that its code holds are taken for as many as the layer's."""
+    macs = int(work.multiplications * positions)
+    total = macs + TRAFFIC * work.moved * positions + layer.weights + OPERATION * work.operations
+    return Price(total, macs, 1, layer.weights, work.operations - 1)
+
+
 def op_price(op: Op, size: Size, channels: int | None) -> Price:
     """Price of one operation as it stands, at the size of its input."""
     width = channels or UNKNOWN_CHANNELS
@@ -108,6 +116,8 @@ def op_price(op: Op, size: Size, channels: int | None) -> Price:
     if isinstance(op, Affine):
         if op.layer:
             own = layer_price(op.shape, size)
+            if op.work is not None:
+                return _measured(op.work, own, prod(out_size(op.shape, size)))
             return own if not op.computed else replace(own, total=own.total + 2 * own.weights, others=own.others + 1)
         if op.paradigm in ("identity", "slice"):
             return Price()

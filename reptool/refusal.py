@@ -27,6 +27,9 @@ class Code(str, Enum):
     RANK_UNKNOWN = "rank-unknown"
     BROADCAST = "broadcast"
     DATA_DEPENDENT = "data-dependent"
+    # --- modules read by their impulse response (impulse.py, trials.py, opaque.py)
+    OPAQUE = "opaque"
+    NOT_AFFINE = "not-affine"
     # --- planning and ownership (analyse.py, choose.py, surgery/)
     DEARER = "dearer"
     READ_ELSEWHERE = "read-elsewhere"

@@ -14,7 +14,7 @@ from reptool.rules import rules_of
 
 def report_of(model: nn.Module, plan: Plan, measured: dict[str, Values]) -> Report:
     """The report on a plan and what was measured."""
-    out = Report(type(model).__name__, untraced=dict(plan.untraced))
+    out = Report(type(model).__name__, untraced=dict(plan.untraced), refusals=list(plan.unseen))
     norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     gone_norms = gone_layers = 0
     for unit in plan.units:
@@ -32,6 +32,7 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Values]) -> Repo
             )
             full = [".".join(p for p in (unit.prefix, o) if p) for o in absorbed]
             name = layer_name(unit, site)
+            out.impulses.update({p: plan.impulses[p] for p in full if p in plan.impulses})
             errors = measured.get(unit.prefix, {}).get(site, (None,))[0]
             if name in seen:
                 continue

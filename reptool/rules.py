@@ -11,7 +11,7 @@ from reptool.ops import Affine, Sum, View
 
 RULES = (
     "conv_bn", "bn_conv", "branch_add", "branch_concat", "kernel_size", "sequential", "shortcut", "avg_pool", "scale",
-    "padding", "slice", "linear", "weights",
+    "padding", "slice", "linear", "weights", "impulse",
 )  # fmt: skip
 
 
@@ -31,8 +31,9 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
                 "scale": {"scale"},
                 "padding": {"padding"},
                 "slice": {"slice"},
+                "impulse": {"impulse"},
             }.get(op.paradigm, set())
-            if op.computed:
+            if op.computed and op.work is None:
                 rules.add("weights")
             if op.layer and any(n is not node and n in _upstream(node, form, found) for n in layers):
                 rules.add("sequential")

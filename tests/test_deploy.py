@@ -309,6 +309,27 @@ def test_include_and_exclude_take_patterns_of_paths(include: Any, exclude: Any, 
     same(model, deployed, images())
 
 
+class Applied(torch.autograd.Function):
+    """A layer inside of an autograd function."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
+        """Run it."""
+        return layer(x)  # type: ignore[no-any-return]
+
+
+class Unread(nn.Module):
+    """A layer that no tracer sees."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run it."""
+        return Applied.apply(x, self.layer)  # type: ignore[no-any-return]
+
+
 RULE_CASES: dict[str, tuple[Callable[[], nn.Module], list[str], bool]] = {
     "conv_bn": (lambda: nn.Sequential(conv(4, 4), nn.BatchNorm2d(4)), [], False),
     "bn_conv": (lambda: nn.Sequential(nn.BatchNorm2d(4), conv(4, 4, padding=0)), [], False),
@@ -323,6 +344,7 @@ RULE_CASES: dict[str, tuple[Callable[[], nn.Module], list[str], bool]] = {
     "slice": (Cropped, [], False),
     "linear": (Last, ["sequential"], False),
     "weights": (lambda: nn.Sequential(weight_norm(conv(4, 4)), nn.ReLU()), [], False),
+    "impulse": (lambda: nn.Sequential(conv(4, 4), nn.ReLU(), Unread(conv(4, 4))), [], False),
 }
 
 

@@ -127,6 +127,11 @@ def shape_of_inner(self: Any, x: Tensor) -> Tensor:
     return self.b(y).reshape(y.shape[0], -1)  # type: ignore[no-any-return]
 
 
+def squashed(self: Any, x: Tensor) -> Tensor:
+    """Affine until a million."""
+    return x.clamp(-1e6, 1e6) if float(x.sum()) > -1e30 else x
+
+
 CASES = [
     Case(Code.CHANNELS, lambda: net(lambda self, x: self.a(x) + x, a=conv(1, 8)), "add", lambda: images(1)),
     Case(
@@ -189,6 +194,15 @@ CASES = [
         vary=False,
     ),
     Case(Code.DATA_DEPENDENT, lambda: net(lambda self, x: self.a(x)[:, :, :4], a=conv(4, 4)), "getitem"),
+    Case(
+        Code.OPAQUE,
+        lambda: nn.Sequential(net(lambda self, x: x.amax((2, 3)))),
+        "[0]",
+        given=True,
+        vary=False,
+        options={"affine": "0"},
+    ),
+    Case(Code.NOT_AFFINE, lambda: nn.Sequential(net(squashed)), "[0]", given=True, options={"affine": "0"}),
     Case(Code.DEARER, lambda: nn.Sequential(conv(4, 4, bias=False), conv(4, 4, padding=0)), "[1]"),
     Case(Code.READ_ELSEWHERE, lambda: net(shape_of_inner, a=conv(4, 64, 1, bias=False), b=conv(64, 4)), "a"),
     Case(

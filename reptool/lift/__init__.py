@@ -19,6 +19,7 @@ from reptool.lift.padding import fill, pad_function, pad_module
 from reptool.lift.pooling import pool_function, pool_module
 from reptool.lift.reading import Context as Context
 from reptool.lift.reading import Lifted as Lifted
+from reptool.lift.reading import source_of
 from reptool.lift.slices import cat, getitem, unshuffle_function, unshuffle_module
 from reptool.lift.transposed import transposed_function, transposed_module
 from reptool.lift.views import flatten_function, flatten_module, permute, transpose
@@ -76,6 +77,8 @@ def lift(node: fx.Node, ctx: Context) -> Lifted:
     """
     if node.meta["const"]:
         return None
+    if node.op == "call_module" and "opaque" in node.meta:
+        return _opaque_module(node, ctx)
     if node.op == "call_module":
         handler = _module_handler(node.meta.get("module"))
         if handler is None or node.meta.get("kind") == "unknown":
@@ -90,6 +93,12 @@ def lift(node: fx.Node, ctx: Context) -> Lifted:
         function = FUNCTIONS.get(name)
         return function(node, ctx) if function else None
     return None
+
+
+def _opaque_module(node: fx.Node, ctx: Context) -> Lifted:
+    """A module whose code is not read: what its impulse response says, where that may be asked for."""
+    source = source_of(node, node.args[0], ctx) if len(node.args) == 1 and not node.kwargs else None
+    return None if source is None else ctx.opaque(node, source)
 
 
 def _module_handler(module: Any) -> Callable[[fx.Node, nn.Module, Context], Lifted] | None:

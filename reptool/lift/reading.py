@@ -28,8 +28,9 @@ class Context:
         cone: Callable[[fx.Node], tuple[str, ...]],
         behind: Callable[[fx.Node], int | None],
         ops: dict[fx.Node, Op],
+        opaque: Callable[[fx.Node, fx.Node], Lifted] = lambda node, source: None,
     ) -> None:
-        self.ops = ops
+        self.ops, self.opaque = ops, opaque
         self.constant, self.exact, self.read, self.cone = constant, exact, read, cone
         self.rank, self.channels, self.behind = rank, channels, behind
 

@@ -134,7 +134,7 @@ class Wiring:
                 continue
             path = full[len(self.prefix) :]
             inner = self.surgeon.modules.get(path)
-            if inner is None:
+            if inner is None or path in state.gone:
                 continue
             read = self._loads_of(type(inner), "forward")
             for site in self._reached(state, path, read):
@@ -302,7 +302,7 @@ class Wiring:
             elif not args and not kwargs and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
                 args.append(Input(parameter.name))
         recorder = Recorder(root, self.trace.prefix)
-        recorder.closed = state.closed
+        recorder.closed, recorder.named = state.closed, self.surgeon.found.facts.recorder.named
         try:
             return recorder, recorder.run(tuple(args), kwargs, path, name)
         except Exception:
@@ -319,7 +319,8 @@ class Wiring:
         if any(e.questions for e in all_events(trace.top)) or set(trace.opaque) & state.open:
             return set(state.patterns)
         reads = resolve(trace.graph)
-        found = analyse(trace.graph, reads, Facts(recorder, reads, {}), {}, trace.escaped, self.values)
+        facts = Facts(recorder, reads, {}, self.surgeon.found.facts.responses)
+        found = analyse(trace.graph, reads, facts, {}, trace.escaped, self.values)
         surgeon = Surgeon(trace, found, self.surgeon.hooked, self.surgeon.tied, self.surgeon.held)
         sites = list(self._instances(state, surgeon))
         bad = surgeon.check(sites)
