@@ -56,8 +56,8 @@ def analyse(
     found = Analysis(graph, reads, facts, facts.ops)
     facts.ops.clear()
     ctx = Context(
-        facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind, facts.ops,
-        facts.opaque,
+        facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind, facts.dtype,
+        facts.ops, facts.opaque,
     )  # fmt: skip
     for node in graph.nodes:
         refusal = blocked.get(node)

@@ -20,8 +20,9 @@ from reptool._nodes import barrier, metadata_read, tensor_kind
 from reptool._value import Attribute, Value
 from reptool.evaluate import Evaluation
 from reptool.module_kinds import foreign_hooks, own_methods, package_of, stock_forward
-from reptool.outside import kept_outside, written_constants
+from reptool.outside import kept_outside, written_constants, written_so_far
 from reptool.patches import DRAWS, dice_state, dice_untouched, patched
+from reptool.reads import mutated_argument
 from reptool.trace import CaptureLimitError, Event, Input, Question, Trace, Unanswerable
 from reptool.walk import map_values, nodes_in, rebuilt
 
@@ -50,6 +51,7 @@ class Recorder:
         self.watched = watched
         self.guessed = False  # whether the inputs were made up: then every answer is one that may be wrong
         self.knows_inputs = False
+        self.writes_constants = False
         self.escapes: set[fx.Node] = set()
         self.closed: Callable[[str], str] | None = None  # kind of value of a module that need not be opened, or ''
         self.named: frozenset[str] = frozenset()  # paths the caller says are affine: not opened
@@ -69,6 +71,8 @@ class Recorder:
         if op in ("call_function", "call_method") and not node.all_input_nodes:
             node.meta["const"] = getattr(target, "__name__", target) not in DRAWS
         node.meta["kind"] = tensor_kind(node)
+        written = mutated_argument(node) if op != "call_module" else None
+        self.writes_constants |= written is not None and written.meta["const"]
         self.stack[-1].items.append(node)
         return self.hand(node)
 
@@ -131,6 +135,8 @@ class Recorder:
         try:
             if self.guessed and what in ("length", "membership") and node.op == "placeholder":
                 raise Unanswerable(f"{node.name} was taken for an image, and is asked for its {what}")
+            if node.meta["const"] and self.writes_constants and written_so_far(self.graph, node):
+                raise Unanswerable(f"{node.name} was written in place, and is asked for its {what}")
             answer = read(self.evaluate(node))
         except Exception as error:
             self.unanswered = error  # the code may catch it and go another way than it does on data

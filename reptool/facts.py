@@ -28,6 +28,7 @@ _SAME_SHAPE = {
     "clone", "detach", "neg", "exp", "sqrt", "rsqrt", "abs", "clamp", "clamp_", "barrier", "to", "float", "half",
     "pow", "square", "sin", "cos", "type_as", "normalize", "setitem",
 }  # fmt: skip
+_CASTS = {"to", "float", "half", "type_as"}
 _RANKED_MODULES = tuple(
     (getattr(nn, f"{kind}{n}d"), n + 2)
     for kind in ("Conv", "ConvTranspose", "MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "BatchNorm")
@@ -142,7 +143,8 @@ class Facts:
     def _infer_rank(self, node: fx.Node) -> int | None:
         op = self.ops.get(node)
         if isinstance(op, Affine) and op.shape.axes:
-            return len(op.shape.axes) + 2
+            shape = self.shape(node) if len(op.shape.axes) == 1 else None  # [C, L] without a batch has one axis too
+            return len(op.shape.axes) + 2 if shape is None else len(shape)
         if isinstance(op, (Affine, Sum, Concat)):
             known = [r for r in map(self.rank, op.sources) if r is not None]
             return max(known) if known else None
@@ -273,6 +275,36 @@ class Facts:
                 break
         shape = self.shape(node)
         return shape[-1 - behind] if shape is not None and len(shape) > behind else None
+
+    def dtype(self, node: fx.Node) -> torch.dtype | None:
+        """The dtype of a value: that of the weights of the layer it comes from, or of the example; None if unknown."""
+        if self.recorder.knows_inputs:
+            try:
+                value = self.recorder.evaluate(node)
+            except Unanswerable:
+                value = None
+            return value.dtype if isinstance(value, Tensor) else None
+        at: fx.Node | None = node
+        while at is not None:
+            op = self.ops.get(at)
+            if isinstance(op, Affine) and op.layer:
+                held = self._parameter(at)
+                return None if held is None else held.dtype
+            if isinstance(op, Affine):
+                at = op.source
+            elif keeps_shape(at) and name_of(at) not in _CASTS and at.args and isinstance(at.args[0], fx.Node):
+                at = at.args[0]
+            else:
+                return None
+        return None
+
+    def _parameter(self, node: fx.Node) -> Tensor | None:
+        """A weight of a layer."""
+        if node.op == "call_module":
+            return next((p for p in node.meta["module"].parameters() if p.is_floating_point()), None)
+        weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+        value = self.constant(weight) if isinstance(weight, fx.Node) and weight.meta["const"] else None
+        return value if isinstance(value, Tensor) else None
 
     def channels_expected(self, node: fx.Node) -> int | None:
         """Channels that a layer reading this value expects, None when no reader tells."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import operator
 from typing import TYPE_CHECKING
 
 from torch import fx
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def written_constants(graph: fx.Graph) -> None:
-    """A parameter, buffer or constant that the forward writes is none: it differs from call to call."""
+    """A parameter, buffer or constant that the forward writes is none: it differs from call to call.
+
+    One computed in this call (``w = self.a.clone(); w[0] = 0``) differs before and after the write, and is none either.
+    """
     writes = [n for n in graph.nodes if (w := mutated_argument(n)) is not None and w.meta["const"]]
     if not writes:
         return
@@ -27,12 +31,36 @@ def written_constants(graph: fx.Graph) -> None:
         root = reads.storage.get(written, written)
         if root.op == "get_attr":
             node.meta["event"].effects.append(f"writes {root.target!r} in place")
+        if root.op == "get_attr" or not _is_step(node, written, root):
             stack.append(root)
     while stack:
         node = stack.pop()
         if node.meta["const"]:
             node.meta["const"] = False
             stack += node.users
+
+
+def _is_step(node: fx.Node, written: fx.Node, root: fx.Node) -> bool:
+    """Whether nobody but `node` reads what it writes: ``self.var.add(eps).rsqrt_()`` is as good as ``.rsqrt()``."""
+    whole = written is root or mutated_argument(written) is not None
+    return whole and node.target is not operator.setitem and "out" not in node.kwargs and len(written.users) == 1
+
+
+def written_so_far(graph: fx.Graph, node: fx.Node) -> bool:
+    """Whether something that a constant is made of has been written in place."""
+    writes = [w for n in graph.nodes if (w := mutated_argument(n)) is not None and w.meta["const"]]
+    if not writes:
+        return False
+    storage = resolve(graph).storage
+    roots = {storage.get(w, w) for w in writes}
+    stack, seen = [node], {node}
+    while stack:
+        at = stack.pop()
+        if storage.get(at, at) in roots:
+            return True
+        stack += [n for n in at.all_input_nodes if n not in seen]
+        seen.update(at.all_input_nodes)
+    return False
 
 
 def kept_outside(recorder: Recorder, top: Event) -> None:

@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 _FACTORIES = (
     "zeros", "ones", "empty", "full", "arange", "linspace", "tensor", "as_tensor", "eye", "meshgrid",
 )  # fmt: skip
+_SCALARS = (
+    "add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "pow",
+    "float_power", "remainder", "fmod", "lerp", "addcmul", "addcdiv", "addmm", "addbmm", "addmv", "addr", "baddbmm",
+    "clamp", "clip", "clamp_min", "clamp_max", "where", "isin", "masked_fill", "index_fill", "index_add", "scatter",
+    "full_like", "fill", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift",
+    "bucketize", "searchsorted", "copysign", "atan2", "xlogy", "celu", "threshold", "hardshrink", "norm", "dist",
+    "logspace", "scalar_tensor", "result_type", "eq", "ne", "lt", "le", "gt", "ge",
+)  # fmt: skip
+"""Functions of torch that may ask whether an argument is a number: they look into what says it is a tensor."""
 DRAWS = ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson")
 _MODES = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled")
 _MATH = ("ceil", "floor", "sqrt", "prod", "log", "log2", "trunc")
@@ -143,7 +152,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
         replace(torch, name, drawn(getattr(torch, name)))
     for name in _MODES:
         replace(torch, name, asked(getattr(torch, name)))
-    for name in _FACTORIES:
+    for name in (*_FACTORIES, *_SCALARS):
         replace(torch, name, lifted(getattr(torch, name)))
     for name in _MATH:
         replace(math, name, lifted(getattr(math, name)))

@@ -26,6 +26,7 @@ class Code(str, Enum):
     POOL_GEOMETRY = "pool-geometry"
     RANK_UNKNOWN = "rank-unknown"
     BROADCAST = "broadcast"
+    DTYPE = "dtype"
     DATA_DEPENDENT = "data-dependent"
     # --- modules read by their impulse response (impulse.py, trials.py, opaque.py)
     OPAQUE = "opaque"

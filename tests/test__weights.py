@@ -56,4 +56,4 @@ def test_stacked_parametrizations_become_one_plain_weight() -> None:
     x = torch.randn(5, 4)
     deployed = reptool.deploy(model, x)
     assert torch.allclose(deployed(x), model(x), rtol=1e-4, atol=1e-5)
-    assert [n for n, _ in deployed.named_parameters()] == ["0.weight", "0.bias"]
+    assert {n for n, _ in deployed.named_parameters()} == {"0.weight", "0.bias"}

@@ -193,6 +193,14 @@ CASES = [
         "mul",
         vary=False,
     ),
+    Case(
+        Code.DTYPE,
+        lambda: net(
+            lambda self, x: self.a(x.long() * self.scale), a=conv(4, 4), scale=nn.Parameter(torch.randn(4, 1, 1))
+        ),
+        "mul",
+        given=True,
+    ),
     Case(Code.DATA_DEPENDENT, lambda: net(lambda self, x: self.a(x)[:, :, :4], a=conv(4, 4)), "getitem"),
     Case(
         Code.OPAQUE,

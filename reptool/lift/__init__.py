@@ -11,8 +11,8 @@ from typing import Any
 from torch import fx, nn
 
 from reptool._nodes import name_of
-from reptool.lift.arithmetic import add, addcmul, div, lerp, mul, neg
-from reptool.lift.convolutions import conv_function, conv_module, linear_function, linear_module
+from reptool.lift.arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg
+from reptool.lift.convolutions import addmm, conv_function, conv_module, linear_function, linear_module, matmul
 from reptool.lift.identities import dropout_function, dropout_module, identity_module, passthrough
 from reptool.lift.norms import norm_function, norm_module
 from reptool.lift.padding import fill, pad_function, pad_module
@@ -20,7 +20,7 @@ from reptool.lift.pooling import pool_function, pool_module
 from reptool.lift.reading import Context as Context
 from reptool.lift.reading import Lifted as Lifted
 from reptool.lift.reading import source_of
-from reptool.lift.slices import cat, getitem, unshuffle_function, unshuffle_module
+from reptool.lift.slices import cat, getitem, index_select, narrow, unshuffle_function, unshuffle_module
 from reptool.lift.transposed import transposed_function, transposed_module
 from reptool.lift.views import flatten_function, flatten_module, permute, transpose
 
@@ -59,6 +59,11 @@ FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     **dict.fromkeys(("neg", "neg_", "negative"), neg),
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
     "getitem": getitem,
+    "narrow": narrow,
+    "index_select": index_select,
+    "addcdiv": addcdiv,
+    **dict.fromkeys(("matmul", "mm"), matmul),
+    "addmm": addmm,
     "setitem": fill,
     "pixel_unshuffle": unshuffle_function,
     "lerp": lerp,

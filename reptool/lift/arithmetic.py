@@ -102,17 +102,37 @@ def lerp(node: fx.Node, ctx: Context) -> Lifted:
 
 
 def addcmul(node: fx.Node, ctx: Context) -> Lifted:
-    """``addcmul(c, x, g, value=v) = c + v g x`` with constants `c` and `g` per channel."""
+    """``addcmul(c, x, g, value=v) = c + v g x`` with a constant `g` per channel; `c` a constant or a value."""
     given = arguments(node, ("input", "tensor1", "tensor2", "value"), {"value": 1})
     if given is None or not is_number(given["value"]):
         return None
-    a, b = given["tensor1"], given["tensor2"]
+    a, b, value = given["tensor1"], given["tensor2"], float(given["value"])
     if varies(b):
         a, b = b, a
-    shift = given["input"]
-    if not (varies(a) and is_constant(b) and is_constant(shift)) or not all(isinstance(t, fx.Node) for t in (b, shift)):
+    return _shifted(node, given["input"], a, b, ctx, lambda v: (v * value, None))
+
+
+def addcdiv(node: fx.Node, ctx: Context) -> Lifted:
+    """``addcdiv(c, x, g, value=v) = c + v x / g`` with a constant `g` per channel; `c` a constant or a value."""
+    given = arguments(node, ("input", "tensor1", "tensor2", "value"), {"value": 1})
+    if given is None or not is_number(given["value"]):
         return None
-    scaled = _channel_map(node, a, b, ctx, lambda v: (v * float(given["value"]), None), False)
+    value = float(given["value"])
+    return _shifted(node, given["input"], given["tensor1"], given["tensor2"], ctx, lambda v: (value / v, None))
+
+
+def _shifted(
+    node: fx.Node, shift: Any, a: Any, b: Any, ctx: Context, make: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+) -> Lifted:
+    """``shift + scale(b) a`` with a constant `b`."""
+    if not (varies(a) and isinstance(b, fx.Node) and is_constant(b) and isinstance(shift, fx.Node)):
+        return None
+    scaled = _channel_map(node, a, b, ctx, make, False)
+    if varies(shift):
+        read = source_of(node, shift, ctx)
+        if not isinstance(scaled, Affine) or read is None:
+            return scaled if isinstance(scaled, Refusal) else None
+        return Sum([read, scaled.source], [None, scaled.load()], scaled.owners)
     moved = _channel_map(node, a, shift, ctx, lambda v: (torch.ones_like(v), v), True)
     if not isinstance(scaled, Affine) or not isinstance(moved, Affine):
         return scaled if not isinstance(scaled, Affine) else moved

@@ -16,10 +16,14 @@ def along_channels(
     value: Any, exact: Tensor | float, source: fx.Node, ctx: Context
 ) -> tuple[Kernel, Tensor] | Refusal | None:
     """The shape of a per-channel constant as a kernel, and the constant ``[C]`` (or ``[1]``)."""
+    refusal = _changes_dtype(value, ctx.dtype(source))
+    if refusal is not None:
+        return refusal
     if is_number(value):
         return Kernel(None, None), torch.full((1,), float(exact), dtype=torch.float64)
-    if not isinstance(value, Tensor) or not isinstance(exact, Tensor) or not value.is_floating_point():
+    if not isinstance(value, Tensor) or not isinstance(exact, Tensor) or value.is_complex():
         return None
+    exact = exact.double()
     if value.numel() == 1:
         rank = ctx.rank(source)
         if value.dim() > 1 and (rank is None or value.dim() > rank):
@@ -45,3 +49,14 @@ def along_channels(
     if known is not None and known != count:
         return Refusal(Code.BROADCAST, f"a constant of {count} channels on a value of {known}")
     return Kernel(Channels.grouped(count, count, count), (Axis(),) * behind), exact.reshape(count)
+
+
+def _changes_dtype(value: Any, dtype: torch.dtype | None) -> Refusal | None:
+    """Whether arithmetic with this constant gives another dtype than the value has (unknown: taken for the same)."""
+    if dtype is None:
+        return None
+    if not dtype.is_floating_point:
+        return Refusal(Code.DTYPE, f"arithmetic on a value of {dtype}: no layer reads that")
+    if isinstance(value, Tensor) and value.dim() and torch.promote_types(dtype, value.dtype) != dtype:
+        return Refusal(Code.DTYPE, f"a constant of {value.dtype} on a value of {dtype} gives {value.dtype}")
+    return None

@@ -9,7 +9,18 @@ from torch import Tensor, fx, nn
 
 from reptool._weights import exact_tensors, has_computed_weight
 from reptool.kernel import Axis, Border, Channels, Kernel
-from reptool.lift.reading import Context, Lifted, arguments, cone_of, exact_pair, ints, is_computed, shape_of, source_of
+from reptool.lift.reading import (
+    Context,
+    Lifted,
+    arguments,
+    cone_of,
+    exact_pair,
+    ints,
+    is_computed,
+    is_constant,
+    shape_of,
+    source_of,
+)
 from reptool.ops import Affine
 from reptool.refusal import Code, Refusal
 
@@ -125,3 +136,43 @@ def linear_function(node: fx.Node, ctx: Context) -> Lifted:
         node, source_of(node, given["input"], ctx), (), shape, 1, bias is not None,
         lambda: exact_pair(ctx, weight, bias), cone_of(ctx, weight, bias), "linear", is_computed(weight, bias),
     )  # fmt: skip
+
+
+def _times_matrix(node: fx.Node, source: Any, matrix: Any, bias: Any, ctx: Context) -> Lifted:
+    """``x @ W (+ b)`` with a constant matrix ``W [C, O]``: a linear layer with the weight ``W^T``."""
+    if not isinstance(matrix, fx.Node) or not matrix.meta["const"] or source_of(node, source, ctx) is None:
+        return None
+    shape = shape_of(ctx.constant(matrix))
+    if shape is None or len(shape) != 2:
+        return None
+    given = None if bias is None else shape_of(ctx.constant(bias)) if isinstance(bias, fx.Node) else ()
+    if bias is not None and (given != (shape[1],) or not bias.meta["const"]):
+        return None
+
+    def values() -> tuple[Tensor, Tensor | None]:
+        weight, held = exact_pair(ctx, matrix, bias)
+        return weight.t(), held
+
+    return _layer(
+        node, source_of(node, source, ctx), (), shape[::-1], 1, bias is not None,
+        values, cone_of(ctx, matrix, bias), "linear", is_computed(matrix, bias),
+    )  # fmt: skip
+
+
+def matmul(node: fx.Node, ctx: Context) -> Lifted:
+    """``matmul`` and ``mm`` of a value with a constant matrix on its right."""
+    given = arguments(node, ("input", "other"), {})
+    if given is None:
+        given = arguments(node, ("input", "mat2"), {})
+    if given is None or len(given) != 2:
+        return None
+    source, matrix = given.values()
+    return _times_matrix(node, source, matrix, None, ctx)
+
+
+def addmm(node: fx.Node, ctx: Context) -> Lifted:
+    """``addmm`` of a constant vector, a value and a constant matrix."""
+    given = arguments(node, ("input", "mat1", "mat2"), {})
+    if given is None or len(given) != 3 or not is_constant(given["input"]):
+        return None
+    return _times_matrix(node, given["mat1"], given["mat2"], given["input"], ctx)

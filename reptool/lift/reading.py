@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, fx
 
 from reptool.kernel import Kernel, identity
@@ -27,12 +29,13 @@ class Context:
         channels: Callable[[fx.Node, int], int | None],
         cone: Callable[[fx.Node], tuple[str, ...]],
         behind: Callable[[fx.Node], int | None],
+        dtype: Callable[[fx.Node], torch.dtype | None],
         ops: dict[fx.Node, Op],
         opaque: Callable[[fx.Node, fx.Node], Lifted] = lambda node, source: None,
     ) -> None:
         self.ops, self.opaque = ops, opaque
         self.constant, self.exact, self.read, self.cone = constant, exact, read, cone
-        self.rank, self.channels, self.behind = rank, channels, behind
+        self.rank, self.channels, self.behind, self.dtype = rank, channels, behind, dtype
 
 
 def source_of(node: fx.Node, source: Any, ctx: Context) -> fx.Node | None:
@@ -104,8 +107,8 @@ def cone_of(ctx: Context, *nodes: Any) -> tuple[str, ...]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a Python number."""
-    return type(value) in (int, float)
+    """Whether this is a number of Python or numpy."""
+    return type(value) in (int, float) or isinstance(value, (np.integer, np.floating))
 
 
 def varies(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,18 +12,17 @@ from torch import fx, nn
 from reptool._nodes import name_of
 from reptool.fusions.shortcut import dirac_kernel
 from reptool.kernel import Axis, Channels, Kernel
-from reptool.lift.reading import Context, Lifted, arguments, fixed, handed_on, owned, source_of, varies
+from reptool.lift.reading import Context, Lifted, arguments, cone_of, fixed, handed_on, owned, source_of, varies
 from reptool.ops import Affine, Concat
 from reptool.refusal import Code, Refusal
 
 
 def cat(node: fx.Node, ctx: Context) -> Lifted:
     """A concatenation along the channels."""
-    given = arguments(node, ("tensors", "dim"), {"dim": 0})
-    if given is None:
+    given = arguments(node, ("tensors", "dim", "axis"), {"dim": 0})
+    if given is None or len(node.args) > 2:
         return None
-    if "axis" in node.kwargs:
-        return None
+    given["dim"] = given.get("axis", given["dim"])
     parts = given["tensors"]
     if not isinstance(parts, (tuple, list)) or not all(varies(p) for p in parts) or type(given["dim"]) is not int:
         return None
@@ -42,11 +42,13 @@ def _behind(dim: int, source: fx.Node, ctx: Context) -> int | None:
     return None if rank is None else rank - 1 - dim
 
 
-def _select_channels(source: fx.Node, behind: int, start: int, stop: int, total: int) -> Lifted:
-    channels = Channels.select(total, range(start, stop))
-    weight = dirac_kernel(stop - start, [1] * behind, stop - start).reshape(stop - start, 1, *[1] * behind)
-    kernel = Kernel(channels, (Axis(),) * behind, weight)
-    return Affine(source, kernel.shape_only(), lambda: kernel, paradigm="slice")
+def _select_channels(
+    source: fx.Node, axes: Sequence[Axis], picked: Sequence[int], total: int, owners: tuple[str, ...] = ()
+) -> Lifted:
+    rows = len(picked)
+    weight = dirac_kernel(rows, [1] * len(axes), rows).reshape(rows, 1, *[1] * len(axes))
+    kernel = Kernel(Channels.select(total, picked), tuple(axes), weight)
+    return Affine(source, kernel.shape_only(), lambda: kernel, owners, paradigm="slice")
 
 
 def getitem(node: fx.Node, ctx: Context) -> Lifted:
@@ -59,6 +61,10 @@ def getitem(node: fx.Node, ctx: Context) -> Lifted:
     if owner.meta.get("kind") not in ("tensor", "unknown"):
         return None
     keys = key if isinstance(key, tuple) else (key,)
+    if len(keys) > 1 and keys[0] == slice(None) and all(k == slice(None) or k is Ellipsis for k in keys[2:]):
+        picked = _picked(node, owner, keys[1], 1, ctx)
+        if picked is not None:
+            return picked
     if not all(isinstance(k, slice) or k is Ellipsis for k in keys):
         return None
     if any(isinstance(b, fx.Node) for k in keys if isinstance(k, slice) for b in (k.start, k.stop, k.step)):
@@ -81,24 +87,59 @@ def _slices(node: fx.Node, source: fx.Node, keys: Sequence[Any], ctx: Context) -
     if all(full):
         return handed_on(node, node.args[0], ctx)
     n = rank - 2
-    kernels: list[Kernel] = []
     axes = []
     for k in keys[2:]:
         axis = _slice_axis(k)
         if axis is None:
             return Refusal(Code.DATA_DEPENDENT, "a slice whose length depends on the size of its input", (node.name,))
         axes.append(axis)
-    if not all(full[2:]):
-        kernels.append(Kernel(None, tuple(axes), torch.ones(1, 1, *[1] * n, dtype=torch.float64)))
     if full[1]:
-        return fixed(node, source, kernels[0], paradigm="slice")
-    if kernels:
-        return None
+        ones = torch.ones(1, 1, *[1] * n, dtype=torch.float64)
+        return fixed(node, source, Kernel(None, tuple(axes), ones), paradigm="slice")
     total = ctx.channels(source, n)
-    if total is None or keys[1].step not in (None, 1):
+    rows = [] if total is None else range(*keys[1].indices(total))
+    return _select_channels(source, axes, rows, total, ()) if total is not None and len(rows) else None
+
+
+def _picked(node: fx.Node, owner: Any, index: Any, dim: int, ctx: Context) -> Lifted:
+    """Channels by a list of numbers or a constant tensor of them: a permutation, a repetition, a selection."""
+    source = source_of(node, owner, ctx)
+    behind = None if source is None else _behind(dim, source, ctx)
+    total = None if source is None or behind is None else ctx.channels(source, behind)
+    if isinstance(index, fx.Node) and index.meta["const"]:
+        value = ctx.constant(index)
+        whole = isinstance(value, torch.Tensor) and value.dim() == 1 and value.dtype in (torch.int64, torch.int32)
+        rows = value.tolist() if whole and value.device.type != "meta" else None
+    else:
+        rows = list(index) if isinstance(index, list) and all(type(i) is int for i in index) else None
+    if source is None or behind is None or total is None or not rows:
         return None
-    start, stop, _ = keys[1].indices(total)
-    return _select_channels(source, n, start, stop, total) if stop > start else None
+    if not all(-total <= i < total for i in rows):
+        return None
+    return _select_channels(source, (Axis(),) * behind, [i % total for i in rows], total, cone_of(ctx, index))
+
+
+def index_select(node: fx.Node, ctx: Context) -> Lifted:
+    """``index_select`` of channels by a constant."""
+    given = arguments(node, ("input", "dim", "index"), {})
+    if given is None or type(given.get("dim")) is not int or not isinstance(given.get("index"), fx.Node):
+        return None
+    return _picked(node, given["input"], given["index"], given["dim"], ctx)
+
+
+def narrow(node: fx.Node, ctx: Context) -> Lifted:
+    """``narrow`` of the channels."""
+    given = arguments(node, ("input", "dim", "start", "length"), {})
+    if given is None or not all(type(given.get(k)) is int for k in ("dim", "start", "length")):
+        return None
+    source = source_of(node, given["input"], ctx)
+    behind = None if source is None else _behind(given["dim"], source, ctx)
+    total = None if source is None or behind is None else ctx.channels(source, behind)
+    if source is None or behind is None or total is None or not 0 < given["length"] <= total:
+        return None
+    start = given["start"] % total
+    rows = range(start, start + given["length"])
+    return _select_channels(source, (Axis(),) * behind, rows, total) if rows.stop <= total else None
 
 
 def _slice_axis(key: slice) -> Axis | None:
@@ -120,6 +161,8 @@ def _part(node: fx.Node, owner: fx.Node, index: int, ctx: Context) -> Lifted:
         return None
     if name == "chunk":
         given = arguments(owner, ("input", "chunks", "dim"), {"dim": 0})
+    elif name == "tensor_split":
+        given = arguments(owner, ("input", "indices_or_sections", "dim"), {"dim": 0})
     else:
         given = arguments(owner, ("input", "split_size_or_sections", "dim"), {"dim": 0})
         if given is None:
@@ -144,7 +187,8 @@ def _part(node: fx.Node, owner: fx.Node, index: int, ctx: Context) -> Lifted:
         return None
     index %= len(sizes)
     start = sum(sizes[:index])
-    return _select_channels(source, behind, start, start + sizes[index], total)
+    rows = range(start, start + sizes[index])
+    return _select_channels(source, (Axis(),) * behind, rows, total) if rows else None
 
 
 def _piece_sizes(name: str, given: dict[str, Any], total: int) -> list[int] | None:
@@ -152,18 +196,26 @@ def _piece_sizes(name: str, given: dict[str, Any], total: int) -> list[int] | No
         if type(given["chunks"]) is not int:
             return None
         each = -(-total // given["chunks"])
+    elif name == "tensor_split":
+        return _uneven_sizes(given["indices_or_sections"], total)
     else:
         sections = given["split_size_or_sections"]
         if isinstance(sections, (list, tuple)):
-            return (
-                list(sections)
-                if all(type(s) is int for s in sections) and sum(sections) == total and name != "tensor_split"
-                else None
-            )
-        if type(sections) is not int or name == "tensor_split":
+            return list(sections) if all(type(s) is int for s in sections) and sum(sections) == total else None
+        if type(sections) is not int:
             return None
         each = sections
     return [min(each, total - i) for i in range(0, total, each)]
+
+
+def _uneven_sizes(sections: Any, total: int) -> list[int] | None:
+    """Sizes of the pieces of `tensor_split`: so many, the first ones larger by one, or cut at these places."""
+    if type(sections) is int:
+        return [total // sections + (i < total % sections) for i in range(sections)]
+    if not isinstance(sections, (list, tuple)) or not all(type(s) is int and 0 <= s <= total for s in sections):
+        return None
+    cuts = [0, *sections, total]
+    return [b - a for a, b in pairwise(cuts)] if sorted(cuts) == cuts else None
 
 
 def _unshuffle(node: fx.Node, source: Any, factor: Any, ctx: Context) -> Lifted:
