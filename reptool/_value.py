@@ -44,6 +44,7 @@ _PROPERTIES = frozenset(
         "is_leaf",
     ]
 )
+_FIXED = frozenset(["dtype", "device", "layout", "ndim", "requires_grad", "is_cuda", "is_meta", "itemsize", "shape"])
 _UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 
 
@@ -68,6 +69,8 @@ class Value:
     # a tensor to everybody who asks `isinstance(x, torch.Tensor)`
     @property  # type: ignore[misc]
     def __class__(self) -> type:
+        if self._node is not None and self._node.op == "placeholder":
+            self._recorder.asked_for_type(self._node, sys._getframe(1))
         return Tensor if self.node.meta.get("kind") == "tensor" else Value
 
     def __repr__(self) -> str:
@@ -92,6 +95,8 @@ class Value:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
+        if name in _FIXED and self.node.meta.get("listed"):
+            return getattr(self.node.meta["tensor"], name)
         if name in _PROPERTIES and self.node.meta.get("kind") == "tensor":
             return self._recorder.emit("call_function", getattr, (self, name), {})
         return Attribute(self, name)

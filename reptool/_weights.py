@@ -22,6 +22,13 @@ def has_computed_weight(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module) or any(is_weight_hook(h) for h in module._forward_pre_hooks.values())
 
 
+def has_weight_property(module: nn.Module) -> bool:
+    """Whether a class computes its weight in a property of its own: what is written there is not what it gives."""
+    if parametrize.is_parametrized(module):
+        return False
+    return any(isinstance(getattr(type(module), n, None), property) for n in ("weight", "bias"))
+
+
 def exact_tensors(module: nn.Module, *names: str) -> tuple[Any, ...]:
     """Tensors of a leaf module in float64, as its forward in eval mode would see them.
 

@@ -14,6 +14,7 @@ from reptool.opaque import is_named
 from reptool.options import Options, matches
 from reptool.rules import RULES
 
+FLOAT = ("NonDynamicallyQuantizableLinear", "FloatFunctional")  # float modules that live among the quantized ones
 REQUIREMENTS = ("no_batchnorm", "no_refusals", "all_traced")
 Patterns = str | Iterable[str] | None
 Affine = str | type | Iterable[str | type] | None
@@ -33,11 +34,7 @@ def check_model(model: Any) -> None:
         raise UnsupportedModelError(f"deploy takes an nn.Module, got a {type(model).__name__}")
     for path, module in model.named_modules():
         home = type(module).__module__
-        if (
-            "quantized" in home
-            and home.startswith(("torch.nn", "torch.ao"))
-            and "NonDynamically" not in type(module).__name__
-        ):
+        if "quantized" in home and home.startswith(("torch.nn", "torch.ao")) and type(module).__name__ not in FLOAT:
             raise UnsupportedModelError(
                 f"{path or type(model).__name__!r} is quantized ({type(module).__name__}); "
                 "deploy the float model, then quantize"

@@ -57,7 +57,7 @@ def analyse(
     facts.ops.clear()
     ctx = Context(
         facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind, facts.dtype,
-        facts.ops, facts.opaque,
+        facts.stated_rank, facts.ops, facts.opaque,
     )  # fmt: skip
     for node in graph.nodes:
         refusal = blocked.get(node)

@@ -8,23 +8,25 @@ opaque node; its children are captured by themselves afterwards.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
-from reptool._nodes import barrier, metadata_read, tensor_kind
+from reptool._nodes import barrier, tensor_kind
 from reptool._value import Attribute, Value
 from reptool.evaluate import Evaluation
-from reptool.module_kinds import foreign_hooks, own_methods, package_of, stock_forward
+from reptool.module_kinds import calls_itself, catches, foreign_hooks, own_methods, package_of, stock_forward
 from reptool.outside import kept_outside, written_constants, written_so_far
 from reptool.patches import DRAWS, dice_state, dice_untouched, patched
 from reptool.reads import mutated_argument
 from reptool.trace import CaptureLimitError, Event, Input, Question, Trace, Unanswerable
-from reptool.walk import map_values, nodes_in, rebuilt
+from reptool.walk import map_values, nodes_in, only_tensors, rebuilt
 
 MAX_NODES = 100_000
 MAX_DEPTH = 120
@@ -129,6 +131,12 @@ class Recorder:
                 node = self._get_attr(f"{owner}.{name}" if owner else name, tensor)
         return Value(node, self)
 
+    def listed(self, module: nn.Module, name: str, tensor: Tensor) -> Value:
+        """What code sees of a parameter or buffer that it gets from ``named_parameters`` and the like."""
+        value = self.parameter(module, name, tensor)
+        value.node.meta["listed"] = True  # its dtype and device are known for sure
+        return value
+
     # --- questions
     def ask(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:
         """Answer a question about a value, or raise `Unanswerable`."""
@@ -142,10 +150,14 @@ class Recorder:
             self.unanswered = error  # the code may catch it and go another way than it does on data
             raise
         if not node.meta["const"]:
-            minor = not self.guessed and _only_rank(node)
-            event = self.stack[-1]
-            (event.minor if minor else event.questions).append(Question(what, node.name, answer, node, read))
+            self.stack[-1].questions.append(Question(what, node.name, answer, node, read))
         return answer
+
+    def asked_for_type(self, node: fx.Node, frame: Any) -> None:
+        """The code asked of what type an input is: another one (a list of images) may go another way."""
+        home = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if self.active and home not in ("torch", "reptool") and len(self.stack) == 1:
+            self.stack[-1].questions.append(Question("type", node.name, "Tensor"))
 
     def evaluate(self, node: fx.Node) -> Any:
         """The concrete value of a constant, or a fake one of what depends on the inputs."""
@@ -174,6 +186,8 @@ class Recorder:
         watched = hooked or isinstance(module, self.watched)
         if watched:
             args, kwargs = self._barriers(args), self._barriers(kwargs)
+        if calls_itself(type(module)) is not None:
+            self.opaque.setdefault(path, f"{type(module).__name__} has a __call__ of its own")
         if path in self.opaque or path in self.named or stock_forward(module):
             out: Any = self._leaf(module, path, args, kwargs, hooked)
         elif self.closed is not None and self.closed(path):
@@ -222,6 +236,14 @@ class Recorder:
         out.node.meta["hooked"] = hooked
         if path in self.opaque or (path in self.named and not stock_forward(module)):
             out.node.meta.update(kind="unknown", opaque=self.opaque.get(path, ""))
+        elif isinstance(module, torch.jit.ScriptModule):
+            out.node.meta["kind"] = "unknown"
+        return out
+
+    def call_scripted(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record a call of a compiled function as one node that nothing is known of."""
+        out = self.emit("call_function", _Scripted(function), args, kwargs)
+        out.node.meta["kind"] = "unknown"
         return out
 
     def _open(self, module: nn.Module, path: str, args: Any, kwargs: Any, hooked: bool) -> Any:
@@ -230,6 +252,7 @@ class Recorder:
         event = Event(module, path, "forward", self.stack[-1], self.lower(args), self.lower(kwargs), hooked=hooked)
         self.stack[-1].items.append(event)
         self.stack.append(event)
+        self._ask_for_errors(event)
         self._watch_methods(module)
         try:
             out = module.forward(*args, **kwargs)
@@ -245,7 +268,19 @@ class Recorder:
             return self._leaf(module, path, args, kwargs, hooked)
         self.stack.pop()
         self._close(event, out)
+        self._hand_up(event)
         return out
+
+    def _ask_for_errors(self, event: Event) -> None:
+        """A method that catches errors does something else where an operation fails."""
+        function = inspect.getattr_static(type(event.module), event.method, None)
+        if catches(getattr(inspect.unwrap(function), "__code__", None) if function is not None else None):
+            event.questions.append(Question("errors", event.path or "<root>", None))
+
+    def _hand_up(self, event: Event) -> None:
+        """What a helper asked before it gave something else than tensors is the caller's question as well."""
+        if event.questions and event.parent is not None and not only_tensors(event.output):
+            event.parent.questions += event.questions
 
     def _close(self, event: Event, out: Any) -> None:
         event.output = self.lower(out)
@@ -275,11 +310,13 @@ class Recorder:
         event = Event(module, path, name, self.stack[-1], self.lower(args), self.lower(kwargs))
         self.stack[-1].items.append(event)
         self.stack.append(event)
+        self._ask_for_errors(event)
         try:
             out = method(*args, **kwargs)
         finally:
             self.stack.pop()
         self._close(event, out)
+        self._hand_up(event)
         return out
 
     # --- the whole run
@@ -294,6 +331,7 @@ class Recorder:
         with _LOCK, patched(self):
             self.active = True
             try:
+                self._ask_for_errors(top)
                 self._watch_methods(module)
                 if method != "forward":
                     out: Any = getattr(type(module), method)(module, *args, **kwargs)
@@ -307,6 +345,7 @@ class Recorder:
                     owner.__dict__.pop(name, None)
                 drawn = not dice_untouched(dice)
         self._check_answers()
+        self._check_constants()
         if drawn:
             raise Unanswerable("the forward draws random numbers that are no operation on tensors")
         self._close(top, out)
@@ -332,6 +371,14 @@ class Recorder:
         if self.unanswered is not None:
             raise Unanswerable(f"a question was asked and its error caught: {self.unanswered}")
 
+    def _check_constants(self) -> None:
+        """A constant that cannot be computed shows that the forward was run in a way in which it never runs."""
+        for node in list(self.graph.nodes):
+            if node.op != "call_function" or not node.meta["const"] or all(u.meta["const"] for u in node.users):
+                continue
+            if not any(n.meta["tensor"].is_meta for n in node.all_input_nodes if n.op == "get_attr"):
+                self.evaluate(node)
+
     def _placeholders(self, value: Any) -> Any:
         return rebuilt(value, lambda v: self._placeholder(v) if isinstance(v, Input) else v)
 
@@ -344,14 +391,6 @@ class Recorder:
         return self.hand(node)
 
 
-def _only_rank(node: fx.Node) -> bool:
-    """Whether a number depends on nothing but the rank, dtype or device of values."""
-    if metadata_read(node) == "rank":
-        return True
-    inputs = [n for n in node.all_input_nodes if not n.meta["const"]]
-    return bool(inputs) and node.meta.get("kind") in ("number", "dtype", "device") and all(map(_only_rank, inputs))
-
-
 class _Unregistered:
     """A module that is called but registered nowhere under the root."""
 
@@ -362,6 +401,18 @@ class _Unregistered:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
+
+
+class _Scripted:
+    """A function compiled by ``torch.jit.script``: it must never see a symbolic value."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.__name__ = f"scripted_{getattr(function, 'name', 'function')}"
+        self.__module__ = __name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
 
 
 class _Watched:

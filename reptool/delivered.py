@@ -53,6 +53,17 @@ def _expect(name: str, value: Any, *seen: Any) -> None:
         )
 
 
+def _expect_given(name: str, value: Any, default: Any, count: int | None) -> None:
+    """The guard of an optional argument that was given when the model was deployed."""
+    missing = len(value) != count if count is not None else not torch.is_tensor(value) and value is default
+    if missing:
+        what = f"{count} arguments in {name}" if count is not None else f"an argument {name}"
+        raise SpecializedError(
+            f"this method was deployed for {what}; deploy the model with example_inputs as it is called here, "
+            "or exclude this module"
+        )
+
+
 def _converted(self: nn.Module, *_: Any, **__: Any) -> nn.Module:
     """The model's own conversion, after reptool did it: nothing is left to do."""
     return self
@@ -101,7 +112,13 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
     body |= {n: _is_converted for n in CONVERTED if body and inspect.isfunction(getattr(cls, n, None))}
     for method in methods:
         scope = {name: find(module, qualname) for name, module, qualname in method.names}
-        scope.update(BUILTIN_NAMES, _expect=_expect, _sealed=_sealed, _original=getattr(cls, method.name))
+        scope.update(
+            BUILTIN_NAMES,
+            _expect=_expect,
+            _expect_given=_expect_given,
+            _sealed=_sealed,
+            _original=getattr(cls, method.name),
+        )
         scope.update(_holds=holds, _like=Like, _as_it_was=as_it_was)
         exec(compile(method.source, f"<reptool {cls.__name__}.{method.name}>", "exec"), scope)
         function = scope[method.name]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from reptool._copies import shallow_copy
@@ -26,6 +27,7 @@ from reptool.refusal import Code, Refusal
 from reptool.showing import Call, made_up, seen_calls
 from reptool.surgery import Site, Surgeon, Surgery
 from reptool.trace import CaptureLimitError, Event, Trace, Unanswerable, all_events
+from reptool.twice import mark_state
 from reptool.wiring import Wiring
 
 MAX_ROUNDS = 60
@@ -98,6 +100,8 @@ def make_plan(
         if id(module) in done:
             continue
         done.add(id(module))
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         if not hasattr(module, "forward") or type(module).forward is nn.Module.forward:
             queue += _children(prefix, module)
             continue
@@ -158,17 +162,25 @@ def _trace(
 ) -> tuple[Recorder, Trace] | str:  # fmt: skip
     recorder = Recorder(module, prefix, watched)
     recorder.named = affine
+
+    def again(inputs: tuple[Any, Any], trace: Trace) -> Trace:
+        other = Recorder(module, prefix, watched)
+        other.guessed, other.named = recorder.guessed, affine
+        other.opaque = dict(trace.opaque)
+        mark_state(trace.top, other.run(*inputs).top)
+        return trace
+
     try:
         inputs = unknown_inputs(module) if args is None else (placeholders(args, "input"), placeholders(kwargs, ""))
         try:
-            return recorder, recorder.run(*inputs)
+            return recorder, again(inputs, recorder.run(*inputs))
         except Unanswerable:
             guess = made_up(module, inputs) if args is None else None
             if guess is None:
                 raise
             recorder = Recorder(module, prefix, watched)
             recorder.guessed, recorder.named = True, affine
-            return recorder, recorder.run(*guess)
+            return recorder, again(guess, recorder.run(*guess))
     except CaptureLimitError as error:
         return str(error)
     except Exception as error:  # the user's forward may raise anything

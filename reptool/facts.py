@@ -49,6 +49,8 @@ class Facts:
         self, recorder: Recorder, reads: Reads, ops: dict[fx.Node, Op], responses: Responses | None = None
     ) -> None:
         self.recorder, self.reads, self.ops, self.responses = recorder, reads, ops, responses
+        self.shown = True  # whether the example inputs may be looked at
+        self._blind: Facts | None = None
         self._exact: dict[fx.Node, Any] = {}
         self._rank: dict[fx.Node, int | None] = {}
         self._by_readers: dict[fx.Node, int | None] = {}
@@ -130,9 +132,16 @@ class Facts:
             self._rank[node] = found
         return self._rank[node]
 
+    def stated_rank(self, node: fx.Node) -> int | None:
+        """The rank that the code itself fixes, whatever the example inputs are."""
+        if self._blind is None:
+            self._blind = Facts(self.recorder, self.reads, self.ops)
+            self._blind.shown = False
+        return self._blind.rank(node)
+
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
         """The shape of a value on the example inputs, None when nothing is known."""
-        if not self.recorder.knows_inputs:
+        if not self.recorder.knows_inputs or not self.shown:
             return None
         try:
             value = self.recorder.evaluate(node)

@@ -9,7 +9,9 @@ from torch import fx, nn
 from reptool.capture import Recorder
 from reptool.errors import InputError
 from reptool.inputs import placeholders, unknown_inputs
+from reptool.module_kinds import calls_itself
 from reptool.trace import all_events
+from reptool.twice import mark_state
 
 
 def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any]) -> fx.GraphModule:
@@ -23,9 +25,18 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
     Raises:
         InputError: the code asks about its inputs, or something in it cannot be put into a graph.
     """
+    if calls_itself(type(model)) is not None:
+        raise InputError(f"flatten=True would lose the __call__ of {type(model).__name__}; deploy without flatten")
     recorder = Recorder(model)
     inputs = unknown_inputs(model) if args is None else (placeholders(args, "input"), placeholders(kwargs, ""))
-    trace = recorder.run(*inputs)
+    try:
+        trace = recorder.run(*inputs)
+        mark_state(trace.top, Recorder(model).run(*inputs).top)
+    except Exception as error:  # the user's forward may raise anything
+        raise InputError(
+            f"flatten=True cannot follow the model ({type(error).__name__}: {error}); "
+            "give example_inputs, or deploy without flatten"
+        ) from error
     asked = [q for e in all_events(trace.top) for q in e.questions]
     if asked:
         raise InputError(
@@ -59,14 +70,18 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
             made.graph.erase_node(node)
     made.delete_all_unused_submodules()
     made.recompile()
-    return made.eval()
+    for module in made.modules():  # modules keep their own mode: a norm in training mode stays in it
+        if module is made or type(module) is nn.Module:
+            module.training = model.training
+    return made
 
 
 def _structure(value: Any, known: dict[fx.Node, fx.Node]) -> Any:
     if isinstance(value, fx.Node):
         return known[value]
     if isinstance(value, (tuple, list)):
-        return type(value)(_structure(v, known) for v in value)
+        parts = [_structure(v, known) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, dict):
         return {k: _structure(v, known) for k, v in value.items()}
     if value is None or isinstance(value, (int, float, str, bool)):

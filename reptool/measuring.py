@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reptool._copies import full_copy
 from reptool._report import Report
+from reptool.dice import kept_dice
 from reptool.engine import Unit, layer_name
 from reptool.errors import InputError, VerificationError
 from reptool.inputs import check_inputs_run
@@ -88,12 +89,13 @@ def _not_finite(unit: Unit, site: Site) -> list[str]:
 
 def reference_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: bool) -> tuple[Any, Any]:
     """The model's own output, and its output in float64 (None where it cannot run there, or if it is not `wide`)."""
-    own = check_inputs_run(full_copy(model), cloned(args), cloned(kwargs))
+    with kept_dice():
+        own = check_inputs_run(full_copy(model), cloned(args), cloned(kwargs))
     if not wide:
         return own, None
     try:
         double = full_copy(model).double()
-        with torch.no_grad():
+        with torch.no_grad(), kept_dice():
             exact = double(*cloned(args, True), **cloned(kwargs, True))
     except Exception:  # a model that fixes a dtype in its code
         exact = None
@@ -126,7 +128,7 @@ def compare_whole(
     """Compare the whole deployed model with the original on the example inputs."""
     assert reference is not None
     own, exact = reference
-    with torch.no_grad():
+    with torch.no_grad(), kept_dice():
         out = full_copy(target)(*cloned(args), **cloned(kwargs))
     dtypes = [t.dtype for t in tensors_in(own)] or [torch.float32]
     floor = max(MODEL_FLOOR, 40 * max(torch.finfo(d).eps for d in dtypes))

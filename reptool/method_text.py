@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,17 +43,36 @@ def header_of(signature: inspect.Signature) -> str:
     return ", ".join(["self", *(_parameter_text(p) for p in _with_markers(rest))])
 
 
-def guarded_method(cls: type, name: str, seen: Mapping[str, list[Any]]) -> Method | None:
-    """The method as it is, behind a check that these arguments are among those it was seen with."""
+def guarded_method(
+    cls: type,
+    name: str,
+    seen: Mapping[str, list[Any]],
+    given: Mapping[str, Any] = MappingProxyType({}),
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> Method | None:
+    """The method as it is, behind a check that it is called as it was seen to be.
+
+    Args:
+        cls: the class of the module.
+        name: of the method.
+        seen: arguments that must be among these constants.
+        given: optional arguments that must be given, a tuple where their number matters.
+        settings: attributes of the module that must be what they were.
+    """
     signature = inspect.signature(getattr(cls, name))
     try:
         known = {n: ", ".join(dict.fromkeys(literal(v, n) for v in values)) for n, values in seen.items()}
         checks = [f"    _expect({n!r}, {n}, {values})" for n, values in known.items()]
+        for n, value in given.items():
+            count = len(value) if isinstance(value, tuple) else None
+            default = "None" if count is not None else literal(signature.parameters[n].default, n)
+            checks.append(f"    _expect_given({n!r}, {n}, {default}, {count})")
+        checks += [f"    _expect({f'self.{n}'!r}, self.{n}, {literal(v, n)})" for n, v in settings.items()]
         header = header_of(signature)
     except CannotCutError:
         return None
-    given = ", ".join(["self", *(_pass_on(p) for p in list(signature.parameters.values())[1:])])
-    lines = [f"def {name}({header}):", *checks, f"    return _original({given})"]
+    passed = ", ".join(["self", *(_pass_on(p) for p in list(signature.parameters.values())[1:])])
+    lines = [f"def {name}({header}):", *checks, f"    return _original({passed})"]
     return Method(name, "\n".join(lines) + "\n", ())
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dis
+import functools
 import inspect
+import itertools
 from typing import Any
 
-from torch import nn
+import torch
+from torch import fx, nn
 
 from reptool._weights import is_weight_hook
 
 
 def stock_forward(module: nn.Module) -> bool:
     """Whether `module` runs a forward of torch.nn itself (a subclass that adds nothing counts)."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True  # compiled: there is no code to follow
     bound = module.__dict__.get("forward")
     function = getattr(bound, "__func__", None) if bound is not None else type(module).forward
     home = getattr(function, "__module__", "") or ""
@@ -41,6 +47,26 @@ def own_methods(cls: type) -> tuple[str, ...]:
             queue.append(function)
     _METHODS[cls] = tuple(found)
     return _METHODS[cls]
+
+
+def calls_itself(cls: type) -> type | None:
+    """The class that gives modules of `cls` a ``__call__`` of their own, which does more than run the forward."""
+    for c in cls.__mro__:
+        if c is nn.Module or (c.__module__ or "").startswith("torch."):
+            return None
+        if "__call__" in vars(c) and not issubclass(cls, fx.GraphModule):
+            return c
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def catches(code: Any) -> bool:
+    """Whether a function has an ``except`` clause."""
+    if code is None:
+        return False
+    names = [i.opname for i in dis.get_instructions(code) if i.opname != "CACHE"]
+    bare = any(a == "PUSH_EXC_INFO" and b == "POP_TOP" for a, b in itertools.pairwise(names))
+    return bare or "CHECK_EXC_MATCH" in names or "JUMP_IF_NOT_EXC_MATCH" in names
 
 
 def foreign_hooks(module: nn.Module) -> bool:

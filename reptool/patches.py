@@ -18,6 +18,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from reptool._value import Attribute, Value
+from reptool.module_kinds import calls_itself
 from reptool.trace import Question, Unanswerable
 from reptool.walk import nodes_in
 
@@ -100,6 +101,8 @@ def patched(recorder: Recorder) -> Iterator[None]:
         if recorder.active:
             event = recorder.stack[-1]
             kept = list(nodes_in(value))
+            if isinstance(value, nn.Module) and self._modules.get(name) is not value:
+                raise Unanswerable(f"the forward puts another module in the place of {name!r}")
             if _reads_attribute(sys._getframe(1).f_code, name):
                 event.questions.append(Question("own state", name, None))
             if kept:
@@ -145,6 +148,12 @@ def patched(recorder: Recorder) -> Iterator[None]:
     replace(nn.Module, "__call__", traced_call)
     replace(nn.Module, "__getattr__", traced_read)
     replace(nn.Module, "__setattr__", traced_write)
+    for cls in dict.fromkeys(c for m in recorder.root.modules() if (c := calls_itself(type(m))) is not None):
+        replace(cls, "__call__", traced_call)
+    for name in ("named_parameters", "named_buffers"):
+        replace(nn.Module, name, _listing(recorder, getattr(nn.Module, name)))
+    replace(nn.Module, "state_dict", _withheld(recorder, nn.Module.state_dict))
+    replace(torch.jit.ScriptFunction, "__call__", _compiled(recorder, torch.jit.ScriptFunction.__call__))
     replace(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _nothing_to_keep)
     replace(torch.utils.checkpoint, "CheckpointFunction", _CalledAtOnce)
     replace(torch.autograd.Function, "apply", classmethod(_not_followed(_APPLY.__func__)))
@@ -165,6 +174,38 @@ def patched(recorder: Recorder) -> Iterator[None]:
             setattr(owner, name, old)
         for module, name, old in reversed(written):  # the next run finds the model as it was
             vars(module).pop(name, None) if old is written else vars(module).__setitem__(name, old)
+
+
+def _listing(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``named_parameters`` and ``named_buffers``: code that gets its weights this way reads (and writes) them too."""
+
+    def listing(self: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        for name, tensor in function(self, *args, **kwargs):
+            yield name, recorder.listed(self, name, tensor) if recorder.active else tensor
+
+    return listing
+
+
+def _withheld(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A ``state_dict`` hands out the tensors themselves: what is done to them could not be seen."""
+
+    def withheld(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if recorder.active:
+            raise Unanswerable("the forward asks for its state_dict")
+        return function(self, *args, **kwargs)
+
+    return withheld
+
+
+def _compiled(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls of functions compiled by ``torch.jit.script``."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if recorder.active and any(True for _ in nodes_in((args, kwargs))):
+            return recorder.call_scripted(self, args, kwargs)
+        return function(self, *args, **kwargs)
+
+    return call
 
 
 def _unchecked(recorder: Recorder, check: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import functools
 import inspect
 import itertools
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +46,13 @@ class _Text:
         return (n for n in ast.walk(self.tree) if isinstance(n, ast.Call))
 
 
-def straight(function: Callable[..., Any], calls: list[Where]) -> bool:
+def straight(function: Callable[..., Any], calls: list[Where], modules: Iterable[str] | None = None) -> bool:
     """Whether `calls`, one after the other in `function`, always run together.
 
     Args:
         function: the method, as the class holds it.
         calls: where each layer is called, in the order in which they run.
+        modules: names under which the module holds others; what is called must be among them, if given.
     """
     function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
@@ -64,6 +65,8 @@ def straight(function: Callable[..., Any], calls: list[Where]) -> bool:
     found = [_call_at(text, offset) for offset in offsets]
     names = [text.attribute(call.func) if call is not None else "" for call in found]
     if not all(names) or len(set(names)) != len(names):
+        return False
+    if modules is not None and not set(names) <= set(modules):
         return False
     nodes = [call for call in found if call is not None]
     if any(len(call.args) != 1 or call.keywords for call in nodes):

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from reptool._nodes import is_size_like
 from reptool._value import Attribute, Value
 from reptool.trace import Input
 
@@ -31,6 +32,13 @@ def nodes_in(value: Any) -> Iterator[fx.Node]:
     """Every node held by containers, dataclasses and plain objects."""
     for leaf in leaves_in(value):
         yield leaf if isinstance(leaf, fx.Node) else leaf.node
+
+
+def only_tensors(value: Any) -> bool:
+    """Whether an output is a value or a tuple of values: nothing that code could decide by."""
+    if isinstance(value, tuple):
+        return bool(value) and all(map(only_tensors, value))
+    return isinstance(value, fx.Node) and not is_size_like(value)
 
 
 def leaves_in(value: Any, depth: int = 0) -> Iterator[fx.Node | Value]:

@@ -387,3 +387,189 @@ def test_tracing_leaves_no_traces() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert {n: set(vars(m)) for n, m in model.named_modules()} == before
     assert_same(model(image()), model(image()))
+
+
+# --- code that must not see symbolic values, or that runs around a forward ------------------------------------------
+@torch.jit.script
+def doubled(x: Tensor) -> Tensor:
+    return x * 2 + 1
+
+
+class CallsScripted(ConvBN):
+    def forward(self, x: Any) -> Any:
+        return self.bn(doubled(self.conv(x)))
+
+
+class HoldsScripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ConvBN()
+        self.head = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.block(x))
+
+
+class ConvCalled(nn.Conv2d):
+    def __call__(self, x: Any) -> Any:
+        return super().__call__(x) * 2 + 1
+
+
+class NormCalled(nn.BatchNorm2d):
+    def __call__(self, x: Any) -> Any:
+        return super().__call__(x).abs()
+
+
+class BlockCalled(ConvBN):
+    def __call__(self, x: Any) -> Any:
+        return super().__call__(x) * 2 + 1
+
+
+class Clamped(nn.Conv2d):
+    @property
+    def weight(self) -> Tensor:
+        return self.raw.clamp(-0.1, 0.1)
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        self.raw = value
+
+
+def _clamped() -> nn.Module:
+    conv = Clamped.__new__(Clamped)
+    nn.Module.__init__(conv)
+    plain = nn.Conv2d(3, 4, 3, padding=1)
+    vars(conv).update({k: v for k, v in vars(plain).items() if k not in ("_parameters", "_modules", "_buffers")})
+    conv.raw, conv.bias = nn.Parameter(plain.weight.detach().clone()), None
+    return conv
+
+
+@pytest.mark.parametrize(
+    ("model", "left"),
+    [
+        (CallsScripted, 1),
+        (HoldsScripted, 0),
+        (lambda: ConvBN(conv=ConvCalled(3, 4, 3)), 1),
+        (lambda: ConvBN(NormCalled(4)), 1),
+        (lambda: nn.Sequential(BlockCalled()), 0),
+        (lambda: ConvBN(conv=_clamped()), 1),
+    ],
+)
+def test_code_around_a_forward_is_run_once_and_where_it_was(model: Any, left: int) -> None:
+    deployed, _ = check(ready(model()))
+    assert norms(deployed) == left
+
+
+# --- answers that come back by another way --------------------------------------------------------------------------
+class TwoNorms(ConvBN):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.BatchNorm2d(4)
+
+
+class Picks(TwoNorms):
+    def pick(self, x: Any) -> nn.Module:
+        return self.bn if x.shape[0] > 1 else self.other
+
+    def forward(self, x: Any) -> Any:
+        return self.pick(x)(self.conv(x))
+
+
+class Router(nn.Module):
+    def forward(self, x: Any) -> int:
+        return int(x.shape[0] > 1)
+
+
+class Routed(TwoNorms):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = Router()
+
+    def forward(self, x: Any) -> Any:
+        return (self.other, self.bn)[self.router(x)](self.conv(x))
+
+
+class Handles(ConvBN):
+    def forward(self, x: Any) -> Any:
+        try:
+            return self.bn(self.conv(x[:, :, 1:4, 1:4]))
+        except RuntimeError:
+            return self.conv(x)
+
+
+class ByRank(ConvBN):
+    def forward(self, x: Any) -> Any:
+        y = self.conv(x)
+        return self.bn(y) if x.dim() == 4 else y
+
+
+class ByGradient(ConvBN):
+    def forward(self, x: Any) -> Any:
+        y = self.conv(x)
+        return y if x.requires_grad else self.bn(y)
+
+
+class ByType(ConvBN):
+    def forward(self, x: Any) -> Any:
+        if isinstance(x, (list, tuple)):
+            return [self.conv(v) for v in x]
+        return self.bn(self.conv(x))
+
+
+ANSWERS: dict[str, Any] = {
+    "one pixel": lambda m, x: m(x[:1, :, :1, :1]), "unbatched": lambda m, x: m(x[0]),
+    "gradient": lambda m, x: m(x.requires_grad_()), "list": lambda m, x: m([x, x]), "as shown": lambda m, x: m(x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (Picks, "one pixel"), (Routed, "one pixel"), (Handles, "one pixel"), (ByRank, "unbatched"),
+        (ByGradient, "gradient"), (ByType, "list"),
+    ],
+)  # fmt: skip
+def test_another_answer_is_right_or_raises(model: type[nn.Module], name: str) -> None:
+    check(ready(model()), calls={n: ANSWERS[n] for n in ("as shown", name)}, raises=[name], others=name == "one pixel")
+
+
+def test_a_forward_that_cannot_run_as_it_was_shown_is_not_followed() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.words = ConvBN(), nn.Embedding(7, 4)
+
+        def forward(self, image: Any = None, words: Any = None) -> Any:
+            return self.block(image) + self.words(words).mean(1)[:, :, None, None]
+
+    deployed, _ = check(
+        ready(Words()), {"image": image(), "words": torch.ones(2, 3).long()}, {"f": lambda m, x: m(**x)}
+    )
+    assert norms(deployed) == 0
+
+
+def test_a_norm_behind_a_linear_layer_is_right_or_raises_at_another_rank() -> None:
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(6, 5), nn.BatchNorm1d(5)
+
+        def forward(self, x: Any) -> Any:
+            return self.norm(self.linear(x))
+
+    calls: Any = {"rows": lambda m, x: m(x), "three": lambda m, x: m(x.expand(2, 5, 6))}
+    check(ready(Dense()), image(5, 6), calls, raises=["three"])
+
+
+def test_a_float_model_with_stubs_for_quantization_is_a_plain_model() -> None:
+    class Stubs(ConvBN):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quant, self.dequant = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+            self.math = torch.ao.nn.quantized.FloatFunctional()
+
+        def forward(self, x: Any) -> Any:
+            y = self.bn(self.conv(self.quant(x)))
+            return self.dequant(self.math.add(y, y.relu()))
+
+    assert norms(check(ready(Stubs()))[0]) == 0

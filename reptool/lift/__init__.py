@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from reptool._nodes import name_of
+from reptool._weights import has_weight_property
 from reptool.lift.arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg
 from reptool.lift.convolutions import addmm, conv_function, conv_module, linear_function, linear_module, matmul
 from reptool.lift.identities import dropout_function, dropout_module, identity_module, passthrough
@@ -89,6 +90,8 @@ def lift(node: fx.Node, ctx: Context) -> Lifted:
         if handler is None or node.meta.get("kind") == "unknown":
             return None
         if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+            return None
+        if has_weight_property(node.meta["module"]):
             return None
         return handler(node, node.meta["module"], ctx)
     if node.op in ("call_function", "call_method"):

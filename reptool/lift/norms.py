@@ -37,6 +37,8 @@ def _norm_axes(
     """Axes behind the channels of a norm that works on dimension 1 of its input, and a rank to guard."""
     if rank is None and source is not None:
         rank = ctx.rank(source)
+        if rank is not None and ctx.behind(source) == 0 and ctx.stated(source) is None:
+            return (Axis(),) * (rank - 2), rank  # known from the example inputs alone
     if rank is None and source is not None and ctx.behind(source) == 0:
         return (), 2  # behind a linear layer, right for [N, C] only: the deployed layer checks
     if rank is None:

@@ -30,12 +30,13 @@ class Context:
         cone: Callable[[fx.Node], tuple[str, ...]],
         behind: Callable[[fx.Node], int | None],
         dtype: Callable[[fx.Node], torch.dtype | None],
+        stated: Callable[[fx.Node], int | None],
         ops: dict[fx.Node, Op],
         opaque: Callable[[fx.Node, fx.Node], Lifted] = lambda node, source: None,
     ) -> None:
         self.ops, self.opaque = ops, opaque
         self.constant, self.exact, self.read, self.cone = constant, exact, read, cone
-        self.rank, self.channels, self.behind, self.dtype = rank, channels, behind, dtype
+        self.rank, self.channels, self.behind, self.dtype, self.stated = rank, channels, behind, dtype, stated
 
 
 def source_of(node: fx.Node, source: Any, ctx: Context) -> fx.Node | None:

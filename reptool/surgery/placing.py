@@ -249,7 +249,12 @@ class Placing(Traced):
         wheres = [i.where if isinstance(i, Event) else i.meta.get("where") for i in items]
         function = inspect.getattr_static(type(event.module), event.method, None)
         known = [w for w in wheres if w is not None]
-        return not site.dead and len(known) == len(wheres) and function is not None and straight(function, known)
+        return (
+            not site.dead
+            and len(known) == len(wheres)
+            and function is not None
+            and straight(function, known, event.module._modules)
+        )
 
 
 def _is_layer(op: Op) -> bool:

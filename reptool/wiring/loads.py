@@ -98,8 +98,18 @@ def functions_of(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _takes_data(name: str, function: Callable[..., Any]) -> bool:
+    return _may_be_called(name) and len(inspect.signature(function).parameters) > 1
+
+
+def _may_be_called(name: str) -> bool:
     if name.startswith("__") or name in CONVERSIONS or hasattr(nn.Module, name):
         return False
-    if name.lstrip("_").startswith(_NOT_DATA):
-        return False
-    return len(inspect.signature(function).parameters) > 1
+    return not name.lstrip("_").startswith(_NOT_DATA)
+
+
+def without_data(cls: type) -> Iterator[str]:
+    """Names of the user's methods that take nothing but the module itself."""
+    for name in dir(cls):
+        function = inspect.getattr_static(cls, name)
+        if inspect.isfunction(function) and _may_be_called(name) and len(inspect.signature(function).parameters) == 1:
+            yield name

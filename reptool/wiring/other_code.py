@@ -11,6 +11,7 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,18 +22,21 @@ from reptool.analyse import analyse
 from reptool.capture import Recorder
 from reptool.choose import Region
 from reptool.facts import Facts
+from reptool.listing import lists_tensors
 from reptool.lower import geometry
 from reptool.method_text import Method, guarded_method, sealed_method
+from reptool.modes import MAX_TRIES, given, other_settings, own_settings, without
 from reptool.module_kinds import stock_forward
 from reptool.ops import Affine, View
 from reptool.price import Price
+from reptool.readings import WEIGHTS, computes_from
 from reptool.reads import resolve
 from reptool.refusal import Code, Refusal
 from reptool.surgery import Site, Surgeon, Surgery, is_plain_identity
 from reptool.trace import Event, Input, Trace, all_events
 from reptool.walk import nodes_in
 from reptool.wiring.changed import Changed, may_use, runs_modules
-from reptool.wiring.loads import Loads, functions_of, loads
+from reptool.wiring.loads import Loads, functions_of, loads, without_data
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -70,6 +74,7 @@ class Wiring:
         self.copy: nn.Module | None = None
         self._loads: dict[Any, Loads] = {}
         self._seen: dict[Any, set[object] | None] = {}
+        self._tries = 0
 
     def check(self, surgery: Surgery) -> Found:
         """What is to be done about other code before this surgery is right."""
@@ -126,8 +131,9 @@ class Wiring:
             inside = self.trace.prefix[len(path) :].lstrip(".")
             for name in names:
                 read = self._loads_of(type(module), name)
+                lists = name == "forward" and any(map(lists_tensors, read.functions))
                 for site, paths in state.paths.items():
-                    if any(may_use(f"{inside}.{p}" if p else inside, "", state, read, inside) for p in paths):
+                    if lists or any(may_use(f"{inside}.{p}" if p else inside, "", state, read, inside) for p in paths):
                         found.problems[site.region] = _unfollowed(site, path, name)
         for full in self.untraced:
             if not full.startswith(self.prefix) or full == self.trace.prefix:
@@ -137,7 +143,10 @@ class Wiring:
             if inner is None or path in state.gone:
                 continue
             read = self._loads_of(type(inner), "forward")
-            for site in self._reached(state, path, read):
+            sites = self._reached(state, path, read)
+            if any(map(lists_tensors, read.functions)):
+                sites = [s for s, ps in state.paths.items() if any(p.startswith(f"{path}.") or not path for p in ps)]
+            for site in sites:
                 found.problems[site.region] = _unfollowed(site, full, "forward")
 
     # --- the same method with other answers
@@ -201,6 +210,21 @@ class Wiring:
                 method = sealed_method(type(module), name, path or "<root>")
                 if method is not None:
                     found.methods.setdefault(path, {})[name] = method
+            for name in without_data(type(module)):
+                if (path, name) not in called and self._reads_weights(state, path, name):
+                    method = sealed_method(type(module), name, path or "<root>")
+                    if method is not None:
+                        found.methods.setdefault(path, {})[name] = method
+
+    def _reads_weights(self, state: Changed, path: str, name: str) -> bool:
+        """Whether a method without arguments computes something from weights that are others now."""
+        read = self._loads_of(type(self.surgeon.modules[path]), name)
+        if not read.calls & WEIGHTS or not self._reached(state, path, read):
+            return False
+        traced = self._run(state, path, name, {})
+        return traced is not None and computes_from(
+            traced[1], lambda p: p.rpartition(".")[0] in state.all or p in state.tensors
+        )
 
     def _in_series(self, site: Site) -> bool:
         """Whether a region joins layers that stand one behind the other: a value between them is gone."""
@@ -229,33 +253,58 @@ class Wiring:
                 continue
             if name in surgery.methods.get(path, {}):
                 continue  # it is written anew, for the flags it was seen with
-            flags = _flags_of(function, calls)
-            if not flags:
-                continue
             sites = self._reached(state, path, self._loads_of(type(module), name))
             if not sites:
                 continue
+            flags, held = _flags_of(function, calls), given(function, calls)
             kinds = {n: p.kind for n, p in inspect.signature(function).parameters.items()}
-            base = {f: s[0] for f, s in flags.items() if kinds[f] not in _VARIADIC}
-            bad = {f: s for f, s in flags.items() if f not in base or not self._harmless(state, path, name, base, f)}
-            if not bad:
+            base = {f: s[0] for f, s in flags.items() if kinds[f] not in _VARIADIC} | held
+            bad = {
+                f: s
+                for f, s in flags.items()
+                if f not in held and (f not in base or not self._harmless(state, path, name, base, f))
+            }
+            needed = {
+                f: v
+                for f, v in held.items()
+                if not all(self._same(state, path, name, {**base, f: w}) for w in without(f, v, function))
+            }
+            settings = self._settings(state, path, name, base)
+            assumed = not self.trace.shown and any(e.parent is None for e in calls)
+            unsure = assumed and bool(bad or needed)
+            if not (bad or needed or settings):
                 continue
-            if surgery.fallbacks is not None:
+            if surgery.fallbacks is not None and (bad or needed):
                 for event in calls:
                     surgery.fallbacks.need(event, (), sites)
                 continue
-            assumed = not self.trace.shown and any(e.parent is None for e in calls)
-            method = None if assumed else guarded_method(type(module), name, bad)
+            method = None if unsure else guarded_method(type(module), name, bad, needed, settings)
             if method is not None:
                 found.methods.setdefault(path, {})[name] = method
                 continue
+            what = sorted({*bad, *needed, *(f"self.{n}" for n in settings)})[0]
             for site in sites:
                 found.problems[site.region] = Refusal(
                     Code.SPECIALIZED,
-                    f"{path or '<root>'}.{name} may run other code with another {sorted(bad)[0]!r}; "
+                    f"{path or '<root>'}.{name} may run other code with another {what!r}; "
                     "give example_inputs that show how it is called",
                     (site.region.value.name,),
                 )
+
+    def _settings(self, state: Changed, path: str, name: str, base: dict[str, Any]) -> dict[str, Any]:
+        """Attributes of a module that make a method use its layers otherwise when they are set to something else."""
+        module = self.surgeon.modules[path]
+        found = own_settings(module, self._loads_of(type(module), name).own)
+        if not found or self._tries > MAX_TRIES or not self._same(state, path, name, base):
+            return {}
+        out: dict[str, Any] = {}
+        for n, value in found.items():
+            for other in other_settings(value):
+                self._tries += 1
+                if self._differs(state, path, name, base, {n: other}):
+                    out[n] = value
+                    break
+        return out
 
     def _harmless(self, state: Changed, path: str, name: str, base: dict[str, Any], flag: str) -> bool:
         """Whether the method shows the same regions whatever the flag."""
@@ -267,12 +316,16 @@ class Wiring:
         return False
 
     # --- one run
-    def _differs(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> frozenset[Site] | None:
+    def _differs(
+        self, state: Changed, path: str, name: str, flags: dict[str, Any], settings: dict[str, Any] | None = None
+    ) -> frozenset[Site] | None:
         """Sites that a method uses in another way; None when it cannot be run."""
         changed = (frozenset(state.patterns), frozenset(state.open), frozenset(state.all))
-        key = (path, name, tuple((k, repr(v)) for k, v in flags.items()), changed)
+        key = (path, name, tuple((k, repr(v)) for k, v in flags.items()), repr(settings), changed)
         if key not in self._seen:
-            traced = self._run(state, path, name, flags)
+            module = self._own().get_submodule(path)
+            with _set(module, settings or {}):
+                traced = self._run(state, path, name, flags)
             self._seen[key] = None if traced is None else self._inconsistent(state, *traced)
         found = self._seen[key]
         return None if found is None else frozenset(state.patterns[p] for p in found if p in state.patterns)
@@ -288,11 +341,12 @@ class Wiring:
         args: list[Any] = []
         kwargs: dict[str, Any] = dict(flags)
         for parameter in list(signature.parameters.values())[1:]:
-            if parameter.name in flags:
+            if parameter.name in flags and parameter.kind is parameter.VAR_POSITIONAL:
+                args += kwargs.pop(parameter.name)
+            elif parameter.name in flags:
                 if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                     args.append(kwargs.pop(parameter.name))
-                continue
-            if parameter.kind is parameter.VAR_POSITIONAL:
+            elif parameter.kind is parameter.VAR_POSITIONAL:
                 args += [] if args else [Input(parameter.name)]
             elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
                 if parameter.kind is parameter.KEYWORD_ONLY:
@@ -363,6 +417,19 @@ class Wiring:
             return True
         event: Event = node.meta["event"]
         return any((e.path, e.method) in state.rewritten for e in event.ancestors() if e.parent is not None)
+
+
+@contextmanager
+def _set(module: nn.Module, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Attributes of a module set to something else for one run."""
+    before = {n: vars(module)[n] for n in settings if n in vars(module)}
+    vars(module).update(settings)
+    try:
+        yield
+    finally:
+        for n in settings:
+            vars(module).pop(n, None)
+        vars(module).update(before)
 
 
 def _unfollowed(site: Site, path: str, name: str) -> Refusal:

@@ -1,0 +1,74 @@
+"""Modes: what else than its constant arguments may make a method run other code.
+
+An optional argument may be left out, a variable number of them may be another number, and an attribute of the module
+(``self.task``, ``self.use_norm``) may be set to something else after deploying.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from reptool.trace import Event, Input
+from reptool.walk import nodes_in
+
+MAX_TRIES = 400
+
+
+def given(function: Callable[..., Any], calls: Iterable[Event]) -> dict[str, Any]:
+    """Optional parameters that held values in every call -> what to run the method with to show them held again.
+
+    Args:
+        function: the method.
+        calls: the calls that were seen.
+
+    Returns:
+        An `Input` for each, a tuple of them for ``*args``.
+    """
+    signature = inspect.signature(function)
+    out: dict[str, Any] = {}
+    try:
+        bounds = [signature.bind(e.module, *e.args, **e.kwargs).arguments for e in calls]
+    except TypeError:
+        return {}
+    for name, parameter in list(signature.parameters.items())[1:]:
+        held = [b.get(name) for b in bounds]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            counts = {len(h or ()) for h in held}
+            if len(counts) == 1:
+                out[name] = tuple(Input(f"{name}_{i}") for i in range(counts.pop()))
+        elif parameter.default is not parameter.empty and all(any(True for _ in nodes_in(h)) for h in held):
+            out[name] = Input(name)
+    return out
+
+
+def without(name: str, value: Any, function: Callable[..., Any]) -> Iterator[Any]:
+    """What the parameter `name` may hold instead: its default, or more and fewer arguments."""
+    if isinstance(value, tuple):
+        for count in (len(value) + 1, len(value) - 1):
+            if count > 0:
+                yield tuple(Input(f"{name}_{i}") for i in range(count))
+    else:
+        yield inspect.signature(function).parameters[name].default
+
+
+def own_settings(module: nn.Module, names: Iterable[str]) -> dict[str, Any]:
+    """Plain attributes among `names` that say how a module works: flags, numbers and words."""
+    out: dict[str, Any] = {}
+    for name in sorted(names):
+        value = vars(module).get(name, inspect.getattr_static(type(module), name, None))
+        if type(value) in (bool, int, str) and name != "training" and not hasattr(nn.Module, name):
+            out[name] = value
+    return out
+
+
+def other_settings(value: Any) -> list[Any]:
+    """What an attribute may be set to instead."""
+    if type(value) is bool:
+        return [not value]
+    if type(value) is int:
+        return [v for v in dict.fromkeys((value + 1, value - 1, 0, 1)) if v != value and v >= 0]
+    return ["something else"]

@@ -1,0 +1,111 @@
+"""State that decides, wherever it is kept: two runs show it."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from typing import Any
+
+import pytest
+from torch import nn
+
+from tests.traps import ConvBN, check, codes, norms, ready
+
+
+class TwoNorms(ConvBN):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.BatchNorm2d(4)
+
+    def forward(self, x: Any) -> Any:
+        return (self.bn if self.pick() else self.other)(self.conv(x))
+
+    def pick(self) -> Any:
+        raise NotImplementedError
+
+
+class InList(TwoNorms):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def pick(self) -> Any:
+        self.seen.append(1)
+        return len(self.seen) % 2
+
+
+class InDeque(TwoNorms):
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns = collections.deque([0, 1])
+
+    def pick(self) -> Any:
+        self.turns.rotate(1)
+        return self.turns[0]
+
+
+class InIterator(TwoNorms):
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns = itertools.cycle([0, 1])
+
+    def pick(self) -> Any:
+        return next(self.turns)
+
+
+class InFlag(TwoNorms):
+    flip = False
+
+    def pick(self) -> Any:
+        self.flip = not self.flip
+        return self.flip
+
+
+class InClass(TwoNorms):
+    calls = 0
+
+    def pick(self) -> Any:
+        InClass.calls += 1
+        return InClass.calls % 2
+
+
+class InDictionary(TwoNorms):
+    def pick(self) -> Any:
+        self.__dict__["turn"] = 1 - self.__dict__.get("turn", 0)
+        return self.turn
+
+
+class InProperty(TwoNorms):
+    @property
+    def norm(self) -> nn.Module:
+        self.turn = getattr(self, "turn", 0) + 1
+        return self.bn if self.turn % 2 else self.other
+
+    def forward(self, x: Any) -> Any:
+        return self.norm(self.conv(x))
+
+
+def three_times(model: nn.Module, x: Any) -> Any:
+    InClass.calls = 0
+    return [model(x) for _ in range(3)]
+
+
+@pytest.mark.parametrize("model", [InList, InDeque, InIterator, InFlag, InClass, InDictionary, InProperty])
+def test_a_norm_chosen_by_state_stays(model: type[TwoNorms]) -> None:
+    deployed, report = check(ready(model()), calls={"three times": three_times})
+    assert norms(deployed) == 2
+    assert "specialized" in codes(report)
+
+
+def test_state_that_decides_nothing_is_no_reason() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = ConvBN()
+            self.log: list[int] = []
+
+        def forward(self, x: Any) -> Any:
+            self.log.append(1)
+            return self.block(x)
+
+    assert norms(check(ready(Counts()))[0]) == 0
