@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from reptool._copies import full_copy
 from reptool.analyse import analyse
+from reptool.asked_kinds import asked_kinds
 from reptool.capture import Recorder
 from reptool.choose import Region
 from reptool.facts import Facts
@@ -84,6 +85,7 @@ class Wiring:
         state = Changed(surgery, self.surgeon)
         self._opaque(state, found)
         self._answers(state, surgery, found)
+        self._kinds(state, found)
         if found.problems:
             return found
         self._methods(state, surgery, found)
@@ -174,6 +176,23 @@ class Wiring:
                     "one by one",
                     (site.region.value.name,),
                 )
+
+    # --- code that asks what its modules are
+    def _kinds(self, state: Changed, found: Found) -> None:
+        for path, name in dict.fromkeys((e.path, e.method) for e in all_events(self.trace.top)):
+            module = self.surgeon.modules.get(path)
+            function = None if module is None else inspect.getattr_static(type(module), name, None)
+            if not inspect.isfunction(function) or path in state.gone:
+                continue
+            lead = f"{path}." if path else ""
+            asked = {f"{lead}{p}" if p else p for p in asked_kinds(function)}
+            for site, paths in state.paths.items():
+                if asked & paths or ("" in asked and any(p.startswith(lead) for p in paths)):
+                    found.problems[site.region] = Refusal(
+                        Code.SPECIALIZED,
+                        f"{path or '<root>'}.{name} asks what kind of module an absorbed layer is, or for its bias",
+                        (site.region.value.name,),
+                    )
 
     # --- methods that were not called
     def _methods(self, state: Changed, surgery: Surgery, found: Found) -> None:

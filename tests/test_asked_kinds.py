@@ -1,0 +1,71 @@
+"""A forward that asks what its layers are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from reptool.asked_kinds import asked_kinds
+from tests.traps import ConvBN, check, codes, norms, ready
+
+
+class Without(ConvBN):
+    def __init__(self) -> None:
+        super().__init__(conv=nn.Conv2d(3, 4, 3, padding=1, bias=False))
+
+
+class Kind(Without):
+    def forward(self, x: Any) -> Any:
+        y = self.bn(self.conv(x))
+        return y.relu() if isinstance(self.bn, nn.BatchNorm2d) else y.sigmoid()
+
+
+class Name(Without):
+    def forward(self, x: Any) -> Any:
+        y = self.bn(self.conv(x))
+        return y.relu() if type(self.bn).__name__ == "BatchNorm2d" else y.sigmoid()
+
+
+class Bias(Without):
+    def forward(self, x: Any) -> Any:
+        y = self.bn(self.conv(x))
+        return y.relu() if self.conv.bias is None else y.sigmoid()
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Without()
+
+    def forward(self, x: Any) -> Any:
+        return self.block(x) * sum(isinstance(m, nn.BatchNorm2d) for m in self.modules())
+
+
+class Inside(Counts):
+    def forward(self, x: Any) -> Any:
+        y = self.block(x)
+        return y.relu() if self.block.conv.bias is None else y
+
+
+@pytest.mark.parametrize("model", [Kind, Name, Bias, Counts, Inside])
+def test_a_layer_that_is_asked_what_it_is_stays(model: type[nn.Module]) -> None:
+    deployed, report = check(ready(model()))
+    assert norms(deployed) == 1
+    assert "specialized" in codes(report)
+
+
+def test_asking_about_something_else_is_no_reason() -> None:
+    class Other(Without):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x: Any) -> Any:
+            y = self.bn(self.conv(x))
+            return self.act(y) if isinstance(self.act, nn.ReLU) else y
+
+    assert norms(check(ready(Other()))[0]) == 0
+    assert asked_kinds(Inside.forward) == {"block.conv"}
+    assert asked_kinds(Counts.forward) == {""}
