@@ -143,31 +143,31 @@ def patched(recorder: Recorder) -> Iterator[None]:
 
         return wrapper
 
-    for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
-        replace(norm, "_check_input_dim", _unchecked(recorder, norm._check_input_dim))
-    replace(nn.Module, "__call__", traced_call)
-    replace(nn.Module, "__getattr__", traced_read)
-    replace(nn.Module, "__setattr__", traced_write)
-    for cls in dict.fromkeys(c for m in recorder.root.modules() if (c := calls_itself(type(m))) is not None):
-        replace(cls, "__call__", traced_call)
-    for name in ("named_parameters", "named_buffers"):
-        replace(nn.Module, name, _listing(recorder, getattr(nn.Module, name)))
-    replace(nn.Module, "state_dict", _withheld(recorder, nn.Module.state_dict))
-    replace(torch.jit.ScriptFunction, "__call__", _compiled(recorder, torch.jit.ScriptFunction.__call__))
-    replace(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _nothing_to_keep)
-    replace(torch.utils.checkpoint, "CheckpointFunction", _CalledAtOnce)
-    replace(torch.autograd.Function, "apply", classmethod(_not_followed(_APPLY.__func__)))
-    for name in DRAWS:
-        replace(torch, name, drawn(getattr(torch, name)))
-    for name in _MODES:
-        replace(torch, name, asked(getattr(torch, name)))
-    for name in (*_FACTORIES, *_SCALARS):
-        replace(torch, name, lifted(getattr(torch, name)))
-    for name in _MATH:
-        replace(math, name, lifted(getattr(math, name)))
-    for name in ("max", "min"):
-        replace(builtins, name, lifted(getattr(builtins, name)))
     try:
+        for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+            replace(norm, "_check_input_dim", _unchecked(recorder, norm._check_input_dim))
+        replace(nn.Module, "__call__", traced_call)
+        replace(nn.Module, "__getattr__", traced_read)
+        replace(nn.Module, "__setattr__", traced_write)
+        for cls in dict.fromkeys(c for m in recorder.root.modules() if (c := calls_itself(type(m))) is not None):
+            replace(cls, "__call__", traced_call)
+        for name in ("named_parameters", "named_buffers"):
+            replace(nn.Module, name, _listing(recorder, getattr(nn.Module, name)))
+        replace(nn.Module, "state_dict", _withheld(recorder, nn.Module.state_dict))
+        replace(torch.jit.ScriptFunction, "__call__", _compiled(recorder, torch.jit.ScriptFunction.__call__))
+        replace(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _nothing_to_keep)
+        replace(torch.utils.checkpoint, "CheckpointFunction", _CalledAtOnce)
+        replace(torch.autograd.Function, "apply", classmethod(_not_followed))
+        for name in DRAWS:
+            replace(torch, name, drawn(getattr(torch, name)))
+        for name in _MODES:
+            replace(torch, name, asked(getattr(torch, name)))
+        for name in (*_FACTORIES, *_SCALARS):
+            replace(torch, name, lifted(getattr(torch, name)))
+        for name in _MATH:
+            replace(math, name, lifted(getattr(math, name)))
+        for name in ("max", "min"):
+            replace(builtins, name, lifted(getattr(builtins, name)))
         yield
     finally:
         for owner, name, old in reversed(saved):
@@ -218,15 +218,11 @@ def _reads_attribute(code: Any, name: str) -> bool:
     return any(i.argval == name for i in dis.get_instructions(code) if i.opname in ("LOAD_ATTR", "LOAD_METHOD"))
 
 
-def _not_followed(apply: Callable[..., Any]) -> Callable[..., Any]:
+def _not_followed(cls: Any, *args: Any, **kwargs: Any) -> Any:
     """An autograd function takes tensors only: a symbolic value in its hands would crash the interpreter."""
-
-    def refusing(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(map(_holds, args)) or any(map(_holds, kwargs.values())):
-            raise Unanswerable(f"{cls.__name__} is an autograd function, which is not followed")
-        return apply(cls, *args, **kwargs)
-
-    return refusing
+    if any(map(_holds, args)) or any(map(_holds, kwargs.values())):
+        raise Unanswerable(f"{cls.__name__} is an autograd function, which is not followed")
+    return _APPLY.__get__(None, cls)(*args, **kwargs)
 
 
 def _holds(value: Any) -> bool:

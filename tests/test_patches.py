@@ -1,0 +1,89 @@
+"""Everything that is patched while tracing is put back, whatever happens in between."""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reptool
+from reptool import patches
+from reptool.capture import Recorder
+
+OWNERS: tuple[Any, ...] = (
+    nn.Module, nn.BatchNorm2d, torch, math, builtins, torch.autograd.Function, torch.jit.ScriptFunction,
+    torch.utils.checkpoint,
+)  # fmt: skip
+
+
+def described() -> list[dict[str, Any]]:
+    """Every function that the owners hold (what torch imports late is none)."""
+    return [{n: f for n in [*vars(owner)] if callable(f := inspect.getattr_static(owner, n))} for owner in OWNERS]
+
+
+class Double(torch.autograd.Function):
+    """Twice its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Twice its input."""
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """Twice the gradient."""
+        return grads[0] * 2
+
+
+class UsesDouble(nn.Module):
+    """A convolution and a norm, and an autograd function behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = Double.apply(self.bn(self.conv(x)))
+        return y
+
+
+def check_all_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = UsesDouble().eval(), torch.randn(1, 3, 5, 5)
+    wanted = model(x)
+    deployed = reptool.deploy(model, x)  # what torch itself replaces when it is first used is replaced now
+    before = described()
+    with patches.patched(Recorder(model)):
+        assert sum(b != a for b, a in zip(before, described(), strict=True)) >= 6
+    assert described() == before
+    reptool.deploy(model, x)
+    assert described() == before
+    assert torch.allclose(deployed(x), wanted, atol=1e-5)
+    assert torch.equal(Double.apply(x), x * 2)
+
+    def broken(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as context:
+        context.setattr(patches, "_withheld", broken)
+        with pytest.raises(MemoryError), patches.patched(Recorder(model)):
+            pass
+    assert described() == before
+    with pytest.raises(KeyError), patches.patched(Recorder(model)):
+        raise KeyError
+    assert described() == before
+
+
+def test_all_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_all_is_put_back(monkeypatch)
+
+
+@pytest.mark.models
+def test_all_is_put_back_with_the_other_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public models run with another release of PyTorch, whose internals are not the same."""
+    check_all_is_put_back(monkeypatch)
