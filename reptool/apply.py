@@ -67,7 +67,8 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
         else:
             _put(root, paths, site.slot, new_layer(site.shape, weight, bias))
     gone = surgery.identities
-    for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in gone)]:
+    replaced = {*gone, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
+    for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in replaced)]:
         _put(root, paths, path, absorbed(root.get_submodule(path)))
     for path, rank in surgery.guards.items():
         root.get_submodule(path).register_forward_pre_hook(RankGuard(rank))

@@ -30,6 +30,8 @@ def _channel_map(
     if read is None:
         return None
     native = ctx.constant(constant) if isinstance(constant, fx.Node) else constant
+    if native is None:
+        return None  # it cannot be computed, in any precision
     exact = ctx.exact(constant) if isinstance(constant, fx.Node) else constant
     found = along_channels(native, exact, read, ctx)
     if found is None or isinstance(found, Refusal):

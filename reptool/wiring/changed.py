@@ -10,7 +10,6 @@ from reptool.trace import Event
 from reptool.wiring.loads import Loads
 
 _DEEP_WALKS = {"modules", "named_modules", "get_submodule"}
-_WALKS = _DEEP_WALKS | {"children", "named_children", "_modules", "getattr"}
 
 
 class Changed:
@@ -67,13 +66,13 @@ def may_use(path: str, lead: str, state: Changed, read: Loads, prefix: str = "")
         return False
     parts = path[len(lead) :].split(".")
     shut = [i for i in range(len(parts) - 1) if _is_shut(lead + ".".join(parts[: i + 1]), state, prefix)]
-    if not prefix and not parts[0].isdigit() and parts[0] not in read.own and not read.calls & _WALKS:
+    if not prefix and not parts[0].isdigit() and parts[0] not in read.own and not read.walks:
         return False
     past = parts[shut[-1] + 1 :] if shut else parts
     named = {p for p in past if not p.isdigit()}
     if not shut:
-        return bool(named & (read.own | read.other)) or bool(_WALKS & read.calls) or (not named and read.nested > 0)
-    if read.calls & _DEEP_WALKS:
+        return bool(named & (read.own | read.other)) or bool(read.walks) or (not named and read.nested > 0)
+    if read.walks & _DEEP_WALKS:
         return True
     if named & read.other:
         return True
@@ -90,7 +89,7 @@ def may_use(path: str, lead: str, state: Changed, read: Loads, prefix: str = "")
 def runs_modules(read: Loads, paths: list[str]) -> bool:
     """Whether code that cannot be followed seems to call modules rather than read their attributes."""
     names = {part for path in paths for part in path.split(".")}
-    return bool(read.called & names) or read.nested > 0 or bool(read.calls & _WALKS)
+    return bool(read.called & names) or read.nested > 0 or bool(read.walks)
 
 
 def _is_shut(path: str, state: Changed, prefix: str) -> bool:

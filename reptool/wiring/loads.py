@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,11 +13,14 @@ from typing import Any
 from torch import nn
 
 from reptool.delivered import CONVERSIONS
+from reptool.wiring.handing import WALKS, asked_for, hands_on
 
 _NOT_DATA = (
     "init", "load", "save", "reset", "set_", "make", "build", "freeze", "unfreeze", "train", "export", "log_", "prune",
-    "fuse", "merge", "convert", "repar",
+    "fuse", "merge", "convert", "repar", "gradient_checkpointing", "activation_checkpointing",
 )  # fmt: skip
+_SCALARS = {"bool", "int", "float", "str"}
+_SETTINGS = {"None", "NoneType", "Optional", "Union", "typing.Optional", "typing.Union"}
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Loads:
         called: read and called at once.
         nested: how many loops and subscripts the function has.
         calls: every global and attribute name.
+        walks: the ways in which it walks over modules and runs or hands on what it finds.
         functions: whose text it is.
     """
 
@@ -39,6 +44,7 @@ class Loads:
     called: set[str] = field(default_factory=set)
     nested: int = 0
     calls: set[str] = field(default_factory=set)
+    walks: set[str] = field(default_factory=set)
     functions: list[Callable[..., Any]] = field(default_factory=list)
 
 
@@ -67,6 +73,10 @@ def loads(function: Callable[..., Any]) -> Loads:
                 (out.called if _calls(i) else out.values).add(name)
             if i.opname not in ("CACHE", "PUSH_NULL", "EXTENDED_ARG"):
                 previous = i
+    for names in (out.own, out.other, out.values, out.called):
+        names |= asked_for(function)
+    if hands_on(function):
+        out.walks = out.calls & (WALKS | {"getattr"})
     return out
 
 
@@ -98,7 +108,7 @@ def functions_of(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _takes_data(name: str, function: Callable[..., Any]) -> bool:
-    return _may_be_called(name) and len(inspect.signature(function).parameters) > 1
+    return _may_be_called(name) and not _takes_settings(function)
 
 
 def _may_be_called(name: str) -> bool:
@@ -108,8 +118,32 @@ def _may_be_called(name: str) -> bool:
 
 
 def without_data(cls: type) -> Iterator[str]:
-    """Names of the user's methods that take nothing but the module itself."""
+    """Names of the user's methods that take nothing but the module itself and settings."""
     for name in dir(cls):
         function = inspect.getattr_static(cls, name)
-        if inspect.isfunction(function) and _may_be_called(name) and len(inspect.signature(function).parameters) == 1:
+        if inspect.isfunction(function) and _may_be_called(name) and _takes_settings(function):
             yield name
+
+
+def _takes_settings(function: Callable[..., Any]) -> bool:
+    """Whether a method takes nothing beside the module but numbers, flags and names."""
+    return all(_is_setting(p) for p in list(inspect.signature(function).parameters.values())[1:])
+
+
+def _is_setting(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter is annotated to be a number, a flag or a name, which no layer is run on."""
+    kinds = _kinds(parameter)
+    return bool(kinds & _SCALARS) and kinds <= _SETTINGS | _SCALARS | {"set", "list", "tuple", "dict", "frozenset"}
+
+
+def is_switch(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter is annotated to be True, False or None."""
+    return bool(_kinds(parameter)) and _kinds(parameter) <= _SETTINGS | {"bool"}
+
+
+def _kinds(parameter: inspect.Parameter) -> set[str]:
+    """The type names that an annotation consists of; none without one."""
+    kind = parameter.annotation
+    if kind is parameter.empty:
+        return set()
+    return set(re.findall(r"[\w.]+", kind.__name__ if isinstance(kind, type) else str(kind)))

@@ -37,7 +37,7 @@ from reptool.surgery import Site, Surgeon, Surgery, is_plain_identity
 from reptool.trace import Event, Input, Trace, all_events
 from reptool.walk import nodes_in
 from reptool.wiring.changed import Changed, may_use, runs_modules
-from reptool.wiring.loads import Loads, functions_of, loads, without_data
+from reptool.wiring.loads import Loads, functions_of, is_switch, loads, without_data
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -111,6 +111,7 @@ class Wiring:
                 whole.values |= one.values
                 whole.called |= one.called
                 whole.calls |= one.calls
+                whole.walks |= one.walks
                 whole.nested += one.nested
                 whole.functions.append(function)
                 for called in one.own - seen - judged:
@@ -278,16 +279,25 @@ class Wiring:
             flags, held = _flags_of(function, calls), given(function, calls)
             kinds = {n: p.kind for n, p in inspect.signature(function).parameters.items()}
             base = {f: s[0] for f, s in flags.items() if kinds[f] not in _VARIADIC} | held
-            bad = {
-                f: s
-                for f, s in flags.items()
-                if f not in held and (f not in base or not self._harmless(state, path, name, base, f))
-            }
+            annotated = inspect.signature(function).parameters
+            bad: dict[str, list[Any]] = {}
+            for flag, seen in flags.items():
+                if flag in held:
+                    continue
+                proven = self._proven(state, path, name, base, flag) if flag in base else ()
+                both = all(any(v is p for p in (*proven, *seen)) for v in (True, False))
+                if Input not in proven and not (both and is_switch(annotated[flag])):
+                    bad[flag] = [*seen, *proven]
             needed = {
                 f: v
                 for f, v in held.items()
                 if not all(self._same(state, path, name, {**base, f: w}) for w in without(f, v, function))
             }
+            between = self._shown_between(state, path, name, base, bad) if surgery.fallbacks is None else frozenset()
+            for site in between:
+                found.problems[site.region] = _between(site, path, name)
+            if between:
+                continue
             settings = self._settings(state, path, name, base)
             assumed = not self.trace.shown and any(e.parent is None for e in calls)
             unsure = assumed and bool(bad or needed)
@@ -325,14 +335,31 @@ class Wiring:
                     break
         return out
 
-    def _harmless(self, state: Changed, path: str, name: str, base: dict[str, Any], flag: str) -> bool:
-        """Whether the method shows the same regions whatever the flag."""
+    def _proven(self, state: Changed, path: str, name: str, base: dict[str, Any], flag: str) -> tuple[Any, ...]:
+        """Other values of a flag with which the method shows the same regions; `Input` for any value."""
         value = base[flag]
+        others = [not value] if type(value) is bool else [True, False, Input(flag)] if value is None else []
+        same = [v for v in others if self._same(state, path, name, {**base, flag: v})]
         if type(value) is bool:
-            return self._same(state, path, name, {**base, flag: not value})
-        if value is None:
-            return all(self._same(state, path, name, {**base, flag: v}) for v in (Input(flag), True))
-        return False
+            return (Input,) if same else ()
+        if same and all(any(v is s for s in same) for v in others):
+            return (Input,)
+        return tuple(v for v in same if not isinstance(v, Input))
+
+    def _shown_between(
+        self, state: Changed, path: str, name: str, base: dict[str, Any], bad: Iterable[str]
+    ) -> frozenset[Site]:
+        """Sites that only join layers in a row, which another flag gives the values between; none if it does more."""
+        out: frozenset[Site] = frozenset()
+        for flag in bad:
+            if flag not in base or not (base[flag] is None or type(base[flag]) is bool):
+                return frozenset()
+            for value in (True, False):
+                differs = self._differs(state, path, name, {**base, flag: value})
+                if differs is None or not all(map(self._in_series, differs)):
+                    return frozenset()
+                out |= differs
+        return out
 
     # --- one run
     def _differs(
