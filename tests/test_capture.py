@@ -449,7 +449,7 @@ def _clamped() -> nn.Module:
     [
         (CallsScripted, 1),
         (HoldsScripted, 0),
-        (lambda: ConvBN(conv=ConvCalled(3, 4, 3)), 1),
+        (lambda: ConvBN(conv=ConvCalled(3, 4, 3)), 0),
         (lambda: ConvBN(NormCalled(4)), 1),
         (lambda: nn.Sequential(BlockCalled()), 0),
         (lambda: ConvBN(conv=_clamped()), 1),

@@ -13,6 +13,7 @@ from reptool._nodes import is_inert
 from reptool.analyse import Analysis
 from reptool.choose import Region
 from reptool.lower import Geometry, Place, geometry, geometry_of
+from reptool.module_kinds import calls_itself
 from reptool.ops import Affine, Op, View
 from reptool.refusal import Code, Refusal
 from reptool.straight import straight
@@ -267,6 +268,8 @@ def _event_inputs(event: Event) -> list[fx.Node]:
 
 def _plain_forward(module: nn.Module) -> bool:
     """Whether a layer computes with its `weight` and `bias` as torch.nn does."""
+    if calls_itself(type(module)) is not None or "forward" in vars(module):
+        return False
     return type(module).forward in {
         nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward,
         nn.ConvTranspose1d.forward, nn.ConvTranspose2d.forward, nn.ConvTranspose3d.forward,
