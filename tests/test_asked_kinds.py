@@ -69,3 +69,20 @@ def test_asking_about_something_else_is_no_reason() -> None:
     assert norms(check(ready(Other()))[0]) == 0
     assert asked_kinds(Inside.forward) == {"block.conv"}
     assert asked_kinds(Counts.forward) == {""}
+
+
+def test_a_method_that_is_written_anew_asks_nothing_any_more() -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+            self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Any) -> Any:
+            y = self.bn(self.first(x)).relu()
+            y = y if self.first.bias is not None else -y
+            return self.a(y) + self.b(y)
+
+    deployed, _ = check(ready(Summed()))
+    assert norms(deployed) == 0
+    assert sum(isinstance(m, nn.Conv2d) for m in deployed.modules()) == 2

@@ -85,7 +85,7 @@ class Wiring:
         state = Changed(surgery, self.surgeon)
         self._opaque(state, found)
         self._answers(state, surgery, found)
-        self._kinds(state, found)
+        self._kinds(state, surgery, found)
         if found.problems:
             return found
         self._methods(state, surgery, found)
@@ -179,12 +179,14 @@ class Wiring:
                 )
 
     # --- code that asks what its modules are
-    def _kinds(self, state: Changed, found: Found) -> None:
+    def _kinds(self, state: Changed, surgery: Surgery, found: Found) -> None:
         for path, name in dict.fromkeys((e.path, e.method) for e in all_events(self.trace.top)):
             module = self.surgeon.modules.get(path)
             function = None if module is None else inspect.getattr_static(type(module), name, None)
             if not inspect.isfunction(function) or path in state.gone:
                 continue
+            if name in surgery.methods.get(path, {}):
+                continue  # it is written anew, and asks nothing any more
             lead = f"{path}." if path else ""
             asked = {f"{lead}{p}" if p else p for p in asked_kinds(function)}
             for site, paths in state.paths.items():
