@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import fx
@@ -15,6 +15,7 @@ from reptool.ops import Affine, Fill, Op, Sum, View
 from reptool.price import Size, nominal_size, out_size
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
+from reptool.spread import Spread
 
 MAX_FORMS = 12
 _SHAPE_LIKE = {"reshape_as", "view_as", "expand_as", "type_as"}
@@ -33,6 +34,8 @@ class Analysis:
     wanted: set[fx.Node] = field(default_factory=set)
     soft: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     sizes: dict[fx.Node, Size] = field(default_factory=dict)
+    spreads: Sequence[Spread] = ()
+    shares: dict[fx.Node, Spread] = field(default_factory=dict)
 
 
 def analyse(
@@ -42,6 +45,7 @@ def analyse(
     blocked: dict[fx.Node, Refusal],
     escaped: Iterable[fx.Node],
     values: bool,
+    spreads: Sequence[Spread] = (),
 ) -> Analysis:
     """Lift every node and keep the forms of every value.
 
@@ -52,8 +56,10 @@ def analyse(
         blocked: nodes that must stay as they are, and why.
         escaped: nodes kept by somebody outside the graph.
         values: whether values may be looked at (not on the meta device).
+        spreads: norms that are given to the parts of what they read.
     """
-    found = Analysis(graph, reads, facts, facts.ops)
+    found = Analysis(graph, reads, facts, facts.ops, spreads=spreads)
+    norms = {s.norm for s in spreads}
     facts.ops.clear()
     ctx = Context(
         facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind, facts.dtype,
@@ -73,15 +79,33 @@ def analyse(
                     op = lifted
         if refusal is not None:
             found.refused[node] = refusal
-        if op is not None:
+        if op is not None and node not in norms:
+            for spread in spreads:
+                op = spread.rerouted(node, op)
             found.ops[node] = op
             _extend(found, node, op, values)
         else:
             _want_all(found, node)
         found.sizes[node] = _size(found, node, op)
+        _add_shares(found, node, values)
     found.wanted.update(escaped)
     found.wanted.update(n for n in found.ops if not reads.readers.get(n))  # unused, and computed all the same
     return found
+
+
+def _add_shares(found: Analysis, node: fx.Node, values: bool) -> None:
+    """The shares that stand right behind a value."""
+    position = found.reads.position
+    for spread in found.spreads:
+        for leaf, share, op in zip(spread.leaves, spread.shares, spread.ops, strict=True):
+            if leaf is not node:
+                continue
+            found.ops[share], found.shares[share] = op, spread
+            position[share] = (position[leaf] + int(position[leaf] + 1)) / 2
+            found.sizes[share] = found.sizes[leaf]
+            _extend(found, share, op, values)
+            node = share  # the next one stands behind it
+            break
 
 
 def _want_all(found: Analysis, node: fx.Node) -> None:

@@ -13,6 +13,7 @@ from reptool._copies import shallow_copy
 from reptool.analyse import Analysis, analyse
 from reptool.capture import Recorder
 from reptool.choose import Chooser, Region
+from reptool.distributing import Spreads
 from reptool.facts import Facts
 from reptool.fallback import Fallbacks
 from reptool.inputs import placeholders, unknown_inputs
@@ -201,19 +202,37 @@ def _unit(
     reads = resolve(trace.graph)
     facts = Facts(recorder, reads, {}, responses)
     blocked: dict[fx.Node, Refusal] = {}
-    rejected: dict[fx.Node, dict[frozenset[fx.Node], Refusal]] = {}
-    refusals: dict[fx.Node, Refusal] = {}
     for node in trace.graph.nodes:
         if node.meta.get("hooked"):
             blocked[node] = Refusal(Code.HOOK, f"{node.target!r} has hooks that would see other values", (node.name,))
-    found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values)
     specialize = _specializer(recorder, trace, owned, options) if options.keep_fallback and trace.shown else None
-    surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize)
     closed = [str(n.target) for n in trace.graph.nodes if n.op == "call_module" and n.meta.get("opaque") == ""]
     unread = {".".join(p for p in (trace.prefix, path) if p) for path in closed}
-    wiring = Wiring(surgeon, above, {*plan.untraced, *unread}, values)
-    allowed = allowed_by(options, found, rejected, trace)
-    surgery = Surgery()
+    spreads = Spreads(trace)
+    while True:
+        found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy())
+        surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize)
+        wiring = Wiring(surgeon, above, {*plan.untraced, *unread}, values)
+        surgery, refusals = _planned(surgeon, wiring, options, cast)
+        if spreads.settled(surgeon, surgery, refusals):
+            break
+    refusals.update(spreads.refused)
+    fused = {n for s in surgery.sites for n in s.region.form.ops}
+    left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused}
+    unit = Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
+    gone = unit.gone()
+    for path in gone & set(trace.opaque):
+        plan.untraced.pop(".".join(p for p in (trace.prefix, path) if p), None)
+    unit.closed = list(dict.fromkeys(p for p in closed if p not in gone))
+    return unit
+
+
+def _planned(surgeon: Surgeon, wiring: Wiring, options: Options, cast: bool) -> tuple[Surgery, dict[fx.Node, Refusal]]:
+    """Choose regions until all of them can be carried out; the others with the reason."""
+    found = surgeon.found
+    rejected: dict[fx.Node, dict[frozenset[fx.Node], Refusal]] = {}
+    refusals: dict[fx.Node, Refusal] = {}
+    allowed = allowed_by(options, found, rejected, surgeon.trace)
     for _ in range(MAX_ROUNDS):
         sites, problems = _sites(Chooser(found, allowed, options.force).regions(), surgeon)
         if not problems:
@@ -226,21 +245,13 @@ def _unit(
                 if not problems:
                     for path, methods in other.methods.items():
                         made.methods.setdefault(path, {}).update(methods)
-                    surgery = made
-                    break
+                    return made, refusals
             else:
                 problems = {s.region: made[s.region.value] for s in sites if s.region.value in made}
         for region, refusal in _largest(problems, found).items():
             refusals[region.value] = refusal
             rejected.setdefault(region.value, {})[region.form.ops] = refusal
-    fused = {n for s in surgery.sites for n in s.region.form.ops}
-    left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused}
-    unit = Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
-    gone = unit.gone()
-    for path in gone & set(trace.opaque):
-        plan.untraced.pop(".".join(p for p in (trace.prefix, path) if p), None)
-    unit.closed = list(dict.fromkeys(p for p in closed if p not in gone))
-    return unit
+    return Surgery(), refusals
 
 
 def _specializer(

@@ -19,7 +19,7 @@ from reptool.refusal import Code, Refusal
 from reptool.rules import rules_of
 from reptool.surgery import Site
 from reptool.tensors import cloned, tensors_in
-from reptool.verify import EXACT, Measured, measure, tolerance
+from reptool.verify import EXACT, Measured, measure, measure_spread, tolerance
 
 MODEL_FLOOR = 5e-6
 ROUNDING = 10  # two roundings of one model were seen to differ by a factor of 3; a wrong region is off by far more
@@ -64,7 +64,22 @@ def measured_unit(unit: Unit, verify: bool) -> Values:
                     "nothing was changed. Exclude it, or deploy in a wider dtype"
                 )
         out[site] = found
+    if verify:
+        _check_spreads(unit)
     return out
+
+
+def _check_spreads(unit: Unit) -> None:
+    """Every norm that was given to the parts in front of it, against the norm where it stood."""
+    norms = {s.norm for s in unit.found.spreads}
+    for spread in unit.found.spreads:
+        error = measure_spread(spread, norms, unit.facts, unit.reads)
+        if not error <= EXACT:
+            where = str(spread.norm.target) if spread.norm.op == "call_module" else spread.norm.name
+            raise VerificationError(
+                f"the norm {where!r} (distribute) is off by {error:.3g} behind its parts; nothing was changed. "
+                "Exclude it and report this"
+            )
 
 
 def _value_error(refusal: Refusal, name: str, unit: Unit, site: Site) -> Exception:

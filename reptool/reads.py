@@ -96,14 +96,14 @@ class Reads:
     storage: dict[fx.Node, fx.Node] = field(default_factory=dict)
     mutation_order: dict[fx.Node, list[int]] = field(default_factory=dict)  # storage -> positions of its writes
     partial: set[fx.Node] = field(default_factory=set)  # in-place nodes seen through a partial view
-    position: dict[fx.Node, int] = field(default_factory=dict)
+    position: dict[fx.Node, float] = field(default_factory=dict)
     readers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
 
     def of(self, user: fx.Node, node: fx.Node) -> fx.Node | None:
         """The node whose value `user` sees when it reads `node`; None when only a part was overwritten."""
         return self.value.get((user, node), node)
 
-    def written_between(self, node: fx.Node, first: int, last: int) -> bool:
+    def written_between(self, node: fx.Node, first: float, last: float) -> bool:
         """Whether the storage of `node` is written between two positions of the graph."""
         return any(first <= p < last for p in self.mutation_order.get(self.storage.get(node, node), ()))
 

@@ -33,6 +33,7 @@ class Code(str, Enum):
     NOT_AFFINE = "not-affine"
     # --- planning and ownership (analyse.py, choose.py, surgery/)
     DEARER = "dearer"
+    DISTRIBUTE = "distribute"
     READ_ELSEWHERE = "read-elsewhere"
     SHARED = "shared"
     MUTATED = "mutated"

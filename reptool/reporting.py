@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import fx, nn
 
 from reptool._report import FusedRegion, Report
 from reptool.engine import Plan, Unit, layer_name
@@ -16,7 +16,7 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Values]) -> Repo
     """The report on a plan and what was measured."""
     out = Report(type(model).__name__, untraced=dict(plan.untraced), refusals=list(plan.unseen))
     norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    gone_norms = gone_layers = 0
+    gone_layers, gone_norms = 0, set[fx.Node]()
     for unit in plan.units:
         out.specialized += unit.questions
         _add_fallbacks(out, unit)
@@ -52,9 +52,10 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Values]) -> Repo
             )
             out.names[name] = full
             gone_layers += region.before.layers - region.after.layers
-            gone_norms += sum(unit.found.ops[n].paradigm == "bn" for n in form.ops)
+            norms_of = [n for n in form.ops if unit.found.ops[n].paradigm == "bn"]
+            gone_norms |= {unit.found.shares[n].norm if n in unit.found.shares else n for n in norms_of}
     layers = sum(isinstance(m, (nn.modules.conv._ConvNd, nn.Linear)) for m in model.modules())
-    out.layers, out.norms = (layers, layers - gone_layers), (norms, max(norms - gone_norms, 0))
+    out.layers, out.norms = (layers, layers - gone_layers), (norms, max(norms - len(gone_norms), 0))
     out.parameters = (sum(p.numel() for p in model.parameters()),) * 2
     return out
 

@@ -11,7 +11,7 @@ from reptool.ops import Affine, Sum, View
 
 RULES = (
     "conv_bn", "bn_conv", "branch_add", "branch_concat", "kernel_size", "sequential", "shortcut", "avg_pool", "scale",
-    "padding", "slice", "linear", "weights", "impulse",
+    "padding", "slice", "linear", "weights", "impulse", "distribute",
 )  # fmt: skip
 
 
@@ -23,6 +23,8 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
     layers = [n for n in ops if isinstance(found.ops[n], Affine) and found.ops[n].layer]  # type: ignore[union-attr]
     for node in ops:
         op = found.ops[node]
+        if node in found.shares:
+            rules.add("distribute")
         if isinstance(op, Affine):
             behind = _behind_layer(node, form, found)
             rules |= {

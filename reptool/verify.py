@@ -21,6 +21,7 @@ from reptool.lower import Geometry, Place, new_layer, values
 from reptool.ops import Affine, Op, View
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
+from reptool.spread import Spread
 
 EXACT = 1e-10
 CAST = 64.0
@@ -44,32 +45,16 @@ class Measured:
     sizes: int = 0
 
 
-class Reference:
-    """Runs the original operations of a region in float64."""
+class Originals:
+    """Runs original operations in float64."""
 
-    def __init__(self, region: Region, ops: dict[fx.Node, Op], facts: Facts, reads: Reads) -> None:
-        self.region, self.ops, self.facts, self.reads = region, ops, facts, reads
+    def __init__(self, facts: Facts, reads: Reads) -> None:
+        self.facts, self.reads = facts, reads
         self.modules: dict[fx.Node, nn.Module] = {}
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The region's value for the root value `x`."""
-        memo: dict[fx.Node, Any] = {self.region.root: x}
-        position = self.reads.position
-        with torch.no_grad():
-            for node in sorted(self.region.form.ops, key=position.__getitem__):
-                memo[node] = self._run(node, memo)
-        out = memo[self.region.value]
-        assert isinstance(out, Tensor)
-        return out
+    def run(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
+        """The value of a node, from the values in `memo` and those that can be worked out from them."""
 
-    def views(self, y: Tensor) -> Tensor:
-        """The layer's output through the views that stay behind it."""
-        for node in sorted(self.region.form.ops, key=self.reads.position.__getitem__):
-            if isinstance(self.ops[node], View):
-                y = self._run(node, {node.all_input_nodes[0]: y})
-        return y
-
-    def _run(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
         def value(n: fx.Node) -> Any:
             seen = self.reads.of(node, n)
             for candidate in (seen, n):
@@ -77,7 +62,7 @@ class Reference:
                     return memo[candidate]
             if n.meta["const"]:
                 return self.facts.exact(n)
-            memo[n] = self._run(n, memo)
+            memo[n] = self.run(n, memo)
             return memo[n]
 
         args: Any = fx.node.map_arg(node.args, value)
@@ -90,6 +75,73 @@ class Reference:
             args = (args[0].clone(), *args[1:])
         result = self.facts.recorder.known.run(node, args, kwargs)
         return args[0] if result is None else result
+
+
+class Reference(Originals):
+    """Runs the original operations of a region in float64."""
+
+    def __init__(self, region: Region, ops: dict[fx.Node, Op], facts: Facts, reads: Reads) -> None:
+        super().__init__(facts, reads)
+        self.region, self.ops = region, ops
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The region's value for the root value `x`."""
+        memo: dict[fx.Node, Any] = {self.region.root: x}
+        position = self.reads.position
+        with torch.no_grad():
+            for node in sorted(self.region.form.ops, key=position.__getitem__):
+                memo[node] = self.run(node, memo)
+        out = memo[self.region.value]
+        assert isinstance(out, Tensor)
+        return out
+
+    def views(self, y: Tensor) -> Tensor:
+        """The layer's output through the views that stay behind it."""
+        for node in sorted(self.region.form.ops, key=self.reads.position.__getitem__):
+            if isinstance(self.ops[node], View):
+                y = self.run(node, {node.all_input_nodes[0]: y})
+        return y
+
+
+def measure_spread(spread: Spread, norms: set[fx.Node], facts: Facts, reads: Reads) -> float:
+    """Error of a norm that was given to parts, against the norm behind their sum or concatenation, on made-up parts.
+
+    Args:
+        spread: the norm and its shares.
+        norms: the norms of all spreads; those in front of this one hand on what they read.
+        facts: of the trace.
+        reads: of the trace.
+
+    Returns:
+        The largest error in float64, relative to the largest value.
+    """
+    generator, originals = torch.Generator().manual_seed(0), Originals(facts, reads)
+    rank = facts.rank(spread.source)
+    lead = (2, 3, 4)[: 1 if rank is None else max(rank - 1 - spread.axes, 0)]
+    parts: dict[fx.Node, Any] = {}
+    for leaf, op in zip(spread.leaves, spread.ops, strict=True):
+        shape = [*lead, op.shape.out_channels or 4, *(5, 4, 3)[: spread.axes]]
+        parts[leaf] = torch.randn(shape, dtype=torch.float64, generator=generator)
+    order = [*sorted(spread.tree, key=reads.position.__getitem__), spread.norm]
+
+    def value(memo: dict[fx.Node, Any], skipped: set[fx.Node]) -> Any:
+        for node in order:
+            memo[node] = memo[_read(node, reads)] if node in skipped else originals.run(node, memo)
+        return memo[spread.norm]
+
+    with torch.no_grad():
+        wanted = value(dict(parts), norms - {spread.norm})
+        shares = {n: originals.run(n, parts) for n in spread.shares}
+        got = value(dict(zip(spread.leaves, shares.values(), strict=True)), norms)
+    if wanted.shape != got.shape:
+        return float("inf")
+    return float((wanted - got).abs().max()) / (float(wanted.abs().max()) + 1e-300)
+
+
+def _read(norm: fx.Node, reads: Reads) -> fx.Node:
+    """The value that a norm hands on."""
+    node = next(n for n in norm.all_input_nodes if not n.meta["const"])
+    return reads.of(norm, node) or node
 
 
 def _double(module: nn.Module) -> nn.Module:

@@ -7,6 +7,8 @@ from reptool.fusions.branch_concat import branch_concat as branch_concat
 from reptool.fusions.conv_bn import bn_scale_shift as bn_scale_shift
 from reptool.fusions.conv_bn import fuse_conv_bn as fuse_conv_bn
 from reptool.fusions.conv_bn import scale_rows as scale_rows
+from reptool.fusions.distribute import distribute_over_concat as distribute_over_concat
+from reptool.fusions.distribute import distribute_over_sum as distribute_over_sum
 from reptool.fusions.kernel_size import align_kernels as align_kernels
 from reptool.fusions.linear import linear_to_pointwise as linear_to_pointwise
 from reptool.fusions.linear import pointwise_to_linear as pointwise_to_linear
@@ -23,6 +25,8 @@ __all__ = [
     "branch_add",
     "branch_concat",
     "dirac_kernel",
+    "distribute_over_concat",
+    "distribute_over_sum",
     "fuse_1x1_kxk",
     "fuse_conv_bn",
     "fuse_kxk_1x1",

@@ -22,7 +22,7 @@ class Checking(Traced):
         for site in sites:
             for node in (*site.onpath, *site.dead, site.carrier):
                 absorbed.setdefault(node, []).append(site)
-        live = self._live(sites)
+        live = self.alive(sites)
         for site in sites:
             refusal = self._check_site(site, absorbed, live)
             if refusal is not None:
@@ -92,6 +92,7 @@ class Checking(Traced):
             return Refusal(
                 Code.SHARED, f"{owner!r} is also kept in a plain attribute, which would keep the old one", (node.name,)
             )
+        spread = self.found.shares.get(node)
         users: list[fx.Node] = []
         for call in self.calls.get(owner, ()):
             if isinstance(call, fx.Node):
@@ -99,6 +100,8 @@ class Checking(Traced):
         for attribute in self._attributes_of(owner):
             users += self.const_users(attribute)
         for user in users:
+            if spread is not None and user is spread.norm:
+                continue
             if user in absorbed:
                 kept = slotted or node is site.carrier
                 if any(

@@ -30,12 +30,13 @@ class Operating(Traced):
         surgery = Surgery(sites, constants=self.trace.constants)
         if self.fallbacks is not None:
             surgery.fallbacks = self.fallbacks(sites, self.aliases)
-        alive = self._live(sites)
+        alive = self.alive(sites)
         slots: set[str] = set()
         whole: set[Event] = set()
         blame: dict[fx.Node, Site] = {}
         for site in sites:
             self._edit(site, edits, surgery, alive, slots, whole, blame)
+        self._spread(edits, blame)
         self._kill_inert(edits)
         problems: dict[fx.Node, Refusal] = {}
         self._rewrite(self.trace.top, edits, surgery, whole, blame, problems)
@@ -84,6 +85,19 @@ class Operating(Traced):
         if site.slot is None:
             edits.bypass[site.carrier] = op.sources[0]
             edits.layers[site.carrier] = self._call_of(site)
+
+    def _spread(self, edits: Edits, blame: dict[fx.Node, Site]) -> None:
+        """Norms that are no modules and were given to the parts in front of them are left out of the code."""
+        for spread in self.found.spreads:
+            site = next((blame[n] for n in spread.shares if n in blame), None)
+            if site is not None and spread.norm.op != "call_module":
+                edits.bypass[spread.norm] = spread.source
+                blame.setdefault(spread.norm, site)
+
+    def _owners(self, node: fx.Node) -> tuple[str, ...]:
+        op = self.found.ops.get(node)
+        spread = next((s for s in self.found.spreads if s.norm is node), None)
+        return spread.op.owners if spread is not None else () if op is None else op.owners
 
     def _operand(self, node: fx.Node, op: Op, site: Site, way: set[fx.Node]) -> fx.Node:
         position = self.reads.position
@@ -155,7 +169,7 @@ class Operating(Traced):
                 or (
                     item in edits.bypass
                     and item.op != "call_module"
-                    and not is_plain_identity(self.found.ops[item], item)
+                    and not is_plain_identity(self.found.ops.get(item), item)
                 )
             ):
                 touched.append(item)
@@ -171,7 +185,7 @@ class Operating(Traced):
         nodes = [n for n in event.nodes() if not n.meta["const"] and not is_inert(n)]
         if not nodes or not all(n in edits.bypass and n not in edits.layers for n in nodes):
             return False
-        return any(self.found.ops[n].owners for n in nodes) and any(n.op != "call_module" for n in nodes)
+        return any(self._owners(n) for n in nodes) and any(n.op != "call_module" for n in nodes)
 
     def _regenerate(
         self,

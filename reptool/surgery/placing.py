@@ -57,7 +57,8 @@ class Placing(Traced):
     def _carriers(self, ops: Iterable[fx.Node]) -> list[fx.Node]:
         """The region's layers; where there are none (a norm or a pooling by itself) its modules."""
         layers = [n for n in ops if _is_layer(self.found.ops[n])]
-        return layers or [n for n in ops if n.op == "call_module" and self.found.ops[n].owners]
+        alone = [n for n in ops if n.op == "call_module" and self.found.ops[n].owners]
+        return layers or [n for n in alone if n not in self.found.shares]
 
     @staticmethod
     def _rank(site: Site) -> int:

@@ -58,7 +58,7 @@ class Traced:
             elif item.op == "call_module":
                 self.calls.setdefault(str(item.target), []).append(item)
 
-    def _live(self, sites: list[Site]) -> set[fx.Node]:
+    def alive(self, sites: list[Site]) -> set[fx.Node]:
         """Operations still computed as they stand."""
         fused = {s.region.value: s for s in sites}
         live: set[fx.Node] = set()
@@ -114,6 +114,6 @@ class Traced:
         return tuple((self.found.ops[n].owners, name_of(n), self.found.ops[n].paradigm) for n in ops)
 
 
-def is_plain_identity(op: Op, node: fx.Node) -> bool:
+def is_plain_identity(op: Op | None, node: fx.Node) -> bool:
     """An operation that hands its input on as it is: it may stay where it stands."""
     return isinstance(op, Affine) and op.paradigm == "identity" and not op.owners

@@ -1,0 +1,70 @@
+"""Paradigm 10: a scale and shift per channel behind a sum or a concatenation, given to the summands or parts.
+
+::
+
+    scale * sum_i y_i + shift    =  sum_i (scale * y_i + shift_i)    with shift_j = shift for one j, zero for the others
+    scale * concat_i(y_i) + shift  =  concat_i(scale[c_i] * y_i + shift[c_i])    with c_i the channels of part i
+
+Domain: parts of any inputs, also broadcast along positions, since one part alone gets the shift; each part then takes
+its share as it takes a norm behind it (see `conv_bn`). Refused elsewhere: a part that ends in no layer, or that is also
+read by itself (`distribute`, `read-elsewhere`); then no part is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from reptool.errors import InputError
+
+Share = tuple[Tensor, Tensor | None]
+
+
+def distribute_over_sum(scale: Tensor, shift: Tensor | None, parts: int, at: int = 0) -> list[Share]:
+    """Shares of a scale and shift behind a sum: the scale for each summand, the shift for one of them.
+
+    Args:
+        scale: ``[C]``; never modified.
+        shift: ``[C]`` or None for zeros.
+        parts: number of summands.
+        at: which one gets the shift.
+
+    Returns:
+        For each summand its scale ``[C]`` and its shift (None for zeros).
+
+    Raises:
+        InputError: there is no such summand.
+
+    >>> import torch
+    >>> [(s.item(), t if t is None else t.item()) for s, t in distribute_over_sum(torch.ones(1), torch.ones(1), 2)]
+    [(1.0, 1.0), (1.0, None)]
+    """
+    if not 0 <= at < parts:
+        raise InputError(f"summand {at} of {parts}: `at` counts from 0")
+    return [(scale, shift if i == at else None) for i in range(parts)]
+
+
+def distribute_over_concat(scale: Tensor, shift: Tensor | None, widths: Sequence[int]) -> list[Share]:
+    """Shares of a scale and shift behind a concatenation: for each part the slice that belongs to its channels.
+
+    Args:
+        scale: ``[sum of widths]``; never modified.
+        shift: as many, or None for zeros.
+        widths: number of channels of each part.
+
+    Returns:
+        For each part its scale ``[width]`` and its shift (None for zeros).
+
+    Raises:
+        InputError: the widths do not add up to the channels.
+
+    >>> import torch
+    >>> [s.tolist() for s, _ in distribute_over_concat(torch.tensor([1.0, 2.0, 3.0]), None, [1, 2])]
+    [[1.0], [2.0, 3.0]]
+    """
+    for given in (scale, shift):
+        if given is not None and len(given) != sum(widths):
+            raise InputError(f"parts of {list(widths)} channels do not add up to the {len(given)} of scale and shift")
+    shifts: Sequence[Tensor | None] = [None] * len(widths) if shift is None else shift.split(list(widths))
+    return list(zip(scale.split(list(widths)), shifts, strict=True))
