@@ -97,9 +97,11 @@ class Spreads:
 
     def _asked(self, walk: _Walk) -> Refusal | None:
         """Whether the code around asks something: with another answer the parts may not meet in this norm."""
-        chains = [list(n.meta["event"].ancestors()) for n in (walk.norm, *walk.tree, *(p.leaf for p in walk.parts))]
+        inner = [*walk.tree, *(p.leaf for p in walk.parts)]
+        chains = [list(n.meta["event"].ancestors()) for n in (walk.norm, *inner)]
         common = set(chains[0]).intersection(*chains[1:])
         lowest = next((e for e in chains[0] if e in common), None)
+        chains.append([e for n in inner for e in n.meta.get("through", ())])
         for event in (e for chain in chains for e in chain if e is lowest or e not in common):
             for question in (*event.questions, *event.minor):
                 return Refusal(

@@ -44,6 +44,19 @@ class Spread:
     shares: list[fx.Node] = field(default_factory=list)
     ops: list[Affine] = field(default_factory=list)
 
+    def at(self, share: fx.Node) -> int:
+        """Which of the shares this is: no two are the same."""
+        return self.shares.index(share)
+
+    def parts(self) -> list[fx.Node]:
+        """The leaves in the graph that was captured, where some of them are shares of another spread."""
+        out = []
+        for leaf in self.leaves:
+            while "share" in leaf.meta:
+                leaf = leaf.all_input_nodes[0]
+            out.append(leaf)
+        return out
+
     def rerouted(self, node: fx.Node, op: Op) -> Op:
         """What a node of the tree computes from the shares instead of the parts."""
         if node not in self.tree:
@@ -106,7 +119,7 @@ def add_share(spread: Spread, graph: fx.Graph, leaf: fx.Node, steps: list[Split]
         node.meta["module"] = Share(load)
     else:
         node = graph.create_node("call_function", Share(load).forward, (leaf,), name=f"{norm.name}_share")
-    node.meta.update(event=norm.meta["event"], const=False, kind="tensor")
+    node.meta.update(event=norm.meta["event"], const=False, kind="tensor", share=True)
     spread.leaves.append(leaf)
     spread.shares.append(node)
     spread.ops.append(replace(op, source=leaf, shape=shape, load=load))

@@ -130,9 +130,10 @@ def measure_spread(spread: Spread, norms: set[fx.Node], facts: Facts, reads: Rea
         return memo[spread.norm]
 
     with torch.no_grad():
-        wanted = value(dict(parts), norms - {spread.norm})
-        shares = {n: originals.run(n, parts) for n in spread.shares}
-        got = value(dict(zip(spread.leaves, shares.values(), strict=True)), norms)
+        own = spread.parts()
+        wanted = value(dict(zip(own, parts.values(), strict=True)), norms - {spread.norm})
+        shares = [originals.run(n, parts) for n in spread.shares]
+        got = value(dict(zip(own, shares, strict=True)), norms)
     if wanted.shape != got.shape:
         return float("inf")
     return float((wanted - got).abs().max()) / (float(wanted.abs().max()) + 1e-300)

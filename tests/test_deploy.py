@@ -330,6 +330,18 @@ class Unread(nn.Module):
         return Applied.apply(x, self.layer)  # type: ignore[no-any-return]
 
 
+class Apart(nn.Module):
+    """A norm behind the sum of two layers that read different values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.bn = conv(4, 4), conv(4, 4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum, normalized."""
+        return self.bn(self.a(x) + self.b(torch.tanh(x)))  # type: ignore[no-any-return]
+
+
 RULE_CASES: dict[str, tuple[Callable[[], nn.Module], list[str], bool]] = {
     "conv_bn": (lambda: nn.Sequential(conv(4, 4), nn.BatchNorm2d(4)), [], False),
     "bn_conv": (lambda: nn.Sequential(nn.BatchNorm2d(4), conv(4, 4, padding=0)), [], False),
@@ -345,6 +357,7 @@ RULE_CASES: dict[str, tuple[Callable[[], nn.Module], list[str], bool]] = {
     "linear": (Last, ["sequential"], False),
     "weights": (lambda: nn.Sequential(weight_norm(conv(4, 4)), nn.ReLU()), [], False),
     "impulse": (lambda: nn.Sequential(conv(4, 4), nn.ReLU(), Unread(conv(4, 4))), [], False),
+    "distribute": (Apart, ["conv_bn"], False),
 }
 
 
@@ -353,8 +366,8 @@ def test_each_rule_by_its_name_alone(rule: str) -> None:
     build, companions, force = RULE_CASES[rule]
     model = ready(build())
     deployed = reptool.deploy(model, rules=[rule, *companions], force=force)
-    (region,) = reptool.report(deployed).regions
-    assert set(region.rules) == {rule, *companions}
+    regions = reptool.report(deployed).regions
+    assert [set(r.rules) for r in regions] == [{rule, *companions}] * (2 if rule == "distribute" else 1)
     same(model, deployed, torch.randn(2, 4, 12, 10), vary=rule != "slice")  # nothing is left of a cropped tiny image
     others = reptool.explain(model, rules=[r for r in RULES if r != rule], force=force)
     assert not any(rule in r.rules for r in others.regions)

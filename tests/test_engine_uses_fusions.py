@@ -52,6 +52,19 @@ class Cat(Sum):
         return torch.cat([branch(x) for branch in self.branches], 1)
 
 
+class Apart(nn.Module):
+    """A norm behind a sum or a concatenation of layers that read different values."""
+
+    def __init__(self, cat: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.cat, self.bn = conv(), conv(1), cat, nn.BatchNorm2d(8 if cat else 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both, normalized."""
+        a, b = self.a(x), self.b(torch.tanh(x))
+        return self.bn(torch.cat([a, b], 1) if self.cat else a + b)  # type: ignore[no-any-return]
+
+
 class Last(nn.Module):
     """A pointwise convolution, then a linear layer on channels-last values."""
 
@@ -99,6 +112,8 @@ CASES: list[Case] = [
     ("branch_concat", "algebra.branch_concat", lambda: Cat(conv(), conv()), images, False),
     ("conv_bn", "algebra.scale_rows", conv_bn, images, False),
     ("conv_bn", "fusions.bn_conv.bn_scale_shift", conv_bn, images, False),
+    ("distribute", "spread.distribute_over_sum", lambda: Apart(False), images, False),
+    ("distribute", "spread.distribute_over_concat", lambda: Apart(True), images, False),
     ("kernel_size", "algebra.embed_on", lambda: Sum(conv(), conv(1)), images, False),
     ("linear", "forms.linear_to_pointwise", Last, images, False),
     ("linear", "lower.pointwise_to_linear", lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), plane, True),
@@ -113,6 +128,8 @@ def wrong(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def scaled(*args: Any, **kwargs: Any) -> Any:
         out = function(*args, **kwargs)
+        if isinstance(out, list):
+            return [(first * 1.01, *rest) for first, *rest in out]
         return (out[0] * 1.01, *out[1:]) if isinstance(out, tuple) else out * 1.01
 
     return scaled
@@ -125,7 +142,7 @@ def test_a_wrong_formula_makes_deploy_wrong(monkeypatch: pytest.MonkeyPatch, cas
     holder, _, name = f"reptool.{where}".rpartition(".")
     module = importlib.import_module(holder)
     assert getattr(module, name).__module__ == f"reptool.fusions.{file}"
-    assert len(reptool.report(reptool.deploy(model, x, force=force)).regions) == 1
+    assert len(reptool.report(reptool.deploy(model, x, force=force)).regions) == 1 + isinstance(model, Apart)
     monkeypatch.setattr(module, name, wrong(getattr(module, name)))
     with pytest.raises(VerificationError, match="is off by"):
         reptool.deploy(model, x, force=force)

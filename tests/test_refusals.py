@@ -212,6 +212,11 @@ CASES = [
     ),
     Case(Code.NOT_AFFINE, lambda: nn.Sequential(net(squashed)), "[0]", given=True, options={"affine": "0"}),
     Case(Code.DEARER, lambda: nn.Sequential(conv(4, 4, bias=False), conv(4, 4, padding=0)), "[1]"),
+    Case(
+        Code.DISTRIBUTE,
+        lambda: net(lambda self, x: torch.relu(self.bn(self.a(x) + torch.tanh(x))), a=conv(4, 4), bn=nn.BatchNorm2d(4)),
+        "bn",
+    ),
     Case(Code.READ_ELSEWHERE, lambda: net(shape_of_inner, a=conv(4, 64, 1, bias=False), b=conv(64, 4)), "a"),
     Case(
         Code.SHARED,

@@ -86,6 +86,36 @@ class Elsewhere(Layers):
         return y if x.shape[2] > 9 else y + self.conv.weight.sum()
 
 
+class Gate(nn.Module):
+    """Hands on large images as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[2] > 9 else x.relu()
+
+
+class Gated(Layers):
+    """The same value at the size that is seen, another one elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.other = Gate(), nn.Conv2d(3, 4, 1, 2)
+
+
+class GateInside(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.gate(self.conv(x)))
+
+
+class GateInOneBranch(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(torch.relu(F.pad(self.conv(self.gate(x)), (1, 0, 1, 0)) + self.other(x)))
+
+
+class GateBehindASum(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.gate(F.pad(self.conv(x), (1, 0, 1, 0)) + self.other(x.sin())))
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="needs the positions of calls")
 @pytest.mark.parametrize("cls", [Padded, Nested])
 def test_fused(cls: type[Layers]) -> None:
@@ -93,7 +123,10 @@ def test_fused(cls: type[Layers]) -> None:
     assert isinstance(compared(model).norm, nn.Identity)
 
 
-@pytest.mark.parametrize("cls", [NormByChance, TwoWays, BothRead, ManyTimes, LayerByChance, Elsewhere])
+@pytest.mark.parametrize(
+    "cls",
+    [NormByChance, TwoWays, BothRead, ManyTimes, LayerByChance, Elsewhere, GateInside, GateInOneBranch, GateBehindASum],
+)
 def test_left(cls: type[Layers]) -> None:
     model = cls().eval()
     assert isinstance(compared(model).norm, nn.BatchNorm2d)
@@ -129,3 +162,37 @@ class Cached(nn.Module):
 
 def test_attributes_written_while_tracing_are_gone_afterwards() -> None:
     compared(Cached().eval())
+
+
+class Summed(nn.Module):
+    """Branches of one value, of which one goes through a gate."""
+
+    def __init__(self, shortcut: bool) -> None:
+        super().__init__()
+        self.gate, self.conv, self.other = Gate(), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.gate(x)) + (x if self.shortcut else self.other(x))
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_branches_of_a_value_that_a_gate_hands_on_stay_apart(shortcut: bool) -> None:
+    deployed = compared(Summed(shortcut).eval())
+    assert "specialized" in {r.code.value for r in reptool.report(deployed).refusals}
+
+
+class GatedBefore(nn.Module):
+    """A block whose input comes through a gate: whatever that gives, both branches read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.block = Gate(), nn.Sequential(Summed(False))
+        self.block[0].gate = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.gate(x))  # type: ignore[no-any-return]
+
+
+def test_a_gate_in_front_of_all_branches_is_no_obstacle() -> None:
+    assert len(reptool.report(compared(GatedBefore().eval())).regions) == 1

@@ -215,11 +215,14 @@ class Placing(Traced):
         lowest = next((e for e in chains[0] if e in common), None)
         seen: list[Event] = []
         for chain, node in zip(chains, (*site.onpath, *site.dead, site.carrier), strict=True):
-            for event in (*chain, *node.meta.get("through", ())):
+            for event in chain:
                 if event not in seen and (event in common) <= (event is lowest):
                     seen.append(event)
                 if event is lowest:
                     break
+            passed = () if node is site.region.value else node.meta.get("through", ())  # calls that hand it on
+            seen += [e for e in dict.fromkeys(passed) if e not in common and e not in seen]
+        seen += [e for e in self._between_reads(site, lowest) if e not in seen]
         for event in seen:
             questions = [*event.questions, *event.minor]
             if lowest is not None and event is lowest and questions and self._in_line(site, event):
@@ -235,6 +238,17 @@ class Placing(Traced):
                     (site.region.value.name,),
                 )
         return None
+
+    def _between_reads(self, site: Site, lowest: Event | None) -> list[Event]:
+        """Calls that hand on the region's input and may give another value, where it is read more than once."""
+        root = site.region.root
+        if lowest is None or sum(root in self.found.ops[n].sources for n in site.region.form.ops) < 2:
+            return []
+        calls: list[Event] = list(dict.fromkeys(root.meta.get("through", ())))
+        if sum(n is root for n in _event_inputs(lowest)) < 2:
+            calls = [e for e in calls if lowest in e.ancestors()]
+        made = set(root.meta["event"].ancestors())
+        return [e for e in calls if e is not lowest and e not in made]
 
     def _in_line(self, site: Site, event: Event) -> bool:
         """Whether the text of the method around a chain of layers shows that they always run one after the other."""

@@ -111,7 +111,11 @@ class Traced:
 
     def pattern(self, ops: list[fx.Node]) -> object:
         """What operations do and whose values they use, whatever the nodes are called."""
-        return tuple((self.found.ops[n].owners, name_of(n), self.found.ops[n].paradigm) for n in ops)
+        shares = self.found.shares
+        return tuple(
+            (self.found.ops[n].owners, name_of(n), self.found.ops[n].paradigm, shares[n].at(n) if n in shares else None)
+            for n in ops
+        )
 
 
 def is_plain_identity(op: Op | None, node: fx.Node) -> bool:
