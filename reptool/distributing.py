@@ -37,7 +37,7 @@ class Spreads:
     trace: Trace
     active: list[Spread] = field(default_factory=list)
     refused: dict[fx.Node, Refusal] = field(default_factory=dict)
-    _seen: set[fx.Node] = field(default_factory=set)
+    _tried: set[fx.Node] = field(default_factory=set)
     _graph: fx.Graph = field(default_factory=fx.Graph)
 
     def settled(self, surgeon: Surgeon, surgery: Surgery, refusals: dict[fx.Node, Refusal]) -> bool:
@@ -81,14 +81,15 @@ class Spreads:
         for node, op in list(found.ops.items()):
             if not isinstance(op, Affine) or op.paradigm not in PARADIGMS:
                 continue
-            if node in fused or node in self._seen or node in found.shares:
+            if node in fused or node in self._tried or node in found.shares:
                 continue
             walk = _Walk(found, self, values, node, op)
             if not walk.starts():
                 continue
-            self._seen.add(node)
             why = walk.run() or self._asked(walk) or _repeated(walk, surgeon)
             if why is None:
+                self._tried.add(node)
+                self.refused.pop(node, None)  # it may have waited for a norm in front of it
                 more.append(walk.made(self._graph))
             elif walk.any_layer:
                 self.refused[node] = why.at(node.name)
@@ -158,7 +159,14 @@ class _Walk:
         """The spread of what was collected."""
         joined = (op.axes for n in self.tree if isinstance(op := self.found.ops.get(n), Concat))
         axes = next(joined, 2) if self.op.shape.axes is None else len(self.op.shape.axes)
-        spread = Spread(self.norm, self.op, self.op.source, frozenset(self.tree), axes)
+        spread = Spread(
+            self.norm,
+            self.op,
+            self.op.source,
+            frozenset(self.tree),
+            axes,
+            [self._width(p.leaf, axes) for p in self.parts],
+        )
         readers = self.found.reads.readers
         for part in self.parts:
             add_share(spread, graph, part.leaf, part.steps, part.shifted)
@@ -189,7 +197,11 @@ class _Walk:
 
     def _leaf(self, node: fx.Node, steps: list[Split], shifted: bool) -> Refusal | None:
         forms = self.found.forms.get(node, {})
-        layered = node in self.found.shares or any(_layered(self.found, (node, *f.ops)) for f in forms.values())
+        layered = (
+            node in self.values
+            or node in self.found.shares
+            or any(_layered(self.found, (node, *f.ops)) for f in forms.values())
+        )
         self.any_layer |= layered
         twice = any(p.leaf is node for p in self.parts)
         self.parts.append(_Part(node, steps, shifted))

@@ -21,7 +21,7 @@ from reptool.delivered import BUILTIN_NAMES, find
 from reptool.method_text import CannotCutError, Method, header_of, literal
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
-from reptool.trace import Event
+from reptool.trace import Event, all_events
 from reptool.walk import nodes_in
 
 
@@ -153,6 +153,9 @@ class Cutter:
     def _call(self, child: Event) -> None:
         if is_dead(child, self.edits):
             return
+        handed = any(n in self.map for n in nodes_in(child.output))
+        if handed and any(e.questions or e.minor for e in all_events(child)):
+            raise CannotCutError(f"{child.path} hands on what it is given, and asks something: it may not always")
         args, kwargs = self._lookup_all(child.args), self._lookup_all(child.kwargs)
         relative = self._relative(child.path) if child.method == "forward" else child.method
         if child.method != "forward" and child.module is not self.event.module:

@@ -30,6 +30,7 @@ class Spread:
         source: the sum or concatenation it reads.
         tree: the nodes between the parts and the norm.
         axes: axes behind the channels.
+        widths: channels of each part.
         leaves: the parts.
         shares: for each part the node of its share.
         ops: what the shares are.
@@ -40,6 +41,7 @@ class Spread:
     source: fx.Node
     tree: frozenset[fx.Node]
     axes: int
+    widths: list[int | None]
     leaves: list[fx.Node] = field(default_factory=list)
     shares: list[fx.Node] = field(default_factory=list)
     ops: list[Affine] = field(default_factory=list)

@@ -119,8 +119,8 @@ def measure_spread(spread: Spread, norms: set[fx.Node], facts: Facts, reads: Rea
     rank = facts.rank(spread.source)
     lead = (2, 3, 4)[: 1 if rank is None else max(rank - 1 - spread.axes, 0)]
     parts: dict[fx.Node, Any] = {}
-    for leaf, op in zip(spread.leaves, spread.ops, strict=True):
-        shape = [*lead, op.shape.out_channels or 4, *(5, 4, 3)[: spread.axes]]
+    for leaf, op, width in zip(spread.leaves, spread.ops, spread.widths, strict=True):
+        shape = [*lead, op.shape.out_channels or width or 4, *(5, 4, 3)[: spread.axes]]
         parts[leaf] = torch.randn(shape, dtype=torch.float64, generator=generator)
     order = [*sorted(spread.tree, key=reads.position.__getitem__), spread.norm]
 
