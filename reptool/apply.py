@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reptool._copies import as_values
 from reptool._weights import set_plain
-from reptool.delivered import CONVERSIONS, derive
+from reptool.delivered import derive, has_own_conversions
 from reptool.errors import AbsorbedStateError, SpecializedError
 from reptool.kept import KEPT, keep
 from reptool.lower import new_layer, set_values
@@ -167,7 +167,5 @@ def _silence(model: nn.Module, prefix: str, surgery: Surgery) -> None:
     modules = dict(model.named_modules())
     for path in above & set(modules):
         module = modules[path]
-        if any(callable(getattr(type(module), n, None)) for n in CONVERSIONS) and not isinstance(
-            module, torch.fx.GraphModule
-        ):
+        if has_own_conversions(type(module)) and not isinstance(module, torch.fx.GraphModule):
             module.__class__ = derive(type(module), ())

@@ -31,6 +31,7 @@ CONVERSIONS = (
     "repvgg_convert",
     "deploy_mode",
 )
+REBUILDS = "from_pretrained"  # of transformers and huggingface_hub: a class that builds the layers it was written with
 CONVERTED = ("is_fused", "is_deployed", "is_reparameterized")
 
 
@@ -74,6 +75,20 @@ def _is_converted(self: nn.Module, *_: Any, **__: Any) -> bool:
     return True
 
 
+def _not_rebuilt(cls: type, *_: Any, **__: Any) -> Any:
+    """``from_pretrained`` of a deployed class: it would build the original layers and leave some of them random."""
+    raise SpecializedError(
+        f"{cls.__name__}.{REBUILDS} builds the layers that deploy() fused, which weights saved after it do not fit; "
+        "load the original checkpoint with the original class and deploy again, or pickle the deployed model, or load "
+        "the saved state_dict into a deployed model"
+    )
+
+
+def has_own_conversions(cls: type) -> bool:
+    """Whether a class can convert or rebuild its modules by itself."""
+    return any(callable(getattr(cls, n, None)) for n in (*CONVERSIONS, REBUILDS))
+
+
 _CLASSES: dict[Any, type] = {}
 BUILTIN_NAMES: dict[str, Any] = {
     "inf": float("inf"),
@@ -110,6 +125,8 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
         return _CLASSES[key]
     body: dict[str, Any] = {n: _converted for n in CONVERSIONS if callable(getattr(cls, n, None))}
     body |= {n: _is_converted for n in CONVERTED if body and inspect.isfunction(getattr(cls, n, None))}
+    if inspect.ismethod(getattr(cls, REBUILDS, None)):
+        body[REBUILDS] = classmethod(_not_rebuilt)
     for method in methods:
         scope = {name: find(module, qualname) for name, module, qualname in method.names}
         scope.update(

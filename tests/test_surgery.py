@@ -463,6 +463,38 @@ def test_a_deployed_checkpoint_loads_into_a_deployed_model(model: nn.Module) -> 
     assert torch.equal(other(image()), deployed(image()))
 
 
+class Pretrained(nn.Module):
+    """Builds itself from a directory, as the models of transformers do, and leaves what is missing random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        return y
+
+    @classmethod
+    def from_pretrained(cls, path: str) -> Pretrained:
+        model = cls()
+        model.load_state_dict(torch.load(path), strict=False)
+        return model.eval()
+
+
+def test_a_deployed_class_does_not_rebuild_the_original_layers(tmp_path: Path) -> None:
+    model = ready(Pretrained())
+    deployed = reptool.deploy(model)
+    torch.save(deployed.state_dict(), tmp_path / "weights")
+    assert isinstance(deployed, Pretrained)
+    with pytest.raises(SpecializedError, match=r"from_pretrained builds the layers that deploy\(\) fused"):
+        type(deployed).from_pretrained(str(tmp_path / "weights"))
+    other = copy.deepcopy(deployed)
+    nn.init.zeros_(other.body[0].weight)
+    other.load_state_dict(torch.load(tmp_path / "weights"))
+    assert torch.equal(other(image()), deployed(image()))
+    assert type(Pretrained.from_pretrained(str(tmp_path / "weights"))) is Pretrained
+
+
 def test_the_models_own_conversions_do_nothing_any_more(model: nn.Module) -> None:
     deployed, x = reptool.deploy(model), image()
     wanted = model(x)
