@@ -34,16 +34,28 @@ _LOCK = threading.RLock()
 
 
 class Recorder:
-    """Runs one root module on symbolic values."""
+    """Runs one root module on symbolic values.
 
-    def __init__(self, root: nn.Module, prefix: str = "", watched: tuple[type, ...] = ()) -> None:
+    Args:
+        root: the module.
+        prefix: its path in the whole model.
+        watched: classes whose outputs are kept apart.
+        like: a recorder of the same root, whose structure has not changed since.
+    """
+
+    def __init__(
+        self, root: nn.Module, prefix: str = "", watched: tuple[type, ...] = (), like: Recorder | None = None
+    ) -> None:
         self.root = root
         self.prefix = prefix
         self.graph = fx.Graph()
         self.active = False
-        self.paths: dict[int, str] = {}
-        for name, module in root.named_modules():
+        self.paths: dict[int, str] = {} if like is None else like.paths
+        self.callers: set[type] = set() if like is None else like.callers  # classes with a __call__ of their own
+        for name, module in root.named_modules() if like is None else ():
             self.paths.setdefault(id(module), name)
+            if (caller := calls_itself(type(module))) is not None:
+                self.callers.add(caller)
         self.stack: list[Event] = []
         self.params: dict[int, fx.Node] = {}
         self.constants: dict[str, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -287,12 +288,15 @@ class Facts:
 
     def dtype(self, node: fx.Node) -> torch.dtype | None:
         """The dtype of a value: that of the weights of the layer it comes from, or of the example; None if unknown."""
-        if self.recorder.knows_inputs:
-            try:
+        found = self._layer_dtype(node)
+        if found is None and self.recorder.knows_inputs:
+            with contextlib.suppress(Unanswerable):
                 value = self.recorder.evaluate(node)
-            except Unanswerable:
-                value = None
-            return value.dtype if isinstance(value, Tensor) else None
+                return value.dtype if isinstance(value, Tensor) else None
+        return found
+
+    def _layer_dtype(self, node: fx.Node) -> torch.dtype | None:
+        """The dtype of the weights of the layer behind which a value stands."""
         at: fx.Node | None = node
         while at is not None:
             op = self.ops.get(at)

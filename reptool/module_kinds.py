@@ -49,14 +49,21 @@ def own_methods(cls: type) -> tuple[str, ...]:
     return _METHODS[cls]
 
 
+_CALLERS: dict[type, type | None] = {}
+
+
 def calls_itself(cls: type) -> type | None:
     """The class that gives modules of `cls` a ``__call__`` of their own, which does more than run the forward."""
-    for c in cls.__mro__:
-        if c is nn.Module or (c.__module__ or "").startswith("torch."):
-            return None
-        if "__call__" in vars(c) and not issubclass(cls, fx.GraphModule):
-            return c
-    return None
+    if cls not in _CALLERS:
+        own = (c for c in cls.__mro__ if c is nn.Module or _of_torch(c) or "__call__" in vars(c))
+        found = next(own, None)
+        plain = found is None or found is nn.Module or _of_torch(found) or issubclass(cls, fx.GraphModule)
+        _CALLERS[cls] = None if plain else found
+    return _CALLERS[cls]
+
+
+def _of_torch(cls: type) -> bool:
+    return (cls.__module__ or "").startswith("torch.")
 
 
 @functools.lru_cache(maxsize=4096)

@@ -18,7 +18,6 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from reptool._value import Attribute, Value
-from reptool.module_kinds import calls_itself
 from reptool.trace import Question, Unanswerable
 from reptool.walk import nodes_in
 
@@ -149,7 +148,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
         replace(nn.Module, "__call__", traced_call)
         replace(nn.Module, "__getattr__", traced_read)
         replace(nn.Module, "__setattr__", traced_write)
-        for cls in dict.fromkeys(c for m in recorder.root.modules() if (c := calls_itself(type(m))) is not None):
+        for cls in sorted(recorder.callers, key=lambda c: c.__qualname__):
             replace(cls, "__call__", traced_call)
         for name in ("named_parameters", "named_buffers"):
             replace(nn.Module, name, _listing(recorder, getattr(nn.Module, name)))

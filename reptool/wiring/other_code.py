@@ -73,6 +73,7 @@ class Wiring:
         self.prefix = f"{self.trace.prefix}." if self.trace.prefix else ""
         self.untraced = set(untraced)
         self.copy: nn.Module | None = None
+        self._like: Recorder | None = None
         self._loads: dict[Any, Loads] = {}
         self._seen: dict[Any, set[object] | None] = {}
         self._tries = 0
@@ -403,7 +404,7 @@ class Wiring:
                     args.append(Input(parameter.name))
             elif not args and not kwargs and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
                 args.append(Input(parameter.name))
-        recorder = Recorder(root, self.trace.prefix)
+        recorder = self._like = Recorder(root, self.trace.prefix, like=self._like)
         recorder.closed, recorder.named = state.closed, self.surgeon.found.facts.recorder.named
         try:
             return recorder, recorder.run(tuple(args), kwargs, path, name)
