@@ -196,3 +196,28 @@ class GatedBefore(nn.Module):
 
 def test_a_gate_in_front_of_all_branches_is_no_obstacle() -> None:
     assert len(reptool.report(compared(GatedBefore().eval())).regions) == 1
+
+
+def test_the_gate_is_still_there_for_the_original_code() -> None:
+    model = Summed(False).eval()
+    deployed = reptool.deploy(model, torch.randn(1, 3, 12, 12), keep_fallback=True)
+    for size in (5, 9, 10, 12):
+        x = torch.randn(2, 3, size, size)
+        torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class GateBetween(nn.Module):
+    """The value in front of a gate is returned too; the method is written anew for the scale in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.conv, self.other = Gate(), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.sin(x)
+        z = self.gate(y)
+        return (self.conv(x) * 0.5 + 1.0).relu() + torch.cos(z) * self.other(y)
+
+
+def test_a_gate_in_a_method_that_would_be_written_anew() -> None:
+    compared(GateBetween().eval())

@@ -152,7 +152,8 @@ class Operating(Traced):
         if event in whole:
             return
         if event.parent is not None and is_dead(event, edits) and event.method == "forward" and not _all_const(event):
-            surgery.identities.setdefault(event.path, "no longer needed")
+            if any(n in blame for n in event.nodes()):  # what holds no part of a region stays for other code
+                surgery.identities.setdefault(event.path, "no longer needed")
             return
         if self._is_bypass(event, edits, surgery):
             surgery.identities.setdefault(event.path, "absorbed")
