@@ -205,6 +205,8 @@ def _piece_sizes(name: str, given: dict[str, Any], total: int) -> list[int] | No
         if type(sections) is not int:
             return None
         each = sections
+    if each <= 0:
+        return None  # no channels, or pieces of none
     return [min(each, total - i) for i in range(0, total, each)]
 
 
