@@ -135,8 +135,10 @@ class Recorder:
     def parameter(self, module: nn.Module, name: str, tensor: Tensor) -> Value:
         """What code sees when it reads a parameter or buffer."""
         node = self.params.get(id(tensor))
+        owner = self.paths.get(id(module))
+        if owner is not None and self.stack[-1].module is not module:
+            self.stack[-1].peeked.add(owner)
         if node is None:
-            owner = self.paths.get(id(module))
             if owner is None:
                 node = self.tensor(tensor)
             else:

@@ -46,6 +46,7 @@ class Event:
     minor: list[Question] = field(default_factory=list)  # those about ranks, dtypes and devices alone
     effects: list[str] = field(default_factory=list)  # what its code does beside returning a value
     passed: list[Event] = field(default_factory=list)
+    peeked: set[str] = field(default_factory=set)  # other modules whose parameters its code reads
     hooked: bool = False
     node: fx.Node | None = None  # for a leaf
     where: tuple[Any, int] | None = None  # the code that made the call, and the offset of the call in it

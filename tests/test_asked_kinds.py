@@ -87,3 +87,22 @@ def test_a_method_that_is_written_anew_asks_nothing_any_more() -> None:
     deployed, _ = check(ready(Summed()))
     assert norms(deployed) == 0
     assert sum(isinstance(m, nn.Conv2d) for m in deployed.modules()) == 2
+
+
+@pytest.mark.parametrize("read", ["weight.dtype", "weight.device", "weight.shape[0]", "weight.ndim", "weight.numel()"])
+def test_an_absorbed_layer_whose_weight_is_asked_for_something_stays(read: str) -> None:
+    class Peeks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.c, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Any) -> Any:
+            first, *rest = read.removesuffix("()").removesuffix("[0]").split(".")
+            found = getattr(getattr(self.c, first), rest[0])
+            y = self.norm(self.c(self.bn(self.a(x))))
+            return y.to(found) if read == "weight.dtype" else y
+
+    deployed, _ = check(ready(Peeks()))
+    assert norms(deployed) == 0
+    assert isinstance(deployed.get_submodule("c"), nn.Conv2d)

@@ -23,7 +23,16 @@ class Checking(Traced):
             for node in (*site.onpath, *site.dead, site.carrier):
                 absorbed.setdefault(node, []).append(site)
         live = self.alive(sites)
+        names: dict[tuple[str, str | None], Site] = {}
         for site in sites:
+            first = names.setdefault((site.owner, site.names[0]), site) if site.slot is None else site
+            if first is not site and self._signature(first) != self._signature(site):
+                bad[site.region] = Refusal(
+                    Code.METHOD,
+                    f"two layers of one method would keep their weights as {site.names[0]!r}",
+                    (first.carrier.name, site.carrier.name),
+                )
+                continue
             refusal = self._check_site(site, absorbed, live)
             if refusal is not None:
                 bad[site.region] = refusal

@@ -128,10 +128,15 @@ class Placing(Traced):
         name = (
             direct[0]
             or next((p.rpartition(".")[2] for p in held if _same_shape(self.trace, p, weight)), None)
-            or "weight"
+            or self._free_name(event.module, held[0].rpartition(".")[2])
         )
         bias = direct[1] or ("bias" if name == "weight" else f"{name}_bias")
         return replace(site, names=(name, bias), owner=event.path, place=Place.of(weight))
+
+    @staticmethod
+    def _free_name(module: nn.Module, held: str) -> str:
+        """A name for a weight that is computed from others: one that the module does not use."""
+        return "weight" if not hasattr(module, "weight") and not hasattr(module, "bias") else f"{held}_weight"
 
     def _way(self, region: Region, carrier: fx.Node) -> list[fx.Node]:
         """Absorbed operations on the way root -> carrier -> value."""

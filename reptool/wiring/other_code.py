@@ -181,20 +181,25 @@ class Wiring:
 
     # --- code that asks what its modules are
     def _kinds(self, state: Changed, surgery: Surgery, found: Found) -> None:
-        for path, name in dict.fromkeys((e.path, e.method) for e in all_events(self.trace.top)):
+        peeked: dict[tuple[str, str], set[str]] = {}
+        for event in all_events(self.trace.top):
+            peeked.setdefault((event.path, event.method), set()).update(event.peeked)
+        for (path, name), read in peeked.items():
             module = self.surgeon.modules.get(path)
             function = None if module is None else inspect.getattr_static(type(module), name, None)
-            if not inspect.isfunction(function) or path in state.gone:
+            if not inspect.isfunction(function) or any(f"{path}.".startswith(f"{g}.") for g in state.gone):
                 continue
             if name in surgery.methods.get(path, {}):
                 continue  # it is written anew, and asks nothing any more
             lead = f"{path}." if path else ""
             asked = {f"{lead}{p}" if p else p for p in asked_kinds(function)}
             for site, paths in state.paths.items():
-                if asked & paths or ("" in asked and any(p.startswith(lead) for p in paths)):
+                others = paths - {site.slot} if site.reuse else paths
+                if asked & paths or read & others or ("" in asked and any(p.startswith(lead) for p in paths)):
                     found.problems[site.region] = Refusal(
                         Code.SPECIALIZED,
-                        f"{path or '<root>'}.{name} asks what kind of module an absorbed layer is, or for its bias",
+                        f"{path or '<root>'}.{name} asks what kind of module an absorbed layer is, or for its "
+                        "parameters",
                         (site.region.value.name,),
                     )
 

@@ -127,3 +127,25 @@ def test_bytes_of_an_image_are_left_to_the_division() -> None:
 
     model, image = Image().eval(), torch.randint(0, 255, (1, 3, 8, 8), dtype=torch.uint8)
     torch.testing.assert_close(reptool.deploy(model, image)(image), model(image))
+
+
+class Projected(nn.Module):
+    """Two products with transposed parameters, and a parameter that has the usual name already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.columns = nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.randn(5, 8))
+        self.weight = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both are read by something that is no layer."""
+        x = (x * self.weight).relu()
+        a, b = x @ self.rows.transpose(-1, -2), x.transpose(1, 2) @ self.columns.transpose(-1, -2)
+        return a.relu() + b.sigmoid() * self.weight[0]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_two_computed_weights_of_one_module_do_not_overwrite_each_other(shown: bool) -> None:
+    model, x = Projected().eval(), torch.randn(2, 8, 8)
+    deployed = reptool.deploy(model, x if shown else None, verify=False)
+    assert torch.allclose(deployed(x), model(x), atol=1e-5)
