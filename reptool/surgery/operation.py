@@ -260,7 +260,7 @@ class Operating(Traced):
                     if any(
                         u not in edits.dead and u not in edits.bypass
                         for a in self._attributes_of(owner)
-                        for u in self.const_users(a)
+                        for u in self.const_users(a, sizes=True)
                     ):
                         continue
                     surgery.dropped.add(owner)

@@ -86,14 +86,14 @@ class Traced:
                     self._getattrs.setdefault(path.rpartition(".")[0], []).append(n)
         return self._getattrs.get(owner, [])
 
-    def const_users(self, node: fx.Node) -> list[fx.Node]:
-        """Operations on data that a constant ends up in."""
+    def const_users(self, node: fx.Node, *, sizes: bool = False) -> list[fx.Node]:
+        """Operations on data that a constant ends up in, also by its `sizes` alone if asked."""
         out: list[fx.Node] = []
         stack, seen = [node], {node}
         while stack:
             n = stack.pop()
             for user in n.users:
-                if user in seen or metadata_read(user):
+                if user in seen or (metadata_read(user) and not sizes):
                     continue
                 seen.add(user)
                 if user.meta["const"]:

@@ -141,7 +141,7 @@ class Projected(nn.Module):
         """Both are read by something that is no layer."""
         x = (x * self.weight).relu()
         a, b = x @ self.rows.transpose(-1, -2), x.transpose(1, 2) @ self.columns.transpose(-1, -2)
-        return a.relu() + b.sigmoid() * self.weight[0]
+        return a.reshape(-1, x.shape[1], self.rows.shape[0]).relu() + b.sigmoid() * self.weight[0]
 
 
 @pytest.mark.parametrize("shown", [False, True])
