@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ast
 import functools
-import inspect
-import textwrap
 from collections.abc import Callable
 from typing import Any
+
+from reptool.function_text import definition_of
 
 _LISTS = {"modules", "children", "named_modules", "named_children"}
 
@@ -26,11 +26,8 @@ def asked_kinds(function: Callable[..., Any]) -> frozenset[str]:
     Returns:
         The paths; ``""`` among them where the method asks while it lists all modules.
     """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function)))).body[0]
-    except (OSError, TypeError, SyntaxError, IndexError):
-        return frozenset()
-    if not isinstance(tree, ast.FunctionDef):
+    tree = definition_of(function)
+    if tree is None:
         return frozenset()
     first = [*tree.args.posonlyargs, *tree.args.args]
     own = first[0].arg if first else ""

@@ -7,11 +7,10 @@
 from __future__ import annotations
 
 import ast
-import functools
-import inspect
-import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from reptool.function_text import definition_of
 
 _HANDED_OUT: dict[str, tuple[int, ...]] = {"values": (), "items": (1,)}
 
@@ -23,7 +22,7 @@ def only_called(function: Callable[..., Any], name: str) -> bool:
         function: the method, as the class holds it.
         name: an attribute that holds a container of modules.
     """
-    tree = _parsed(inspect.unwrap(function))
+    tree = definition_of(function)
     if tree is None:
         return False
     first = [*tree.args.posonlyargs, *tree.args.args]
@@ -39,15 +38,6 @@ def only_called(function: Callable[..., Any], name: str) -> bool:
                 return False
             bound |= found
     return all(_is_called(n, parents) for n in _reads(tree, bound))
-
-
-@functools.lru_cache(maxsize=1024)
-def _parsed(function: Callable[..., Any]) -> ast.FunctionDef | None:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-    except (OSError, TypeError, SyntaxError, IndexError):
-        return None
-    return tree if isinstance(tree, ast.FunctionDef) else None
 
 
 def _bound(node: ast.expr, parents: dict[ast.AST, ast.AST], at: tuple[int, ...] = ()) -> set[str] | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import textwrap
 from collections.abc import Callable
 from typing import Any
+
+from reptool.function_text import tree_of
 
 _LISTS = {"parameters", "named_parameters", "buffers", "named_buffers"}
 
@@ -22,9 +23,8 @@ def lists_tensors(function: Callable[..., Any]) -> bool:
     Args:
         function: the method, as the class holds it.
     """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
-    except (OSError, TypeError, SyntaxError):
+    tree = tree_of(inspect.unwrap(function))
+    if tree is None:
         return False
     first = {
         id(n.args[0])

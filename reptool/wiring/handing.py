@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import ast
 import functools
-import inspect
-import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from reptool.function_text import tree_of
 
 WALKS = frozenset({"modules", "named_modules", "children", "named_children", "get_submodule", "_modules"})
 
@@ -54,7 +54,7 @@ def hands_on(function: Callable[..., Any]) -> bool:
         >>> hands_on(Net.count), hands_on(Net.run)
         (False, True)
     """
-    tree = _tree(function)
+    tree = tree_of(function)
     if tree is None:
         return True
     known = _constants(tree)
@@ -80,7 +80,7 @@ def asked_for(function: Callable[..., Any]) -> frozenset[str]:
         >>> sorted(asked_for(fused))
         ['norm']
     """
-    tree = _tree(function)
+    tree = tree_of(function)
     if tree is None:
         return frozenset()
     known = _constants(tree)
@@ -112,14 +112,6 @@ def _constants(tree: ast.AST) -> dict[str, set[str]]:
             if values and len(texts) == len(values):
                 loops.setdefault(node.target.id, []).append(texts)
     return {n: set().union(*found) for n, found in loops.items() if stored[n] == len(found)}
-
-
-@functools.lru_cache(maxsize=512)
-def _tree(function: Callable[..., Any]) -> ast.Module | None:
-    try:
-        return ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return None
 
 
 def _stems(node: ast.AST | None, found: set[str]) -> bool:
