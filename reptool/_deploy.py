@@ -15,6 +15,7 @@ from torch import nn
 from reptool._copies import full_copy
 from reptool._report import Report
 from reptool.accept import Affine, Patterns, check_model, prepared, required
+from reptool.already import is_marked, mark
 from reptool.apply import LoadGuard, write
 from reptool.engine import Plan, make_plan
 from reptool.errors import InputError, UnsupportedModelError
@@ -74,6 +75,8 @@ def deploy(
         VerificationError: a region does not compute what the original computes; nothing was changed.
         RequirementError: `require` is not met; nothing was changed.
 
+    A model that was returned for the same options and whose structure is still the same is returned as it is.
+
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
     >>> deploy(model)
     Sequential(
@@ -95,24 +98,28 @@ def deploy(
         model, example_inputs, rules, force, include, exclude, affine, keep_fallback
     )
     needed = required(require)
+    if not flatten and is_marked(model, example_inputs, options):
+        check_requirements(report(model), needed)
+        return model if inplace else full_copy(model)
     reference = None if args is None else reference_of(model, args, kwargs, verify)
     plan = make_plan(model, args, kwargs, options, values=True, cast=True)
     measured = {unit.prefix: measured_unit(unit, verify) for unit in plan.units}
-    report = report_of(model, plan, measured)
-    check_requirements(report, needed)
+    found = report_of(model, plan, measured)
+    check_requirements(found, needed)
     target = model if inplace and not verify else full_copy(model)
     with undone_on_error(target):
-        _write_all(target, plan, measured, report)
+        _write_all(target, plan, measured, found)
     if verify:
-        report.rehearsed = rehearse(model, target, plan)
+        found.rehearsed = rehearse(model, target, plan)
     if verify and reference is not None and args is not None:
-        compare_whole(target, args, kwargs, reference, report)
+        compare_whole(target, args, kwargs, reference, found)
     if flatten:
-        return _flattened(target, args, kwargs, report, options, verify)
+        return _flattened(target, args, kwargs, found, options, verify)
     if inplace and verify:
         with undone_on_error(model):
-            _write_all(model, plan, measured, report)
-        return model
+            _write_all(model, plan, measured, found)
+        target = model
+    mark(target, example_inputs, options)
     return target
 
 

@@ -9,7 +9,7 @@ from torch import fx
 
 from reptool._nodes import metadata_read, name_of, only_asserted
 from reptool.facts import Facts
-from reptool.forms import Form, arranged, joined, start, summed, through
+from reptool.forms import Form, arranged, chained, joined, start, summed, through
 from reptool.lift import Context, lift
 from reptool.ops import Affine, Fill, Op, Sum, View
 from reptool.price import Size, nominal_size, out_size
@@ -134,6 +134,16 @@ def _is_layer(op: Op) -> bool:
     return isinstance(op, Affine) and op.layer
 
 
+def _regroup(found: Analysis, node: fx.Node, made: dict[fx.Node, Form], values: bool) -> None:
+    """Forms that come about only from behind: a border that the layer in front would see is cropped away here."""
+    for middle, outer in list(made.items()):
+        for root, inner in found.forms.get(middle, {}).items():
+            if root not in made and outer.layout is None and inner.layout is None:
+                new = chained(outer, inner, values)
+                if not isinstance(new, Refusal):
+                    made[root] = new
+
+
 def _filled(found: Analysis, node: fx.Node) -> frozenset[fx.Node]:
     """The padding and the item assignments in front of one that completes it."""
     out: set[fx.Node] = set()
@@ -171,6 +181,8 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
                 first = first or new
             else:
                 made[root] = new
+        if isinstance(op, Affine) and any(a.before < 0 or a.after < 0 for a in op.shape.axes or ()):
+            _regroup(found, node, made, values)
     else:
         sets = [forms_of(found, s) for s in op.sources]
         common = [r for r in sets[0] if all(r in s for s in sets)]

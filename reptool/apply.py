@@ -11,26 +11,12 @@ from torch import Tensor, nn
 from reptool._copies import as_values
 from reptool._weights import set_plain
 from reptool.delivered import derive, has_own_conversions
-from reptool.errors import AbsorbedStateError, SpecializedError
+from reptool.errors import AbsorbedStateError
 from reptool.kept import KEPT, keep
 from reptool.lower import new_layer, set_values
 from reptool.method_text import Method
+from reptool.rank_guard import set_guard
 from reptool.surgery import Site, Surgery
-
-
-@dataclass
-class RankGuard:
-    """A forward pre-hook: the layer was fused for inputs of one rank."""
-
-    rank: int
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Raise for another rank."""
-        if args and args[0].dim() != self.rank:
-            raise SpecializedError(
-                f"this layer was fused for inputs of {self.rank} dimensions and got {args[0].dim()}; "
-                "deploy with example_inputs of that rank, or exclude it"
-            )
 
 
 @dataclass
@@ -71,7 +57,7 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
     for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in replaced)]:
         _put(root, paths, path, absorbed(root.get_submodule(path)))
     for path, rank in surgery.guards.items():
-        root.get_submodule(path).register_forward_pre_hook(RankGuard(rank))
+        set_guard(root.get_submodule(path), rank)
     for path, methods in surgery.methods.items():
         module = root.get_submodule(path)
         for method in methods.values():

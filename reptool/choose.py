@@ -174,10 +174,11 @@ class Chooser:
         while queue:
             for reader in self.found.reads.readers.get(queue.pop(), ()):
                 op = self.found.ops.get(reader)
-                if isinstance(op, Affine):
-                    if axes in (None, len(op.shape.axes or ())) and op.shape.in_channels is not None:
-                        return op.shape.in_channels
-                elif reader not in seen and keeps_shape(reader):
+                known = op.shape.in_channels if isinstance(op, Affine) else None
+                if isinstance(op, Affine) and known is not None and axes in (None, len(op.shape.axes or ())):
+                    return known
+                same = known is None if isinstance(op, Affine) else keeps_shape(reader)
+                if reader not in seen and same:
                     seen.add(reader)
                     queue.append(reader)
         return None

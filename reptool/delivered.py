@@ -45,6 +45,9 @@ def _sealed(where: str) -> None:
 
 def _expect(name: str, value: Any, *seen: Any) -> None:
     """The guard of a deployed method: an argument it was specialized for."""
+    if isinstance(value, fx.Proxy):  # a graph is being made of the method: the guard belongs into it
+        value.tracer.create_proxy("call_function", _expect, (name, value, *seen), {})
+        return
     if torch.is_tensor(value) or value not in seen:
         traced = seen[0]
         shown = f"a tensor of shape {tuple(value.shape)}" if torch.is_tensor(value) else repr(value)

@@ -16,6 +16,7 @@ from reptool.choose import Chooser, Region
 from reptool.distributing import Spreads
 from reptool.facts import Facts
 from reptool.fallback import Fallbacks
+from reptool.forms import Form
 from reptool.inputs import placeholders, unknown_inputs
 from reptool.kept import KEPT
 from reptool.lower import values as layer_values
@@ -27,6 +28,7 @@ from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
 from reptool.showing import Call, made_up, seen_calls
 from reptool.surgery import Site, Surgeon, Surgery
+from reptool.surgery.alike import alike
 from reptool.trace import CaptureLimitError, Event, Trace, Unanswerable, all_events
 from reptool.twice import mark_state
 from reptool.wiring import Wiring
@@ -232,7 +234,11 @@ def _planned(surgeon: Surgeon, wiring: Wiring, options: Options, cast: bool) -> 
     found = surgeon.found
     rejected: dict[fx.Node, dict[frozenset[fx.Node], Refusal]] = {}
     refusals: dict[fx.Node, Refusal] = {}
-    allowed = allowed_by(options, found, rejected, surgeon.trace)
+    chosen, common = allowed_by(options, found, rejected, surgeon.trace), alike(surgeon)
+
+    def allowed(node: fx.Node, form: Form) -> Refusal | None:
+        return chosen(node, form) or common(node, form)
+
     for _ in range(MAX_ROUNDS):
         sites, problems = _sites(Chooser(found, allowed, options.force).regions(), surgeon)
         if not problems:

@@ -240,6 +240,8 @@ class Facts:
         """The rank after a reduction along stated axes."""
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+        if dims is None and keep is False:
+            return 0
         if rank is None or not isinstance(dims, (int, tuple, list)) or type(keep) is not bool:
             return None
         return rank if keep else rank - (1 if isinstance(dims, int) else len(dims))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
 
 from reptool.capture import Recorder
+from reptool.delivered import _expect
 from reptool.errors import InputError
 from reptool.inputs import placeholders, unknown_inputs
 from reptool.module_kinds import calls_itself
-from reptool.trace import all_events
+from reptool.trace import Event, all_events
 from reptool.twice import mark_state
+from reptool.walk import nodes_in
 
 
 def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any]) -> fx.GraphModule:
@@ -47,11 +52,11 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
         path, why = next(iter(trace.opaque.items()))
         raise InputError(f"flatten=True cannot follow {path!r} ({why}); deploy without flatten")
     graph = fx.Graph()
-    known: dict[fx.Node, fx.Node] = {}
+    known = _parameters(graph, trace.top)
     for node in trace.graph.nodes:
         if node.op == "output":
             graph.output(_structure(trace.top.output, known))
-        else:
+        elif node not in known:
             known[node] = graph.node_copy(node, lambda n: known[n])
             known[node].meta = {}
     holder = nn.Module()
@@ -74,6 +79,49 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
         if module is made or type(module) is nn.Module:
             module.training = model.training
     return made
+
+
+def _parameters(graph: fx.Graph, top: Event) -> dict[fx.Node, fx.Node]:
+    """The parameters of the model's forward under their own names; what was not given may not be given later."""
+    known: dict[fx.Node, fx.Node] = {}
+    single: list[tuple[str, Any, Any]] = []
+    try:
+        signature = inspect.signature(top.module.forward)
+        bound = signature.bind(*top.args, **top.kwargs)
+    except TypeError as error:
+        raise InputError(f"flatten=True cannot name its inputs ({error}); deploy without flatten") from error
+    given = set(bound.arguments)
+    bound.apply_defaults()
+    for name, parameter in signature.parameters.items():
+        value = bound.arguments[name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            single += [(f"{name}_{i}", v, inspect.Parameter.empty) for i, v in enumerate(value)]
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            single += [(key, v, inspect.Parameter.empty) for key, v in value.items()]
+        else:
+            open_ = name in given and any(True for _ in nodes_in(value))
+            single.append((name, value, inspect.Parameter.empty if open_ else parameter.default))
+    made = [(name, value, graph.placeholder(name, default_value=default)) for name, value, default in single]
+    for name, value, node in made:
+        if any(True for _ in nodes_in(value)):
+            _unpack(graph, value, node, known)
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            graph.call_function(_expect, (name, node, value))
+        else:
+            raise InputError(f"flatten=True cannot write down the argument {name!r}; deploy without flatten")
+    return known
+
+
+def _unpack(graph: fx.Graph, value: Any, made: fx.Node, known: dict[fx.Node, fx.Node]) -> None:
+    """What stands for the nodes in an argument."""
+    if isinstance(value, fx.Node):
+        known[value] = made
+    elif isinstance(value, (tuple, list, Mapping)):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            if any(True for _ in nodes_in(part)):
+                _unpack(graph, part, graph.call_function(operator.getitem, (made, key)), known)
+    else:
+        raise InputError(f"flatten=True cannot take a {type(value).__name__} apart; deploy without flatten")
 
 
 def _structure(value: Any, known: dict[fx.Node, fx.Node]) -> Any:

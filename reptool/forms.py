@@ -61,14 +61,32 @@ def through(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Refus
             return inner if isinstance(inner, Refusal) else outer
         return compose(outer, inner)
 
-    shape = compose(fit, form.shape)
-    ops = form.ops | {node}
+    return _form(compose(fit, form.shape), form.root, form.ops | {node}, make, form.layout, values)
+
+
+def chained(outer: Form, inner: Form, values: bool) -> Form | Refusal:
+    """The form of a value over the root of a form of its root."""
+
+    def make() -> Kernel | Refusal:
+        first, then = inner.kernel(), outer.kernel()
+        if isinstance(first, Refusal) or isinstance(then, Refusal):
+            return first if isinstance(first, Refusal) else then
+        return compose(then, first)
+
+    return _form(compose(outer.shape, inner.shape), inner.root, inner.ops | outer.ops, make, None, values)
+
+
+def _form(
+    shape: Kernel | Refusal, root: fx.Node, ops: frozenset[fx.Node], make: Callable[[], Kernel | Refusal],
+    layout: int | None, values: bool,
+) -> Form | Refusal:  # fmt: skip
+    """A form of this shape; where the shape alone does not say whether it is one, its values do if they are known."""
     if isinstance(shape, Refusal) and shape.code in _NEEDS_VALUES and values:
         whole = make()
         if isinstance(whole, Refusal):
             return whole
-        return Form(form.root, whole.shape_only(), ops, make, form.layout, whole)
-    return shape if isinstance(shape, Refusal) else Form(form.root, shape, ops, make, form.layout)
+        return Form(root, whole.shape_only(), ops, make, layout, whole)
+    return shape if isinstance(shape, Refusal) else Form(root, shape, ops, make, layout)
 
 
 def _viewed(kernel: Kernel, form: Form) -> Kernel | Refusal:

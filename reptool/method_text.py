@@ -24,6 +24,7 @@ class Method:
     source: str
     names: tuple[tuple[str, str, str], ...]  # (name in the source, module, qualified name)
     buffers: tuple[str, ...] = ()
+    read: frozenset[str] = frozenset()  # paths of the modules whose parameters it reads
 
 
 def literal(value: Any, name: str) -> str:

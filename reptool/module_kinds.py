@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from reptool._weights import is_weight_hook
+from reptool.rank_guard import RankGuard
 
 
 def stock_forward(module: nn.Module) -> bool:
@@ -77,8 +78,8 @@ def catches(code: Any) -> bool:
 
 
 def foreign_hooks(module: nn.Module) -> bool:
-    """Whether hooks that are not the model's weights' own watch a module."""
-    pre = [h for h in module._forward_pre_hooks.values() if not is_weight_hook(h)]
+    """Whether hooks that are neither the model's weights' own nor reptool's watch a module."""
+    pre = [h for h in module._forward_pre_hooks.values() if not is_weight_hook(h) and not isinstance(h, RankGuard)]
     return bool(pre or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 

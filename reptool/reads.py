@@ -98,10 +98,15 @@ class Reads:
     partial: set[fx.Node] = field(default_factory=set)  # in-place nodes seen through a partial view
     position: dict[fx.Node, float] = field(default_factory=dict)
     readers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
+    versions: dict[fx.Node, list[tuple[float, fx.Node | None]]] = field(default_factory=dict)  # where it is written
 
     def of(self, user: fx.Node, node: fx.Node) -> fx.Node | None:
         """The node whose value `user` sees when it reads `node`; None when only a part was overwritten."""
         return self.value.get((user, node), node)
+
+    def at(self, position: float, node: fx.Node) -> fx.Node | None:
+        """As `of`, for a reader at a position of the graph."""
+        return next((value for p, value in reversed(self.versions.get(node, ())) if p < position), node)
 
     def written_between(self, node: fx.Node, first: float, last: float) -> bool:
         """Whether the storage of `node` is written between two positions of the graph."""
@@ -192,6 +197,7 @@ def resolve(graph: fx.Graph) -> Reads:
                     continue
                 whole = twins.get(other, other) is same
                 current[other] = node if whole else None
+                reads.versions.setdefault(other, []).append((position, current[other]))
                 if not whole:
                     reads.partial.add(node)
     return reads

@@ -70,7 +70,9 @@ class Cutter:
         self.fallback, self.specialized = fallback, False
         self.graph = fx.Graph()
         self.map: dict[fx.Node, Any] = {}
+        self.now = 0.0  # where in the trace what is written down stands
         self.buffers: list[str] = []
+        self.read: set[str] = set()
 
     def method(self) -> Method | Refusal:
         """The method's new source, or why it cannot be written."""
@@ -100,6 +102,7 @@ class Cutter:
             self.specialized, guards = bool(guards or questions), []
         if "training" in function.__code__.co_names:
             guards.append("    _expect('training', self.training, False)")
+        self.now = max((self.reads.position[n] + 1 for n in self.event.nodes()), default=self.now)
         self.graph.output(self._lookup_all(self.event.output))
         return self._print(parameters, guards)
 
@@ -156,6 +159,7 @@ class Cutter:
         handed = any(n in self.map for n in nodes_in(child.output))
         if handed and any(e.questions or e.minor for e in all_events(child)):
             raise CannotCutError(f"{child.path} hands on what it is given, and asks something: it may not always")
+        self.now = min((self.reads.position[n] for n in child.nodes()), default=self.now)
         args, kwargs = self._lookup_all(child.args), self._lookup_all(child.kwargs)
         relative = self._relative(child.path) if child.method == "forward" else child.method
         if child.method != "forward" and child.module is not self.event.module:
@@ -240,9 +244,12 @@ class Cutter:
         raise CannotCutError(f"a {type(value).__name__} cannot be written down")
 
     def _lookup(self, user: fx.Node | None, node: fx.Node) -> Any:
-        seen = self.reads.of(user, node) if user is not None else node
-        if seen is not None and seen is not node and seen in self.map and name_of(seen) != "setitem":
-            return self.map[seen]
+        seen = self.reads.of(user, node) if user is not None else self.reads.at(self.now, node)
+        if seen is not None and seen is not node and name_of(seen) != "setitem":
+            if seen in self.map:
+                return self.map[seen]
+            if seen in self.edits.bypass or seen in self.edits.dead:
+                raise CannotCutError(f"it reads {node.name}, which was written in place elsewhere")
         if node in self.map:
             return self.map[node]
         if node in self.edits.bypass and node not in self.edits.layers:
@@ -258,6 +265,7 @@ class Cutter:
                 self.buffers.append(target)
                 self.map[node] = self.graph.get_attr(target)
             else:
+                self.read.add(target.rpartition(".")[0])
                 self.map[node] = self.graph.get_attr(self._relative(target))
         else:
             args, kwargs = self._arguments(node)
@@ -282,7 +290,9 @@ class Cutter:
         for name, value in code.globals.items():
             if name not in BUILTIN_NAMES:
                 names.append((name, *_address(value)))
-        return Method(self.event.method, source, tuple(sorted(names)), tuple(dict.fromkeys(self.buffers)))
+        return Method(
+            self.event.method, source, tuple(sorted(names)), tuple(dict.fromkeys(self.buffers)), frozenset(self.read)
+        )
 
 
 def _getitem(value: Any, key: Any) -> Any:

@@ -13,14 +13,17 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
+import tests.network_layouts  # noqa: F401  (its steps register themselves)
 from reptool.testing import randomize
 from tests.network_blocks import BLOCKS, written
 from tests.network_text import ClassText, Generator, Value
 
 _HEADER = '''import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import nn
 
 
@@ -173,7 +176,8 @@ def build(source: str, seed: int) -> tuple[nn.Module, Any]:
     linecache.cache[module.__file__] = (len(source), None, source.splitlines(keepends=True), module.__file__)
     sys.modules[name] = module
     exec(compile(source, module.__file__, "exec"), module.__dict__)
-    model, inputs = module.make()
+    with torch.no_grad():  # masked and normed weights are attributes that could not be copied otherwise
+        model, inputs = module.make()
     return randomize(model, seed, extreme=seed % 7 == 0), inputs
 
 

@@ -11,6 +11,9 @@ from reptool.kernel import Axis, Channels, Kernel
 from reptool.lift.reading import Context, is_number
 from reptool.refusal import Code, Refusal
 
+MAX_AXES = 3
+"""There are no convolutions along more axes."""
+
 
 def along_channels(
     value: Any, exact: Tensor | float, source: fx.Node, ctx: Context
@@ -34,7 +37,7 @@ def along_channels(
         return Refusal(Code.BROADCAST, f"a constant of shape {tuple(value.shape)} varies along more than the channels")
     behind = value.dim() - 1 - wide[0]
     rank = ctx.rank(source)
-    if rank is not None and rank < value.dim():
+    if behind > MAX_AXES or (rank is not None and rank < value.dim()):
         return None
     if rank is None and value.dim() > (behind + 2 if behind else 1):
         return Refusal(

@@ -47,7 +47,8 @@ def _norm_axes(
             "whether this norm sees [N, C] or [N, C, L] is not known; give example_inputs",
             (node.name,),
         )
-    return (Axis(),) * (rank - 2), None
+    alone = rank == 3 and source is not None and ctx.behind(source) == 1  # its layer takes [C, L] as well
+    return (Axis(),) * (rank - 2), rank if alone else None
 
 
 def norm_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from reptool._nodes import is_inert
 from reptool.method_text import Method
 from reptool.ops import Affine, Concat, Op, Sum, View
+from reptool.rank_guard import guarded_rank
 from reptool.refusal import Code, Refusal
 from reptool.regenerate import Cutter, Edits, is_dead
 from reptool.surgery.site import Site, Surgery
@@ -80,8 +81,11 @@ class Operating(Traced):
         op = self.found.ops[site.carrier]
         for node in site.region.form.ops:
             guarded = self.found.ops[node]
-            if isinstance(guarded, Affine) and guarded.rank_guard is not None and site.slot is not None:
-                surgery.guards[site.slot] = guarded.rank_guard
+            if isinstance(guarded, Affine) and site.slot is not None:
+                earlier = guarded_rank(node.meta["module"]) if node.op == "call_module" else None
+                rank = guarded.rank_guard or earlier
+                if rank is not None:
+                    surgery.guards[site.slot] = rank
         if site.slot is None:
             edits.bypass[site.carrier] = op.sources[0]
             edits.layers[site.carrier] = self._call_of(site)

@@ -189,10 +189,12 @@ class Wiring:
             function = None if module is None else inspect.getattr_static(type(module), name, None)
             if not inspect.isfunction(function) or any(f"{path}.".startswith(f"{g}.") for g in state.gone):
                 continue
-            if name in surgery.methods.get(path, {}):
-                continue  # it is written anew, and asks nothing any more
             lead = f"{path}." if path else ""
-            asked = {f"{lead}{p}" if p else p for p in asked_kinds(function)}
+            made = surgery.methods.get(path, {}).get(name)
+            if made is None:
+                asked = {f"{lead}{p}" if p else p for p in asked_kinds(function)}
+            else:
+                asked, read = set(), read & made.read  # it is written anew, and asks for what is still in its text
             for site, paths in state.paths.items():
                 others = paths - {site.slot} if site.reuse else paths
                 if asked & paths or read & others or ("" in asked and any(p.startswith(lead) for p in paths)):
