@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from typing import Any
 
 from torch import nn
@@ -40,7 +41,8 @@ def _print(model: nn.Module, inputs: Any, options: Options) -> str:
 
 def _structure(module: nn.Module) -> list[object]:
     cls = type(module)
-    code = [getattr(getattr(f, "__code__", None), "co_code", b"") for f in (cls.forward, cls.__call__)]
+    functions = [inspect.getattr_static(cls, name, None) for name in ("forward", "__call__")]
+    code = [getattr(getattr(f, "__code__", None), "co_code", b"") for f in functions]
     state = {k: v for k, v in vars(module).items() if isinstance(v, _SIMPLE) and k != MARK}
     held = [
         (name, None if t is None else (tuple(t.shape), t.dtype, str(t.device)))

@@ -170,7 +170,7 @@ def _trace(
         other = Recorder(module, prefix, watched)
         other.guessed, other.named = recorder.guessed, affine
         other.opaque = dict(trace.opaque)
-        mark_state(trace.top, other.run(*inputs).top)
+        mark_state(trace, other.run(*inputs))
         return trace
 
     try:

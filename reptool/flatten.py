@@ -36,7 +36,7 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
     inputs = unknown_inputs(model) if args is None else (placeholders(args, "input"), placeholders(kwargs, ""))
     try:
         trace = recorder.run(*inputs)
-        mark_state(trace.top, Recorder(model).run(*inputs).top)
+        mark_state(trace, Recorder(model).run(*inputs))
     except Exception as error:  # the user's forward may raise anything
         raise InputError(
             f"flatten=True cannot follow the model ({type(error).__name__}: {error}); "

@@ -43,7 +43,10 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
             rules.add("branch_add")
             if any(_past_identities(s, found) is form.root for s in op.sources):
                 rules.add("shortcut")
-            shapes = [forms_of(found, s)[form.root].shape for s in op.sources]
+            parts = [forms_of(found, s) for s in op.sources]
+            shared = [r for r in parts[0] if all(r in p for p in parts) and (r is form.root or r in form.ops)]
+            root = form.root if form.root in shared else shared[0]  # a crop behind the sum may have brought the rest
+            shapes = [p[root].shape for p in parts]
             sizes = {tuple(a.kernel_size for a in s.axes or ((Axis(),) * len(form.shape.axes or ()))) for s in shapes}
             if len(sizes) > 1:
                 rules.add("kernel_size")
