@@ -8,12 +8,23 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from reptool.refusal import Code
+
 if TYPE_CHECKING:
     from reptool.guards import Guard
 
 
 class CannotCutError(Exception):
-    """A method cannot be printed from its trace; the message says why."""
+    """A method cannot be printed from its trace; the message says why.
+
+    Args:
+        message: why.
+        code: the kind of refusal it becomes.
+    """
+
+    def __init__(self, message: str, code: Code = Code.METHOD) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass

@@ -7,6 +7,7 @@ An optional argument may be left out, a variable number of them may be another n
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from reptool.trace import Event, Input
 from reptool.walk import nodes_in
 
 MAX_TRIES = 400
+SETTINGS = {"None", "NoneType", "Optional", "Union", "typing.Optional", "typing.Union"}
 
 
 def given(function: Callable[..., Any], calls: Iterable[Event]) -> dict[str, Any]:
@@ -72,3 +74,33 @@ def other_settings(value: Any) -> list[Any]:
     if type(value) is int:
         return [v for v in dict.fromkeys((value + 1, value - 1, 0, 1)) if v != value and v >= 0]
     return ["something else"]
+
+
+def is_switch(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter is annotated to be True, False or None."""
+    return bool(kinds_of(parameter)) and kinds_of(parameter) <= SETTINGS | {"bool"}
+
+
+def offered(event: Event, parameter: inspect.Parameter, value: Any, given: bool, prefix: str) -> bool:
+    """Whether an argument is a mode that the model offers, so that nothing may be made for one value of it.
+
+    A switch of the model's own forward is one unless the example inputs set it, and so is one that a caller inside the
+    model sets: it hands on what it was called with. A switch that nobody in the model sets is none.
+
+    Args:
+        event: a call.
+        parameter: of its method.
+        value: the constant it had.
+        given: whether the caller set it.
+        prefix: where in the model the traced module is; "" where it is the model itself.
+    """
+    called = given if event.parent is not None or prefix else not given
+    return called and (type(value) is bool or is_switch(parameter))
+
+
+def kinds_of(parameter: inspect.Parameter) -> set[str]:
+    """The type names that an annotation consists of; none without one."""
+    kind = parameter.annotation
+    if kind is parameter.empty:
+        return set()
+    return set(re.findall(r"[\w.]+", kind.__name__ if isinstance(kind, type) else str(kind)))

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from reptool._nodes import is_inert, name_of
 from reptool.delivered import BUILTIN_NAMES, find
 from reptool.method_text import CannotCutError, Method, header_of, literal
+from reptool.modes import offered
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
 from reptool.trace import Event, all_events
@@ -63,10 +64,19 @@ class Cutter:
         reads: the resolved reads of the trace.
         assumed: whether the call was made up (nobody knows which optional arguments it is given).
         fallback: whether what is specialized gets a fallback instead of errors; `specialized` says if anything was.
+        prefix: where in the model the traced module is; "" where it is the model itself.
     """
 
-    def __init__(self, event: Event, edits: Edits, reads: Reads, assumed: bool = False, fallback: bool = False) -> None:
-        self.event, self.edits, self.reads, self.assumed = event, edits, reads, assumed
+    def __init__(
+        self,
+        event: Event,
+        edits: Edits,
+        reads: Reads,
+        assumed: bool = False,
+        fallback: bool = False,
+        prefix: str = "",
+    ) -> None:
+        self.event, self.edits, self.reads, self.assumed, self.prefix = event, edits, reads, assumed, prefix
         self.fallback, self.specialized = fallback, False
         self.graph = fx.Graph()
         self.map: dict[fx.Node, Any] = {}
@@ -80,7 +90,7 @@ class Cutter:
             return self._method()
         except CannotCutError as error:
             return Refusal(
-                Code.METHOD, f"{self.event.path or '<root>'}.{self.event.method}: {error}", (self.event.path,)
+                error.code, f"{self.event.path or '<root>'}.{self.event.method}: {error}", (self.event.path,)
             )
 
     def _method(self) -> Method:
@@ -127,6 +137,8 @@ class Cutter:
             if not any(True for _ in nodes_in(value)):
                 if self.assumed and (self.event.parent is not None or name not in given):
                     raise CannotCutError(f"whether it is called with {name!r} is not known")
+                if not self.fallback and offered(self.event, parameter, value, name in given, self.prefix):
+                    raise CannotCutError(f"its callers may switch {name!r}", Code.SPECIALIZED)
                 guards.append(f"    _expect({name!r}, {name}, {literal(value, name)})")
                 continue
             self._unpack(value, self.graph.placeholder(name))

@@ -202,7 +202,8 @@ class Operating(Traced):
         touched: list[fx.Node],
     ) -> None:
         refusal = self._method_refused(event)
-        cutter = Cutter(event, edits, self.reads, self._assumed(event), surgery.fallbacks is not None)
+        specializes = surgery.fallbacks is not None
+        cutter = Cutter(event, edits, self.reads, self._assumed(event), specializes, self.trace.prefix)
         made = refusal or cutter.method()
         known = surgery.methods.get(event.path, {}).get(event.method)
         if isinstance(made, Method) and known is not None and known.source != made.source:

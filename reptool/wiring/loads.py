@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dis
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from reptool.delivered import CONVERSIONS
+from reptool.modes import SETTINGS, kinds_of
 from reptool.wiring.handing import WALKS, asked_for, hands_on
 
 _NOT_DATA = (
@@ -20,7 +20,6 @@ _NOT_DATA = (
     "fuse", "merge", "convert", "repar", "gradient_checkpointing", "activation_checkpointing",
 )  # fmt: skip
 _SCALARS = {"bool", "int", "float", "str"}
-_SETTINGS = {"None", "NoneType", "Optional", "Union", "typing.Optional", "typing.Union"}
 
 
 @dataclass
@@ -132,18 +131,5 @@ def _takes_settings(function: Callable[..., Any]) -> bool:
 
 def _is_setting(parameter: inspect.Parameter) -> bool:
     """Whether a parameter is annotated to be a number, a flag or a name, which no layer is run on."""
-    kinds = _kinds(parameter)
-    return bool(kinds & _SCALARS) and kinds <= _SETTINGS | _SCALARS | {"set", "list", "tuple", "dict", "frozenset"}
-
-
-def is_switch(parameter: inspect.Parameter) -> bool:
-    """Whether a parameter is annotated to be True, False or None."""
-    return bool(_kinds(parameter)) and _kinds(parameter) <= _SETTINGS | {"bool"}
-
-
-def _kinds(parameter: inspect.Parameter) -> set[str]:
-    """The type names that an annotation consists of; none without one."""
-    kind = parameter.annotation
-    if kind is parameter.empty:
-        return set()
-    return set(re.findall(r"[\w.]+", kind.__name__ if isinstance(kind, type) else str(kind)))
+    kinds = kinds_of(parameter)
+    return bool(kinds & _SCALARS) and kinds <= SETTINGS | _SCALARS | {"set", "list", "tuple", "dict", "frozenset"}

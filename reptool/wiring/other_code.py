@@ -26,7 +26,7 @@ from reptool.facts import Facts
 from reptool.listing import lists_tensors
 from reptool.lower import geometry
 from reptool.method_text import Method, guarded_method, sealed_method
-from reptool.modes import MAX_TRIES, given, other_settings, own_settings, without
+from reptool.modes import MAX_TRIES, given, is_switch, offered, other_settings, own_settings, without
 from reptool.module_kinds import stock_forward
 from reptool.ops import Affine, View
 from reptool.price import Price
@@ -37,7 +37,7 @@ from reptool.surgery import Site, Surgeon, Surgery, is_plain_identity
 from reptool.trace import Event, Input, Trace, all_events
 from reptool.walk import nodes_in
 from reptool.wiring.changed import Changed, may_use, runs_modules
-from reptool.wiring.loads import Loads, functions_of, is_switch, loads, without_data
+from reptool.wiring.loads import Loads, functions_of, loads, without_data
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -76,6 +76,7 @@ class Wiring:
         self._like: Recorder | None = None
         self._loads: dict[Any, Loads] = {}
         self._seen: dict[Any, set[object] | None] = {}
+        self._shown: set[object] = set()  # patterns that other code runs whole, and gives a value between
         self._tries = 0
 
     def check(self, surgery: Surgery) -> Found:
@@ -303,7 +304,10 @@ class Wiring:
                 for f, v in held.items()
                 if not all(self._same(state, path, name, {**base, f: w}) for w in without(f, v, function))
             }
-            between = self._shown_between(state, path, name, base, bad) if surgery.fallbacks is None else frozenset()
+            between: frozenset[Site] = frozenset()
+            if surgery.fallbacks is None:
+                between = self._shown_between(state, path, name, base, bad)
+                between |= self._offered(state, function, calls, base, bad)
             for site in between:
                 found.problems[site.region] = _between(site, path, name)
             if between:
@@ -371,6 +375,24 @@ class Wiring:
                 out |= differs
         return out
 
+    def _offered(
+        self,
+        state: Changed,
+        function: Callable[..., Any],
+        calls: list[Event],
+        base: dict[str, Any],
+        bad: Iterable[str],
+    ) -> frozenset[Site]:
+        """Sites that a mode that the model offers runs whole, but gives a value between: a guard would take it away."""
+        signature, out, first = inspect.signature(function), frozenset[Site](), calls[0]
+        for flag in (f for f in bad if f in base):
+            parameter, value = signature.parameters[flag], base[flag]
+            given = [flag in signature.bind(e.module, *e.args, **e.kwargs).arguments for e in calls]
+            if any(offered(e, parameter, value, g, self.trace.prefix) for e, g in zip(calls, given, strict=True)):
+                for other in {True, False} - {value}:
+                    out |= self._differs(state, first.path, first.method, {**base, flag: other}) or frozenset()
+        return out & {site for pattern, site in state.patterns.items() if pattern in self._shown}
+
     # --- one run
     def _differs(
         self, state: Changed, path: str, name: str, flags: dict[str, Any], settings: dict[str, Any] | None = None
@@ -434,7 +456,9 @@ class Wiring:
         surgeon = Surgeon(trace, found, self.surgeon.hooked, self.surgeon.tied, self.surgeon.held)
         sites = list(self._instances(state, surgeon))
         bad = surgeon.check(sites)
-        out = {surgeon.pattern(surgeon.ordered(s.region.form)) for s in sites if s.region in bad}
+        patterns = {s.region: surgeon.pattern(surgeon.ordered(s.region.form)) for s in sites if s.region in bad}
+        self._shown |= {p for r, p in patterns.items() if bad[r].code is Code.READ_ELSEWHERE}
+        out = set(patterns.values())
         covered = {n for s in sites for n in s.region.form.ops}
         for node in trace.graph.nodes:
             target, used = str(node.target), set[fx.Node]()
