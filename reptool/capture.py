@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from reptool._nodes import barrier, tensor_kind
 from reptool._value import Attribute, Value
+from reptool.casts import CAST_TO, mark, written_out
 from reptool.evaluate import Evaluation
 from reptool.module_kinds import calls_itself, catches, foreign_hooks, own_methods, package_of, stock_forward
 from reptool.outside import kept_outside, written_constants, written_so_far
@@ -79,12 +80,18 @@ class Recorder:
         if self.calls > MAX_NODES:
             raise CaptureLimitError(f"more than {MAX_NODES} operations in one forward; does it end?")
         self.calls += 1
-        node = self.graph.create_node(op, target, self.lower(args), self.lower(kwargs))
+        lowered, named = self.lower(args), self.lower(kwargs)
+        like = written_out(op, target, lowered, named)
+        if like is not None:
+            read = {k: self.emit("call_function", getattr, (Value(like[0], self), k), {}).node for k in CAST_TO}
+            target, lowered, named = "to", lowered[:1], {**read, **like[1]}
+        node = self.graph.create_node(op, target, lowered, named)
         node.meta["event"] = self.stack[-1]
         node.meta["const"] = op != "placeholder" and all(n.meta["const"] for n in node.all_input_nodes)
         if op in ("call_function", "call_method") and not node.all_input_nodes:
             node.meta["const"] = getattr(target, "__name__", target) not in DRAWS
         node.meta["kind"] = tensor_kind(node)
+        mark(node)
         written = mutated_argument(node) if op != "call_module" else None
         self.writes_constants |= written is not None and written.meta["const"]
         self.stack[-1].items.append(node)
@@ -159,6 +166,8 @@ class Recorder:
                 raise Unanswerable(f"{node.name} was taken for an image, and is asked for its {what}")
             if node.meta["const"] and self.writes_constants and written_so_far(self.graph, node):
                 raise Unanswerable(f"{node.name} was written in place, and is asked for its {what}")
+            if node.meta.get("cast"):
+                raise Unanswerable(f"{node.name} is of the dtype of a value, and is asked for its {what}")
             answer = read(self.evaluate(node))
         except Exception as error:
             self.unanswered = error  # the code may catch it and go another way than it does on data

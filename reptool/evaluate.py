@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from reptool.casts import is_cast, unknown
 from reptool.trace import Unanswerable
 
 
@@ -21,6 +22,7 @@ class Evaluation:
         self.root = root
         self.real: dict[fx.Node, Any] = {}
         self.fakes: dict[fx.Node, Any] = {}
+        self.taken: set[fx.Node] = set()  # constants cast to a dtype that is not known: taken for one of it
 
     def of(self, wanted: fx.Node) -> Any:
         """The value of a node, worked out from the nodes it is made of."""
@@ -31,6 +33,16 @@ class Evaluation:
             if node in memo:
                 todo.pop()
                 continue
+            if is_cast(node) and not self._casts(node):
+                self.taken.add(node)
+                given = node.all_input_nodes[0]
+                if given not in self.real:
+                    todo.append(given)
+                else:
+                    self.real[node] = unknown(self.real[given])
+                continue
+            if node.target is getattr and not node.meta["const"] and self._is_taken(node.args[0]):
+                raise Unanswerable(f"nothing is known of the dtype of {node.args[0]}: give example_inputs")
             missing = [n for n in node.all_input_nodes if n not in self.real and n not in self.fakes]
             if missing:
                 todo += missing
@@ -47,6 +59,21 @@ class Evaluation:
                     with self.fake_mode():
                         memo[node] = self.run(node, args, kwargs)
         return self.real[wanted] if wanted.meta["const"] else self.fakes[wanted]
+
+    def _casts(self, node: fx.Node) -> bool:
+        """Whether it is known what a cast casts to."""
+        if node in self.taken:
+            return False
+        try:
+            for like in node.all_input_nodes:
+                if not like.meta["const"]:
+                    self.of(like)
+        except Exception:  # an input nobody knows, or an operation that no fake can run
+            return False
+        return True
+
+    def _is_taken(self, node: Any) -> bool:
+        return isinstance(node, fx.Node) and bool(node.meta.get("cast")) and bool(self.taken)
 
     def _seen(self, node: fx.Node, by: fx.Node) -> Any:
         value = self.real[node] if node in self.real else self.fakes[node]

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from reptool._nodes import name_of
 from reptool.capture import Recorder
+from reptool.casts import is_cast, made_of
 from reptool.opaque import Responses
 from reptool.ops import Affine, Concat, Op, Sum
 from reptool.reads import Reads
@@ -73,6 +74,9 @@ class Facts:
                 value = n.meta["tensor"].detach()
                 self._exact[n] = value.double() if value.is_floating_point() else value
                 continue
+            if is_cast(n):
+                self._exact[n] = self._rounded(n)
+                continue
             args: Any = fx.node.map_arg(n.args, self._exact.__getitem__)
             kwargs: Any = fx.node.map_arg(n.kwargs, self._exact.__getitem__)
             with torch.no_grad():
@@ -82,6 +86,14 @@ class Facts:
                     value = self.recorder.known.run(n, args, kwargs)
             self._exact[n] = value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
         return self._exact[node]
+
+    def _rounded(self, node: fx.Node) -> Any:
+        """What a cast gives: the constant rounded to the dtype it is cast to, unless it is of that dtype."""
+        source: Any = node.args[0]
+        native, before, exact = self.constant(node), self.constant(source), self._exact[source]
+        if not all(isinstance(v, Tensor) for v in (native, before, exact)):
+            return None
+        return (exact if native.dtype == before.dtype else exact.to(native.dtype)).double()
 
     def _missing(self, node: fx.Node) -> list[fx.Node]:
         order: list[fx.Node] = []
@@ -94,7 +106,7 @@ class Facts:
             elif n not in seen and n not in self._exact:
                 seen.add(n)
                 stack.append((n, True))
-                stack += [(i, False) for i in n.all_input_nodes]
+                stack += [(i, False) for i in made_of(n)]
         return order
 
     @staticmethod
@@ -112,12 +124,24 @@ class Facts:
                 n = stack.pop()
                 if n.op in ("get_attr", "call_module"):
                     found[str(n.target)] = None
-                for i in n.all_input_nodes:
+                for i in made_of(n):
                     if i not in seen:
                         seen.add(i)
                         stack.append(i)
             self._cones[node] = tuple(found)
         return self._cones[node]
+
+    def taken(self, node: fx.Node) -> list[fx.Node]:
+        """The values whose dtype a constant is taken to have, where that is not known."""
+        if not node.meta.get("cast"):
+            return []
+        found, stack = [], [node]
+        while stack:
+            n = stack.pop()
+            if n in self.recorder.known.taken:
+                found += [i for like in n.all_input_nodes if not like.meta["const"] for i in like.all_input_nodes]
+            stack += made_of(n)
+        return found
 
     # --- shapes
     def rank(self, node: fx.Node) -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
+from reptool.casts import made_of
 from reptool.reads import mutated_argument, resolve
 from reptool.trace import Event, all_events
 from reptool.walk import leaves_in, nodes_in
@@ -58,8 +59,8 @@ def written_so_far(graph: fx.Graph, node: fx.Node) -> bool:
         at = stack.pop()
         if storage.get(at, at) in roots:
             return True
-        stack += [n for n in at.all_input_nodes if n not in seen]
-        seen.update(at.all_input_nodes)
+        stack += [n for n in made_of(at) if n not in seen]
+        seen.update(made_of(at))
     return False
 
 

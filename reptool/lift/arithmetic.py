@@ -13,8 +13,8 @@ from reptool.fusions.shortcut import dirac_kernel
 from reptool.kernel import Kernel
 from reptool.lift.constants import along_channels
 from reptool.lift.reading import Context, Lifted, arguments, cone_of, is_constant, is_number, source_of, varies
-from reptool.ops import Affine, Sum
-from reptool.refusal import Refusal
+from reptool.ops import Affine, Sum, View
+from reptool.refusal import Code, Refusal
 
 
 def _channel_map(
@@ -33,6 +33,8 @@ def _channel_map(
     if native is None:
         return None  # it cannot be computed, in any precision
     exact = ctx.exact(constant) if isinstance(constant, fx.Node) else constant
+    if isinstance(constant, fx.Node) and any(not _one_dtype(n, read, ctx) for n in ctx.taken(constant)):
+        return Refusal(Code.DTYPE, "a constant of the dtype of another value; give example_inputs", (node.name,))
     found = along_channels(native, exact, read, ctx)
     if found is None or isinstance(found, Refusal):
         return found.at(node.name) if isinstance(found, Refusal) else None
@@ -47,6 +49,15 @@ def _channel_map(
     kernel = Kernel(shape.channels, shape.axes, weight, shift, shifts)
     owners = cone_of(ctx, constant)
     return Affine(read, kernel.shape_only(), lambda: kernel, owners, paradigm="scale", cost=1)
+
+
+def _one_dtype(like: fx.Node, source: fx.Node, ctx: Context) -> bool:
+    """Whether a value has the dtype of one that maps and layers make of it."""
+    at: fx.Node | None = source
+    while at is not None and at is not like:
+        op = ctx.ops.get(at)
+        at = op.source if isinstance(op, (Affine, View)) else None
+    return at is like
 
 
 def _operands(node: fx.Node) -> tuple[Any, Any] | None:

@@ -33,7 +33,9 @@ class Context:
         stated: Callable[[fx.Node], int | None],
         ops: dict[fx.Node, Op],
         opaque: Callable[[fx.Node, fx.Node], Lifted] = lambda node, source: None,
+        taken: Callable[[fx.Node], Sequence[fx.Node]] = lambda node: (),
     ) -> None:
+        self.taken = taken
         self.ops, self.opaque = ops, opaque
         self.constant, self.exact, self.read, self.cone = constant, exact, read, cone
         self.rank, self.channels, self.behind, self.dtype, self.stated = rank, channels, behind, dtype, stated

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from reptool._nodes import metadata_read
+from reptool.casts import is_cast
 from reptool.choose import Region
 from reptool.ops import Affine, Concat
 from reptool.refusal import Code, Refusal
@@ -52,7 +53,7 @@ class Checking(Traced):
             last = max(absorbed[node], key=lambda s: self.reads.position[s.region.value])
             if len(absorbed[node]) > 1 and last is site and any(other.carrier is node for other in absorbed[node]):
                 return Refusal(Code.READ_ELSEWHERE, "one layer would have to serve two regions", (node.name,))
-            soft = self._soft_refused(node, site)
+            soft = self._soft_refused(node, site, absorbed)
             if soft is not None:
                 return soft
             for owner in op.owners:
@@ -63,13 +64,17 @@ class Checking(Traced):
                     return refusal
         return None
 
-    def _soft_refused(self, node: fx.Node, site: Site) -> Refusal | None:
+    def _soft_refused(self, node: fx.Node, site: Site, absorbed: dict[fx.Node, list[Site]]) -> Refusal | None:
         for reader in self.found.soft.get(node, ()):
-            if metadata_read(reader) == "rank" and node not in site.dead:
+            if metadata_read(reader) == "rank" and (node not in site.dead or self._casts_only(reader, absorbed)):
                 continue
             if node in site.dead or not self._same_size(node, site):
                 return Refusal(Code.READ_ELSEWHERE, "the shape of an absorbed value is read", (node.name, reader.name))
         return None
+
+    def _casts_only(self, reader: fx.Node, absorbed: dict[fx.Node, list[Site]]) -> bool:
+        """Whether a dtype is read for nothing but constants of absorbed operations."""
+        return all(is_cast(user) and all(n in absorbed for n in self.const_users(user)) for user in reader.users)
 
     def _same_size(self, node: fx.Node, site: Site) -> bool:
         """Whether an absorbed value on the way has the size of what stands in for it."""

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert
 from reptool.analyse import Analysis
+from reptool.casts import made_of
 from reptool.choose import Region
 from reptool.lower import Geometry, Place, geometry, geometry_of
 from reptool.module_kinds import calls_itself
@@ -316,7 +317,7 @@ def _attributes(node: fx.Node) -> list[fx.Node]:
         seen.add(n)
         if n.op == "get_attr":
             out.append(n)
-        stack += n.all_input_nodes
+        stack += made_of(n)
     return out
 
 
