@@ -156,3 +156,22 @@ def is_inert(node: fx.Node) -> bool:
 def only_asserted(node: fx.Node) -> bool:
     """Whether a number is used for nothing but assertions."""
     return all(name_of(user) == "_assert" or (is_size_like(user) and only_asserted(user)) for user in node.users)
+
+
+_NAMED = ("conv", "linear")
+"""Functions whose second argument is the weight and whose third is the bias."""
+
+
+def takes_weight(node: fx.Node) -> bool:
+    """Whether a function takes its weight and its bias behind its input."""
+    return name_of(node).startswith(_NAMED)
+
+
+def weight_argument(node: fx.Node) -> fx.Node | None:
+    """The constant that a functional layer multiplies by: its second argument, or a matrix on either side."""
+    if takes_weight(node):
+        weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+        return weight if isinstance(weight, fx.Node) else None
+    given = (*node.args[1:], *node.kwargs.values(), *node.args[:1])
+    held = [v for v in given if isinstance(v, fx.Node) and v.meta["const"]]
+    return held[0] if held else None

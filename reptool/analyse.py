@@ -11,7 +11,7 @@ from reptool._nodes import metadata_read, name_of, only_asserted
 from reptool.facts import Facts
 from reptool.forms import Form, arranged, chained, joined, start, summed, through
 from reptool.lift import Context, lift
-from reptool.ops import Affine, Fill, Op, Sum, View
+from reptool.ops import Affine, Fill, Op, Reduced, Stack, Sum, View
 from reptool.price import Size, nominal_size, out_size
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
@@ -162,9 +162,10 @@ def forms_of(found: Analysis, node: fx.Node) -> dict[fx.Node, Form]:
 def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
     made: dict[fx.Node, Form] = {}
     first: Refusal | None = None
+    if isinstance(op, Stack) or (isinstance(op, Fill) and op.whole is None):
+        return
     if isinstance(op, Fill):
-        if op.whole is None:
-            return
+        assert op.whole is not None
         between = _filled(found, node)
         for root, form in forms_of(found, op.whole.source).items():
             new = through(node, op.whole, form, values)
@@ -184,14 +185,17 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
         if isinstance(op, Affine) and any(a.before < 0 or a.after < 0 for a in op.shape.axes or ()):
             _regroup(found, node, made, values)
     else:
-        sets = [forms_of(found, s) for s in op.sources]
+        whole = op.whole if isinstance(op, Reduced) else op
+        sets = [forms_of(found, s) for s in whole.sources]
         common = [r for r in sets[0] if all(r in s for s in sets)]
         for root in common:
             forms = [s[root] for s in sets]
-            if isinstance(op, Sum):
-                new = summed(node, op, forms)
+            if isinstance(whole, Sum):
+                new = summed(node, whole, forms)
             else:
-                new = joined(node, op, forms, found.facts.channels_expected(node))
+                new = joined(node, whole, forms, found.facts.channels_expected(node))
+            if isinstance(op, Reduced) and not isinstance(new, Refusal):
+                new = replace(new, ops=new.ops | {op.source})
             if isinstance(new, Refusal):
                 first = first or new
             else:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool._nodes import name_of
+from reptool._nodes import name_of, weight_argument
 from reptool.capture import Recorder
 from reptool.casts import is_cast, made_of
 from reptool.opaque import Responses
-from reptool.ops import Affine, Concat, Op, Sum
+from reptool.ops import Affine, Concat, Op, Reduced, Sum
 from reptool.reads import Reads
 from reptool.refusal import Refusal
 from reptool.trace import Unanswerable
@@ -179,6 +179,7 @@ class Facts:
         if isinstance(op, Affine) and op.shape.axes:
             shape = self.shape(node) if len(op.shape.axes) == 1 else None  # [C, L] without a batch has one axis too
             return len(op.shape.axes) + 2 if shape is None else len(shape)
+        op = op.whole if isinstance(op, Reduced) else op
         if isinstance(op, (Affine, Sum, Concat)):
             known = [r for r in map(self.rank, op.sources) if r is not None]
             return max(known) if known else None
@@ -284,6 +285,7 @@ class Facts:
         while at is not None and at not in seen:
             seen.add(at)
             op = self.ops.get(at)
+            op = op.whole if isinstance(op, Reduced) else op
             if isinstance(op, Affine):
                 if op.shape.axes is not None and len(op.shape.axes) != behind:
                     break
@@ -341,8 +343,8 @@ class Facts:
         """A weight of a layer."""
         if node.op == "call_module":
             return next((p for p in node.meta["module"].parameters() if p.is_floating_point()), None)
-        weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-        value = self.constant(weight) if isinstance(weight, fx.Node) and weight.meta["const"] else None
+        weight = weight_argument(node)
+        value = self.constant(weight) if weight is not None and weight.meta["const"] else None
         return value if isinstance(value, Tensor) else None
 
     def channels_expected(self, node: fx.Node) -> int | None:

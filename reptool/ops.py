@@ -100,4 +100,34 @@ class View:
         return [self.source]
 
 
-Op = Affine | Sum | Concat | View | Fill
+@dataclass(eq=False)
+class Stack:
+    """Values side by side along the new axis `dim`: no map of anything by itself, but see `Reduced`."""
+
+    sources: list[fx.Node]
+    dim: int
+    owners: tuple[str, ...] = ()
+    paradigm: str = "branch_add"
+
+
+@dataclass(eq=False)
+class Reduced:
+    """The sum or mean of what a `Stack` holds, along the axis along which it was stacked.
+
+    Args:
+        source: the stack.
+        whole: the sum of its parts.
+    """
+
+    source: fx.Node
+    whole: Sum
+    owners: tuple[str, ...] = ()
+    paradigm: str = "branch_add"
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The value read."""
+        return [self.source]
+
+
+Op = Affine | Sum | Concat | View | Fill | Stack | Reduced

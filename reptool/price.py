@@ -14,7 +14,7 @@ from math import prod
 
 from reptool._probe import Work
 from reptool.kernel import Axis, Border, Kernel
-from reptool.ops import Affine, Concat, Fill, Op, Sum, View
+from reptool.ops import Affine, Concat, Fill, Op, Reduced, Stack, Sum, View
 
 NOMINAL = {0: (), 1: (512,), 2: (56, 56), 3: (16, 16, 16)}
 TRAFFIC = 2.0
@@ -128,6 +128,8 @@ def op_price(op: Op, size: Size, channels: int | None) -> Price:
         return Price((len(op.sources) - 1) * elements + moved + OPERATION, others=1)
     if isinstance(op, View):
         return Price()
+    if isinstance(op, (Stack, Reduced)):
+        return Price(TRAFFIC * 2 * elements * len(op.sources) + OPERATION, others=1)
     if isinstance(op, Fill):
         return Price(OPERATION, others=1)
     assert isinstance(op, Concat)

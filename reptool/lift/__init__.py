@@ -12,12 +12,13 @@ from torch import fx, nn
 
 from reptool._nodes import name_of
 from reptool._weights import has_weight_property
-from reptool.lift.arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg
-from reptool.lift.convolutions import addmm, conv_function, conv_module, linear_function, linear_module, matmul
+from reptool.lift.arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, reduced, stack
+from reptool.lift.convolutions import conv_function, conv_module, linear_function, linear_module
 from reptool.lift.identities import dropout_function, dropout_module, identity_module, passthrough
 from reptool.lift.norms import norm_function, norm_module
 from reptool.lift.padding import fill, pad_function, pad_module
 from reptool.lift.pooling import pool_function, pool_module
+from reptool.lift.products import addmm, einsum, matmul, tensordot
 from reptool.lift.reading import Context as Context
 from reptool.lift.reading import Lifted as Lifted
 from reptool.lift.reading import source_of
@@ -65,9 +66,14 @@ FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     "addcdiv": addcdiv,
     **dict.fromkeys(("matmul", "mm"), matmul),
     "addmm": addmm,
+    "einsum": einsum,
+    "tensordot": tensordot,
     "setitem": fill,
     "pixel_unshuffle": unshuffle_function,
     "lerp": lerp,
+    "stack": stack,
+    "sum": reduced(False),
+    "mean": reduced(True),
     "addcmul": addcmul,
     "flatten": flatten_function,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),

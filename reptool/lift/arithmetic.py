@@ -13,19 +13,20 @@ from reptool.fusions.shortcut import dirac_kernel
 from reptool.kernel import Kernel
 from reptool.lift.constants import along_channels
 from reptool.lift.reading import Context, Lifted, arguments, cone_of, is_constant, is_number, source_of, varies
-from reptool.ops import Affine, Sum, View
+from reptool.ops import Affine, Reduced, Stack, Sum, View
 from reptool.refusal import Code, Refusal
 
 
-def _channel_map(
+def channel_map(
     node: fx.Node,
     source: Any,
     constant: Any,
     ctx: Context,
     make: Callable[[Tensor], tuple[Tensor, Tensor | None]],
     shifts: bool,
+    behind: int | None = None,
 ) -> Lifted:
-    """``scale * x + shift`` with scale and shift made from one constant."""
+    """``scale * x + shift`` with scale and shift made from one constant; a vector with so many axes `behind` it."""
     read = source_of(node, source, ctx)
     if read is None:
         return None
@@ -35,6 +36,8 @@ def _channel_map(
     exact = ctx.exact(constant) if isinstance(constant, fx.Node) else constant
     if isinstance(constant, fx.Node) and any(not _one_dtype(n, read, ctx) for n in ctx.taken(constant)):
         return Refusal(Code.DTYPE, "a constant of the dtype of another value; give example_inputs", (node.name,))
+    if behind is not None:
+        native, exact = (v.reshape(-1, *[1] * behind) for v in (native, exact))
     found = along_channels(native, exact, read, ctx)
     if found is None or isinstance(found, Refusal):
         return found.at(node.name) if isinstance(found, Refusal) else None
@@ -90,10 +93,47 @@ def add(sign: float, reverse: bool = False) -> Callable[[fx.Node, Context], Lift
                 return None
             return Sum([r for r in reads if r is not None], [None, None if factor == 1.0 else _times(factor)])
         if varies(a) and is_constant(b) and a.meta.get("kind") in ("tensor", "unknown"):
-            return _channel_map(node, a, b, ctx, lambda v: (torch.ones_like(v), v * factor), True)
+            return channel_map(node, a, b, ctx, lambda v: (torch.ones_like(v), v * factor), True)
         if varies(b) and is_constant(a) and b.meta.get("kind") in ("tensor", "unknown"):
-            return _channel_map(node, b, a, ctx, lambda v: (torch.full_like(v, factor), v), True)
+            return channel_map(node, b, a, ctx, lambda v: (torch.full_like(v, factor), v), True)
         return None
+
+    return handler
+
+
+def stack(node: fx.Node, ctx: Context) -> Lifted:
+    """Values stacked along a new axis."""
+    given = arguments(node, ("tensors", "dim", "out"), {"dim": 0, "out": None})
+    if given is None or given["out"] is not None or type(given["dim"]) is not int:
+        return None
+    parts = given.get("tensors")
+    if not isinstance(parts, (tuple, list)) or not parts or not all(varies(p) for p in parts):
+        return None
+    reads = [source_of(node, p, ctx) for p in parts]
+    return None if any(r is None for r in reads) else Stack([r for r in reads if r is not None], given["dim"])
+
+
+def reduced(mean: bool) -> Callable[[fx.Node, Context], Lifted]:
+    """The sum or mean of stacked values along the axis along which they were stacked."""
+
+    def handler(node: fx.Node, ctx: Context) -> Lifted:
+        given = arguments(node, ("input", "dim", "keepdim", "dtype"), {"keepdim": False, "dtype": None})
+        read = None if given is None else source_of(node, given["input"], ctx)
+        held = None if read is None else ctx.ops.get(read)
+        if given is None or read is None or not isinstance(held, Stack):
+            return None
+        dim = given.get("dim")
+        dim = dim[0] if isinstance(dim, (tuple, list)) and len(dim) == 1 else dim
+        if type(dim) is not int or dim != held.dim or given["keepdim"] is not False or given["dtype"] is not None:
+            return None
+        dtypes = [ctx.dtype(s) for s in held.sources]
+        if any(d is not None and not d.is_floating_point for d in dtypes):
+            return None
+        factor = 1.0 / len(held.sources) if mean else 1.0
+        maps = [None if factor == 1.0 else _times(factor) for _ in held.sources]
+        if len(held.sources) == 1:
+            return None
+        return Reduced(read, Sum(list(held.sources), maps))
 
     return handler
 
@@ -140,13 +180,13 @@ def _shifted(
     """``shift + scale(b) a`` with a constant `b`."""
     if not (varies(a) and isinstance(b, fx.Node) and is_constant(b) and isinstance(shift, fx.Node)):
         return None
-    scaled = _channel_map(node, a, b, ctx, make, False)
+    scaled = channel_map(node, a, b, ctx, make, False)
     if varies(shift):
         read = source_of(node, shift, ctx)
         if not isinstance(scaled, Affine) or read is None:
             return scaled if isinstance(scaled, Refusal) else None
         return Sum([read, scaled.source], [None, scaled.load()], scaled.owners)
-    moved = _channel_map(node, a, shift, ctx, lambda v: (torch.ones_like(v), v), True)
+    moved = channel_map(node, a, shift, ctx, lambda v: (torch.ones_like(v), v), True)
     if not isinstance(scaled, Affine) or not isinstance(moved, Affine):
         return scaled if not isinstance(scaled, Affine) else moved
     both = compose(moved.load(), scaled.load())
@@ -166,7 +206,7 @@ def mul(node: fx.Node, ctx: Context) -> Lifted:
         a, b = b, a
     if not (varies(a) and is_constant(b)) or a.meta.get("kind") not in ("tensor", "unknown"):
         return None
-    return _channel_map(node, a, b, ctx, lambda v: (v, None), False)
+    return channel_map(node, a, b, ctx, lambda v: (v, None), False)
 
 
 def div(node: fx.Node, ctx: Context) -> Lifted:
@@ -176,11 +216,11 @@ def div(node: fx.Node, ctx: Context) -> Lifted:
         return None
     if pair[0].meta.get("kind") not in ("tensor", "unknown"):
         return None
-    return _channel_map(node, pair[0], pair[1], ctx, lambda v: (1.0 / v, None), False)
+    return channel_map(node, pair[0], pair[1], ctx, lambda v: (1.0 / v, None), False)
 
 
 def neg(node: fx.Node, ctx: Context) -> Lifted:
     """A value with its sign changed."""
     if len(node.args) != 1 or node.kwargs or not varies(node.args[0]) or node.args[0].meta.get("kind") != "tensor":  # type: ignore[union-attr]
         return None
-    return _channel_map(node, node.args[0], -1.0, ctx, lambda v: (v, None), False)
+    return channel_map(node, node.args[0], -1.0, ctx, lambda v: (v, None), False)

@@ -17,7 +17,6 @@ from reptool.lift.reading import (
     exact_pair,
     ints,
     is_computed,
-    is_constant,
     shape_of,
     source_of,
 )
@@ -49,7 +48,7 @@ def _conv_axes(
     return tuple(Axis(k, si, di, a, e, border) for k, si, di, (a, e) in zip(size, s, d, pads, strict=True))
 
 
-def _layer(
+def layer_of(
     node: fx.Node,
     source: fx.Node | None,
     axes: tuple[Axis, ...] | None,
@@ -61,6 +60,7 @@ def _layer(
     paradigm: str = "conv",
     computed: bool = False,
 ) -> Lifted:
+    """A layer with a weight of shape ``[out, in / groups, ...]``; `values` gives it and the bias in float64."""
     if source is None or axes is None or weight_shape[0] % groups:
         return None
     channels = Channels.grouped(weight_shape[1] * groups, weight_shape[0], groups)
@@ -81,7 +81,7 @@ def conv_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
         return None
     axes = _conv_axes(module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode)
     weight = (module.out_channels, module.in_channels // module.groups)
-    return _layer(
+    return layer_of(
         node, source_of(node, node.args[0], ctx), axes, weight, module.groups, module.bias is not None,
         lambda: exact_tensors(module, "weight", "bias"), (str(node.target),), computed=has_computed_weight(module),
     )  # fmt: skip
@@ -105,7 +105,7 @@ def conv_function(node: fx.Node, ctx: Context) -> Lifted:
     if shape is None or type(given["groups"]) is not int:
         return None
     axes = _conv_axes(shape[2:], given["stride"], given["padding"], given["dilation"])
-    return _layer(
+    return layer_of(
         node, source_of(node, given["input"], ctx), axes, shape, given["groups"], bias is not None,
         lambda: exact_pair(ctx, weight, bias), cone_of(ctx, weight, bias), "conv", is_computed(weight, bias),
     )  # fmt: skip
@@ -114,7 +114,7 @@ def conv_function(node: fx.Node, ctx: Context) -> Lifted:
 def linear_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     """A linear layer."""
     assert isinstance(module, nn.Linear)
-    return _layer(
+    return layer_of(
         node, source_of(node, node.args[0], ctx), (), (module.out_features, module.in_features), 1,
         module.bias is not None, lambda: exact_tensors(module, "weight", "bias"), (str(node.target),), "linear",
         has_computed_weight(module),
@@ -132,47 +132,7 @@ def linear_function(node: fx.Node, ctx: Context) -> Lifted:
     shape = shape_of(ctx.constant(weight))
     if shape is None or len(shape) != 2:
         return None
-    return _layer(
+    return layer_of(
         node, source_of(node, given["input"], ctx), (), shape, 1, bias is not None,
         lambda: exact_pair(ctx, weight, bias), cone_of(ctx, weight, bias), "linear", is_computed(weight, bias),
     )  # fmt: skip
-
-
-def _times_matrix(node: fx.Node, source: Any, matrix: Any, bias: Any, ctx: Context) -> Lifted:
-    """``x @ W (+ b)`` with a constant matrix ``W [C, O]``: a linear layer with the weight ``W^T``."""
-    if not isinstance(matrix, fx.Node) or not matrix.meta["const"] or source_of(node, source, ctx) is None:
-        return None
-    shape = shape_of(ctx.constant(matrix))
-    if shape is None or len(shape) != 2:
-        return None
-    given = None if bias is None else shape_of(ctx.constant(bias)) if isinstance(bias, fx.Node) else ()
-    if bias is not None and (given != (shape[1],) or not bias.meta["const"]):
-        return None
-
-    def values() -> tuple[Tensor, Tensor | None]:
-        weight, held = exact_pair(ctx, matrix, bias)
-        return weight.t(), held
-
-    return _layer(
-        node, source_of(node, source, ctx), (), shape[::-1], 1, bias is not None,
-        values, cone_of(ctx, matrix, bias), "linear", is_computed(matrix, bias),
-    )  # fmt: skip
-
-
-def matmul(node: fx.Node, ctx: Context) -> Lifted:
-    """``matmul`` and ``mm`` of a value with a constant matrix on its right."""
-    given = arguments(node, ("input", "other"), {})
-    if given is None:
-        given = arguments(node, ("input", "mat2"), {})
-    if given is None or len(given) != 2:
-        return None
-    source, matrix = given.values()
-    return _times_matrix(node, source, matrix, None, ctx)
-
-
-def addmm(node: fx.Node, ctx: Context) -> Lifted:
-    """``addmm`` of a constant vector, a value and a constant matrix."""
-    given = arguments(node, ("input", "mat1", "mat2"), {})
-    if given is None or len(given) != 3 or not is_constant(given["input"]):
-        return None
-    return _times_matrix(node, given["mat1"], given["mat2"], given["input"], ctx)

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from reptool._nodes import is_inert
 from reptool.method_text import Method
-from reptool.ops import Affine, Concat, Op, Sum, View
+from reptool.ops import Affine, Concat, Op, Stack, Sum, View
 from reptool.rank_guard import guarded_rank
 from reptool.refusal import Code, Refusal
 from reptool.regenerate import Cutter, Edits, is_dead
@@ -68,7 +68,7 @@ class Operating(Traced):
             if isinstance(op, View):
                 continue
             source = next(s for s in op.sources if s in way or s is site.carrier or s is site.region.root)
-            if isinstance(op, (Sum, Concat)):
+            if isinstance(op, (Sum, Concat, Stack)):
                 source = self._operand(node, op, site, way)
             edits.bypass[node] = source
             if node.op == "call_module" and op.owners:

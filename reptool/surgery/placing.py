@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from reptool._nodes import is_inert
+from reptool._nodes import is_inert, takes_weight, weight_argument
 from reptool.analyse import Analysis
 from reptool.casts import made_of
 from reptool.choose import Region
@@ -297,13 +297,8 @@ def _plain_forward(module: nn.Module) -> bool:
     }  # fmt: skip
 
 
-def _weight_argument(node: fx.Node) -> fx.Node | None:
-    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-    return weight if isinstance(weight, fx.Node) else None
-
-
 def _weight_of(node: fx.Node, found: Analysis) -> Tensor | None:
-    argument = _weight_argument(node)
+    argument = weight_argument(node)
     value = None if argument is None else found.facts.constant(argument)
     return value if isinstance(value, Tensor) else None
 
@@ -324,6 +319,8 @@ def _attributes(node: fx.Node) -> list[fx.Node]:
 def _direct_names(node: fx.Node, path: str) -> tuple[str | None, str | None]:
     """Attribute names of weight and bias when the layer reads them as they are."""
     found: list[str | None] = []
+    if not takes_weight(node):
+        return None, None
     for position, key in ((1, "weight"), (2, "bias")):
         value = node.args[position] if len(node.args) > position else node.kwargs.get(key)
         direct = isinstance(value, fx.Node) and value.op == "get_attr" and str(value.target).rpartition(".")[0] == path
