@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any, NamedTuple
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool.errors import InputError
+from reptool.errors import InputError, SpecializedError
 from tests.traps import ConvBN, assert_same, image, ready
 
 
@@ -63,3 +65,36 @@ def test_a_norm_in_training_mode_stays_one() -> None:
     flat = reptool.deploy(model, flatten=True)
     with torch.no_grad():
         assert_same(model(image()), flat(image()))
+
+
+class Optional(ConvBN):
+    def forward(self, x: Any, scale: Any = None, *, flag: bool = False) -> Any:
+        y = self.bn(self.conv(x))
+        y = y if scale is None else y * scale
+        return -y if flag else y
+
+
+def test_arguments_keep_their_names_and_what_was_not_given_is_guarded() -> None:
+    model = ready(Optional())
+    bare = reptool.deploy(model, flatten=True)
+    assert_same(model(x=image()), bare(x=image()))
+    with pytest.raises(SpecializedError, match="scale"):
+        bare(image(), torch.ones(1))
+    given = reptool.deploy(model, {"x": image(), "scale": torch.full((1,), 2.0).double()}, flatten=True)
+    assert_same(model(image(), 3.0 * torch.ones(1)), given(image(), scale=3.0 * torch.ones(1)))
+    with pytest.raises(SpecializedError, match="flag"):
+        given(image(), torch.ones(1), flag=True)
+    assert_same(given(image(), torch.ones(1)), copy.deepcopy(given)(image(), torch.ones(1)))
+    assert_same(given(image(), torch.ones(1)), pickle.loads(pickle.dumps(given))(image(), torch.ones(1)))
+
+
+class Nested(ConvBN):
+    def forward(self, pair: Any) -> Any:
+        return self.bn(self.conv(pair["x"])) + pair["more"][0]
+
+
+def test_a_nested_argument_stays_one() -> None:
+    model = ready(Nested())
+    pair = {"x": image(), "more": [torch.ones(1, dtype=torch.float64)]}
+    flat = reptool.deploy(model, (pair,), flatten=True)
+    assert_same(model(pair), flat(pair))

@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from tests.traps import ConvBN, check, codes, norms, ready
@@ -109,3 +110,36 @@ def test_state_that_decides_nothing_is_no_reason() -> None:
             return self.block(x)
 
     assert norms(check(ready(Counts()))[0]) == 0
+
+
+class Cached(ConvBN):
+    """A table that is made in the first call and kept for the next ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(6, 4))
+        self.register_buffer("index", torch.tensor([0, 2, 1, 3]))
+        self.kept: dict[str, Any] = {}
+
+    def row(self, name: str) -> Any:
+        if name not in self.kept:
+            self.kept[name] = self.table[0][self.index]
+        return self.kept[name]
+
+    def forward(self, x: Any) -> Any:
+        return self.bn(self.conv(x)).relu() * self.row("a")[:, None, None].sigmoid()
+
+
+class Says(ConvBN):
+    """A message holds the name of a symbolic value, and names depend on what was traced before."""
+
+    def forward(self, x: Any) -> Any:
+        torch._assert(x.ndim == 4, f"wanted four axes, not {x.ndim}")
+        return self.bn(self.conv(x))
+
+
+@pytest.mark.parametrize("model", [Cached, Says])
+def test_what_differs_in_nothing_but_names_is_no_state(model: type[nn.Module]) -> None:
+    deployed, report = check(ready(model()))
+    assert norms(deployed) == 0
+    assert "specialized" not in codes(report)
