@@ -38,6 +38,7 @@ _RANKED_MODULES = tuple(
     if (kind, n) != ("BatchNorm", 1)
 )
 _SAME_RANK = {"cat", "concat", "pad", "split", "chunk", "split_with_sizes", "tensor_split"}
+_ORDERS = {"transpose", "roll", "flip", "swapaxes", "swapdims", "movedim", "moveaxis", "channel_shuffle"}
 _ARITHMETIC = {
     "add", "add_", "iadd", "sub", "sub_", "isub", "mul", "mul_", "imul", "truediv", "div", "div_", "itruediv",
     "maximum", "minimum", "where",
@@ -207,7 +208,7 @@ class Facts:
                         return rank
             elif name[:-2] in ("conv", "conv_transpose") and reader.args and reader.args[0] is node:
                 return int(name[-2]) + 2
-            elif name in _SAME_RANK or (name == "getitem" and _keeps_rank(reader)):
+            if name in _SAME_RANK | _ORDERS or _keeps_rank(reader):
                 if reader not in self._by_readers:
                     self._by_readers[reader] = self._rank_by_readers(reader)
                 if self._by_readers[reader] is not None:
@@ -246,7 +247,9 @@ class Facts:
             if rank is None or type(start) is not int or type(end) is not int:
                 return None
             return rank - (end % rank - start % rank)
-        if name in ("transpose", "roll", "flip", "swapaxes") and isinstance(first, fx.Node):
+        if name == "getattr":
+            return self.rank(first) if isinstance(first, fx.Node) and rest[0] in ("mT", "T") else None
+        if name in _ORDERS and isinstance(first, fx.Node):
             return self.rank(first)
         if name in (
             "adaptive_avg_pool2d",
@@ -356,6 +359,18 @@ class Facts:
                 return int(count) if count else None
         return None
 
+    def width_expected(self, node: fx.Node, behind: int) -> int | None:
+        """As `channels_expected`, of readers whose channels have so many axes behind them."""
+        for reader in self.reads.readers.get(node, ()):
+            module = reader.meta.get("module")
+            if reader.op != "call_module" or not reader.args or reader.args[0] is not node:
+                continue
+            if isinstance(module, nn.modules.conv._ConvNd) and len(module.kernel_size) == behind:
+                return int(module.in_channels)
+            if isinstance(module, nn.Linear) and behind == 0:
+                return int(module.in_features)
+        return None
+
     def opaque(self, node: fx.Node, source: fx.Node) -> Affine | Refusal | None:
         """A module whose code is not read as an affine map of `source`."""
         if self.responses is None:
@@ -383,7 +398,11 @@ def keeps_shape(node: fx.Node) -> bool:
 
 
 def _keeps_rank(node: fx.Node) -> bool:
-    """Whether an index takes slices alone, or a piece of a split value."""
+    """Whether a reader is a linear layer, or an index that takes slices alone or a piece of a split value."""
+    if node.op == "call_module":
+        return isinstance(node.meta.get("module"), nn.Linear)
+    if name_of(node) != "getitem":
+        return False
     owner, key = node.args
     if isinstance(owner, fx.Node) and owner.meta.get("kind") == "sequence" and type(key) is int:
         return name_of(owner) in _SAME_RANK

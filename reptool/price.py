@@ -119,7 +119,7 @@ def op_price(op: Op, size: Size, channels: int | None) -> Price:
             if op.work is not None:
                 return _measured(op.work, own, prod(out_size(op.shape, size)))
             return own if not op.computed else replace(own, total=own.total + 2 * own.weights, others=own.others + 1)
-        if op.paradigm in ("identity", "slice"):
+        if op.paradigm == "identity" or (op.paradigm == "slice" and not op.cost):
             return Price()
         written = width * prod(out_size(op.shape, size))
         return Price(op.cost * written + TRAFFIC * (elements + written) + OPERATION, others=1)

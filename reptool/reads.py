@@ -36,6 +36,8 @@ _VIEWS = {
     "split_with_sizes",
     "getitem",
     "movedim",
+    "moveaxis",
+    "channel_shuffle",
     "swapaxes",
     "swapdims",
     "unfold",

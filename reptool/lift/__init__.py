@@ -16,6 +16,7 @@ from reptool.lift.arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, 
 from reptool.lift.convolutions import conv_function, conv_module, linear_function, linear_module
 from reptool.lift.identities import dropout_function, dropout_module, identity_module, passthrough
 from reptool.lift.norms import norm_function, norm_module
+from reptool.lift.orders import flip, repeat, repeat_interleave, roll, shuffle_function, shuffle_module
 from reptool.lift.padding import fill, pad_function, pad_module
 from reptool.lift.pooling import pool_function, pool_module
 from reptool.lift.products import addmm, einsum, matmul, tensordot
@@ -24,7 +25,7 @@ from reptool.lift.reading import Lifted as Lifted
 from reptool.lift.reading import source_of
 from reptool.lift.slices import cat, getitem, index_select, narrow, unshuffle_function, unshuffle_module
 from reptool.lift.transposed import transposed_function, transposed_module
-from reptool.lift.views import flatten_function, flatten_module, permute, transpose
+from reptool.lift.views import attribute, flatten_function, flatten_module, movedim, permute, transpose
 
 _PADS = tuple(
     getattr(nn, f"{k}Pad{n}d") for k in ("Zero", "Constant", "Reflection", "Replication", "Circular") for n in (1, 2, 3)
@@ -40,6 +41,7 @@ MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...]
     (_PADS, pad_module),
     (nn.Flatten, flatten_module),
     (nn.PixelUnshuffle, unshuffle_module),
+    (nn.ChannelShuffle, shuffle_module),
 )
 FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     **{f"conv{n}d": conv_function for n in (1, 2, 3)},
@@ -78,6 +80,13 @@ FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     "flatten": flatten_function,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
     "permute": permute,
+    **dict.fromkeys(("movedim", "moveaxis"), movedim),
+    "getattr": attribute,
+    "flip": flip,
+    "roll": roll,
+    "repeat": repeat,
+    "repeat_interleave": repeat_interleave,
+    "channel_shuffle": shuffle_function,
 }
 
 

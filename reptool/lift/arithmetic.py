@@ -143,15 +143,27 @@ def _times(factor: float) -> Kernel:
 
 
 def lerp(node: fx.Node, ctx: Context) -> Lifted:
-    """``lerp(a, b, w) = (1 - w) a + w b`` with a constant number `w`."""
+    """``lerp(a, b, w) = (1 - w) a + w b`` with a constant `w`: a number, or one for each channel."""
     given = arguments(node, ("input", "end", "weight"), {})
-    if given is None or not is_number(given.get("weight")):
+    if given is None or len(given) != 3 or not is_constant(given["weight"]):
         return None
+    if isinstance(given["weight"], fx.Node):
+        return _lerp_channels(node, given["input"], given["end"], given["weight"], ctx)
     reads = [source_of(node, given[k], ctx) for k in ("input", "end")]
     if any(r is None for r in reads):
         return None
     weight = float(given["weight"])
     return Sum([r for r in reads if r is not None], [_times(1.0 - weight), _times(weight)])
+
+
+def _lerp_channels(node: fx.Node, start: Any, end: Any, weight: fx.Node, ctx: Context) -> Lifted:
+    if not (varies(start) and varies(end)):
+        return None
+    first = channel_map(node, start, weight, ctx, lambda v: (1.0 - v, None), False)
+    second = channel_map(node, end, weight, ctx, lambda v: (v, None), False)
+    if not isinstance(first, Affine) or not isinstance(second, Affine):
+        return first if isinstance(first, Refusal) else second if isinstance(second, Refusal) else None
+    return Sum([first.source, second.source], [first.load(), second.load()], first.owners)
 
 
 def addcmul(node: fx.Node, ctx: Context) -> Lifted:

@@ -34,8 +34,9 @@ class Context:
         ops: dict[fx.Node, Op],
         opaque: Callable[[fx.Node, fx.Node], Lifted] = lambda node, source: None,
         taken: Callable[[fx.Node], Sequence[fx.Node]] = lambda node: (),
+        expected: Callable[[fx.Node, int], int | None] = lambda node, behind: None,
     ) -> None:
-        self.taken = taken
+        self.taken, self.expected = taken, expected
         self.ops, self.opaque = ops, opaque
         self.constant, self.exact, self.read, self.cone = constant, exact, read, cone
         self.rank, self.channels, self.behind, self.dtype, self.stated = rank, channels, behind, dtype, stated

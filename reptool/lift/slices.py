@@ -30,11 +30,11 @@ def cat(node: fx.Node, ctx: Context) -> Lifted:
     if any(r is None for r in reads) or not reads:
         return None
     sources = [r for r in reads if r is not None]
-    behind = _behind(given["dim"], sources[0], ctx)
+    behind = channels_behind(given["dim"], sources[0], ctx)
     return None if behind is None else Concat(sources, behind)
 
 
-def _behind(dim: int, source: fx.Node, ctx: Context) -> int | None:
+def channels_behind(dim: int, source: fx.Node, ctx: Context) -> int | None:
     """Axes behind dimension `dim` when it can be the channel axis."""
     if dim < 0:
         return -1 - dim
@@ -42,13 +42,19 @@ def _behind(dim: int, source: fx.Node, ctx: Context) -> int | None:
     return None if rank is None else rank - 1 - dim
 
 
-def _select_channels(
-    source: fx.Node, axes: Sequence[Axis], picked: Sequence[int], total: int, owners: tuple[str, ...] = ()
+def select_channels(
+    source: fx.Node,
+    axes: Sequence[Axis],
+    picked: Sequence[int],
+    total: int,
+    owners: tuple[str, ...] = (),
+    cost: int = 0,
 ) -> Lifted:
+    """These channels of a value; `cost` is 1 where they are copied."""
     rows = len(picked)
     weight = dirac_kernel(rows, [1] * len(axes), rows).reshape(rows, 1, *[1] * len(axes))
     kernel = Kernel(Channels.select(total, picked), tuple(axes), weight)
-    return Affine(source, kernel.shape_only(), lambda: kernel, owners, paradigm="slice")
+    return Affine(source, kernel.shape_only(), lambda: kernel, owners, paradigm="slice", cost=cost)
 
 
 def getitem(node: fx.Node, ctx: Context) -> Lifted:
@@ -98,13 +104,13 @@ def _slices(node: fx.Node, source: fx.Node, keys: Sequence[Any], ctx: Context) -
         return fixed(node, source, Kernel(None, tuple(axes), ones), paradigm="slice")
     total = ctx.channels(source, n)
     rows = [] if total is None else range(*keys[1].indices(total))
-    return _select_channels(source, axes, rows, total, ()) if total is not None and len(rows) else None
+    return select_channels(source, axes, rows, total, ()) if total is not None and len(rows) else None
 
 
 def _picked(node: fx.Node, owner: Any, index: Any, dim: int, ctx: Context) -> Lifted:
     """Channels by a list of numbers or a constant tensor of them: a permutation, a repetition, a selection."""
     source = source_of(node, owner, ctx)
-    behind = None if source is None else _behind(dim, source, ctx)
+    behind = None if source is None else channels_behind(dim, source, ctx)
     total = None if source is None or behind is None else ctx.channels(source, behind)
     if isinstance(index, fx.Node) and index.meta["const"]:
         value = ctx.constant(index)
@@ -116,7 +122,7 @@ def _picked(node: fx.Node, owner: Any, index: Any, dim: int, ctx: Context) -> Li
         return None
     if not all(-total <= i < total for i in rows):
         return None
-    return _select_channels(source, (Axis(),) * behind, [i % total for i in rows], total, cone_of(ctx, index))
+    return select_channels(source, (Axis(),) * behind, [i % total for i in rows], total, cone_of(ctx, index), 1)
 
 
 def index_select(node: fx.Node, ctx: Context) -> Lifted:
@@ -133,13 +139,13 @@ def narrow(node: fx.Node, ctx: Context) -> Lifted:
     if given is None or not all(type(given.get(k)) is int for k in ("dim", "start", "length")):
         return None
     source = source_of(node, given["input"], ctx)
-    behind = None if source is None else _behind(given["dim"], source, ctx)
+    behind = None if source is None else channels_behind(given["dim"], source, ctx)
     total = None if source is None or behind is None else ctx.channels(source, behind)
     if source is None or behind is None or total is None or not 0 < given["length"] <= total:
         return None
     start = given["start"] % total
     rows = range(start, start + given["length"])
-    return _select_channels(source, (Axis(),) * behind, rows, total) if rows.stop <= total else None
+    return select_channels(source, (Axis(),) * behind, rows, total) if rows.stop <= total else None
 
 
 def _slice_axis(key: slice) -> Axis | None:
@@ -173,22 +179,38 @@ def _part(node: fx.Node, owner: fx.Node, index: int, ctx: Context) -> Lifted:
     source = source_of(owner, given["input"], ctx)
     if source is None or ctx.read(node, owner) is not owner:
         return None
-    behind = _behind(given["dim"], source, ctx)
+    behind = channels_behind(given["dim"], source, ctx)
     if behind is None:
         return None
     total = ctx.channels(source, behind)
     sections = given.get("split_size_or_sections")
     if total is None and isinstance(sections, (list, tuple)) and all(type(s) is int for s in sections):
         total = sum(sections)  # anything else raises
+    if total is None and name == "chunk" and type(given["chunks"]) is int:
+        total = _read_by(owner, given["chunks"], behind, ctx)
     if total is None:
-        return None
+        wide = ctx.expected(node, behind) is not None
+        return Refusal(Code.CHANNELS, "how many channels are split is not known", (node.name,)) if wide else None
     sizes = _piece_sizes(name, given, total)
     if sizes is None or not -len(sizes) <= index < len(sizes):
         return None
     index %= len(sizes)
     start = sum(sizes[:index])
     rows = range(start, start + sizes[index])
-    return _select_channels(source, (Axis(),) * behind, rows, total) if rows else None
+    return select_channels(source, (Axis(),) * behind, rows, total) if rows else None
+
+
+def _read_by(owner: fx.Node, count: int, behind: int, ctx: Context) -> int | None:
+    """The channels of a value that is cut into so many pieces, each of which is read by a layer."""
+    widths: dict[int, int] = {}
+    for piece in owner.users:
+        width = ctx.expected(piece, behind) if name_of(piece) == "getitem" else None
+        index = piece.args[1] if width is not None else None
+        if width is not None and type(index) is int and widths.setdefault(index % count, width) != width:
+            return None
+    total = sum(widths.values())
+    known = [widths.get(i, 0) for i in range(count)]
+    return total if _piece_sizes("chunk", {"chunks": count}, total) == known else None
 
 
 def _piece_sizes(name: str, given: dict[str, Any], total: int) -> list[int] | None:

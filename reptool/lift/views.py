@@ -68,3 +68,35 @@ def permute(node: fx.Node, ctx: Context) -> Lifted:
     if not all(type(d) is int for d in dims):
         return None
     return _view(node, node.args[0], ctx, lambda rank: [d % rank for d in dims] if len(dims) == rank else None)
+
+
+def movedim(node: fx.Node, ctx: Context) -> Lifted:
+    """``movedim`` of one axis or of several."""
+    given = arguments(node, ("input", "source", "destination"), {})
+    if given is None or len(given) != 3:
+        return None
+    ours, theirs = ([d] if type(d) is int else d for d in (given["source"], given["destination"]))
+    if not all(isinstance(d, (tuple, list)) and all(type(i) is int for i in d) for d in (ours, theirs)):
+        return None
+
+    def arrange(rank: int) -> Sequence[int] | None:
+        if len(ours) != len(theirs) or any(not -rank <= d < rank for d in (*ours, *theirs)):
+            return None
+        at = {new % rank: old % rank for old, new in zip(ours, theirs, strict=True)}
+        rest = iter(d for d in range(rank) if d not in at.values())
+        return [at[d] if d in at else next(rest) for d in range(rank)]
+
+    return _view(node, given["input"], ctx, arrange)
+
+
+def attribute(node: fx.Node, ctx: Context) -> Lifted:
+    """``x.mT`` and, of two axes, ``x.T``."""
+    source, name = node.args
+    if name not in ("mT", "T"):
+        return None
+
+    def arrange(rank: int) -> Sequence[int] | None:
+        swapped = [*range(rank - 2), rank - 1, rank - 2]
+        return swapped if rank == 2 or (rank > 2 and name == "mT") else None
+
+    return _view(node, source, ctx, arrange)
