@@ -41,7 +41,7 @@ def test_every_network_runs_and_gives_finite_outputs() -> None:
 
 
 def test_all_steps_blocks_ranks_inputs_and_outputs_occur() -> None:
-    sources = [network_source(seed) for seed in range(COUNT)]
+    sources = [network_source(seed) for seed in range(3 * COUNT)]
     everything = "\n".join(sources)
     for block in BLOCKS:
         assert f"class {''.join(part.capitalize() for part in block.split('_'))}" in everything
