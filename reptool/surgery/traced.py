@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from torch import fx
+from torch import fx, nn
 
 from reptool._nodes import metadata_read, name_of
 from reptool.analyse import Analysis
@@ -44,11 +45,20 @@ class Traced:
         self.reads = found.reads
         self.calls: dict[str, list[fx.Node | Event]] = {}
         self._collect(trace.top)
-        self.modules = dict(trace.root.named_modules())
-        self.aliases: dict[str, list[str]] = {}
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module of the root by its first path."""
+        return dict(self.trace.root.named_modules())
+
+    @cached_property
+    def aliases(self) -> dict[str, list[str]]:
+        """First path of a module -> all of its paths."""
+        found: dict[str, list[str]] = {}
         first: dict[int, str] = {}
-        for name, module in trace.root.named_modules(remove_duplicate=False):
-            self.aliases.setdefault(first.setdefault(id(module), name), []).append(name)
+        for name, module in self.trace.root.named_modules(remove_duplicate=False):
+            found.setdefault(first.setdefault(id(module), name), []).append(name)
+        return found
 
     def _collect(self, event: Event) -> None:
         self.calls.setdefault(event.path, []).append(event)

@@ -50,6 +50,11 @@ class Changed:
                     parent = parent.rpartition(".")[0]
         self.all = {p for paths in self.paths.values() for p in paths} | self.gone
         self.open |= self.gone | {""}
+        self.above = {a for path in self.all for a in _above(path)}
+        self.inside: dict[str, list[Site]] = {"": list(self.paths)}  # path -> sites with modules below it
+        for site, paths in self.paths.items():
+            for lead in {a for path in paths for a in _above(path)} - {""}:
+                self.inside.setdefault(lead, []).append(site)
         for path, calls in surgeon.calls.items():
             outs = [c.output for c in calls if isinstance(c, Event) and c.method == "forward"]
             tensor = bool(outs) and all(isinstance(o, fx.Node) and o.meta.get("kind") == "tensor" for o in outs)
@@ -58,6 +63,12 @@ class Changed:
     def closed(self, path: str) -> str:
         """The kind of value a module gives whose inside other code may run as a whole; '' where it must be opened."""
         return "" if path in self.open else self.kinds.get(path, "unknown")
+
+
+def _above(path: str) -> list[str]:
+    """The paths of everything that encloses a module."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:i]) for i in range(len(parts))]
 
 
 def may_use(path: str, lead: str, state: Changed, read: Loads, prefix: str = "") -> bool:

@@ -126,7 +126,8 @@ class Wiring:
     def _reached(self, state: Changed, at: str, read: Loads) -> list[Site]:
         """Sites whose modules the code of the module at `at` may use one by one (`at` relative, "" the root)."""
         lead = f"{at}." if at else ""
-        return [s for s, paths in state.paths.items() if any(may_use(p, lead, state, read) for p in paths)]
+        sites = state.inside.get(at, ())
+        return [s for s in sites if any(may_use(p, lead, state, read) for p in state.paths[s])]
 
     # --- code that could not be followed
     def _opaque(self, state: Changed, found: Found) -> None:
@@ -210,7 +211,7 @@ class Wiring:
     def _methods(self, state: Changed, surgery: Surgery, found: Found) -> None:
         called = {(e.path, e.method) for e in all_events(self.trace.top)}
         for path, module in self.surgeon.modules.items():
-            if path in state.gone or not any(p.startswith(f"{path}.") if path else p for p in state.all):
+            if path in state.gone or path not in state.above:
                 continue
             names = [n for n, _ in functions_of(type(module))]
             if not stock_forward(module):
