@@ -23,6 +23,7 @@ from reptool.lower import values as layer_values
 from reptool.module_kinds import stock_forward, watched_classes
 from reptool.opaque import Responses, named_paths
 from reptool.options import Options, allowed_by
+from reptool.outside import handed_out
 from reptool.ownership import Ownership, ownership
 from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
@@ -202,6 +203,7 @@ def _unit(
 ) -> Unit:
     values, cast = known
     reads = resolve(trace.graph)
+    trace.escaped |= handed_out(trace.top, reads)
     facts = Facts(recorder, reads, {}, responses)
     blocked: dict[fx.Node, Refusal] = {}
     for node in trace.graph.nodes:
