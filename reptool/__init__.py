@@ -8,6 +8,7 @@ from reptool.errors import ReptoolError as ReptoolError
 from reptool.expansion import Expansion as Expansion
 from reptool.expansion import expand as expand
 from reptool.expansion import expansion_report as expansion_report
+from reptool.name_maps import load_deployed as load_deployed
 from reptool.refocus import Refocusing as Refocusing
 from reptool.refusal import Code as Code
 from reptool.refusal import Refusal as Refusal
@@ -26,5 +27,6 @@ __all__ = [
     "expand",
     "expansion_report",
     "explain",
+    "load_deployed",
     "report",
 ]

@@ -60,6 +60,10 @@ class Changed:
             tensor = bool(outs) and all(isinstance(o, fx.Node) and o.meta.get("kind") == "tensor" for o in outs)
             self.kinds[path] = "tensor" if tensor else "unknown"
 
+    def is_gone(self, path: str) -> bool:
+        """Whether the module at a path is replaced, or lies inside of one that is."""
+        return path in self.gone or not self.gone.isdisjoint(_above(path))
+
     def closed(self, path: str) -> str:
         """The kind of value a module gives whose inside other code may run as a whole; '' where it must be opened."""
         return "" if path in self.open else self.kinds.get(path, "unknown")

@@ -146,7 +146,7 @@ class Wiring:
                 continue
             path = full[len(self.prefix) :]
             inner = self.surgeon.modules.get(path)
-            if inner is None or path in state.gone:
+            if inner is None or state.is_gone(path):
                 continue
             read = self._loads_of(type(inner), "forward")
             sites = self._reached(state, path, read)
@@ -163,7 +163,7 @@ class Wiring:
             methods.setdefault(event.path, set()).add(event.method)
         for event in all_events(self.trace.top):
             questions = [*event.questions, *event.minor]
-            if not questions or event.path in state.gone or stock_forward(event.module):
+            if not questions or state.is_gone(event.path) or stock_forward(event.module):
                 continue
             traced = frozenset(methods[event.path] - {event.method})
             read = self._loads_of(type(event.module), event.method, traced)
@@ -189,7 +189,7 @@ class Wiring:
         for (path, name), read in peeked.items():
             module = self.surgeon.modules.get(path)
             function = None if module is None else inspect.getattr_static(type(module), name, None)
-            if not inspect.isfunction(function) or any(f"{path}.".startswith(f"{g}.") for g in state.gone):
+            if not inspect.isfunction(function) or state.is_gone(path):
                 continue
             lead = f"{path}." if path else ""
             made = surgery.methods.get(path, {}).get(name)
@@ -211,7 +211,7 @@ class Wiring:
     def _methods(self, state: Changed, surgery: Surgery, found: Found) -> None:
         called = {(e.path, e.method) for e in all_events(self.trace.top)}
         for path, module in self.surgeon.modules.items():
-            if path in state.gone or path not in state.above:
+            if state.is_gone(path) or path not in state.above:
                 continue
             names = [n for n, _ in functions_of(type(module))]
             if not stock_forward(module):
@@ -281,7 +281,7 @@ class Wiring:
         for (path, name), calls in events.items():
             module = calls[0].module
             function = inspect.getattr_static(type(module), name, None)
-            if not inspect.isfunction(function) or path in state.gone or stock_forward(module):
+            if not inspect.isfunction(function) or state.is_gone(path) or stock_forward(module):
                 continue
             if name in surgery.methods.get(path, {}):
                 continue  # it is written anew, for the flags it was seen with
