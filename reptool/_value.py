@@ -66,6 +66,11 @@ class Value:
         """The node that computes this value."""
         return self._node
 
+    def hand_over(self, node: fx.Node, recorder: Recorder) -> None:
+        """Stand for a node of another run from now on."""
+        object.__setattr__(self, "_node", node)
+        object.__setattr__(self, "_recorder", recorder)
+
     # a tensor to everybody who asks `isinstance(x, torch.Tensor)`
     @property  # type: ignore[misc]
     def __class__(self) -> type:

@@ -73,10 +73,30 @@ class Recorder:
         self.wrapped: list[tuple[nn.Module, str]] = []  # methods that stand behind a recorder for now
         self.unanswered: Exception | None = None
         self.given: list[weakref.ref[Value]] = []  # every value handed to the model's code
+        self.over = False
+
+    # --- what an earlier run left behind
+    def adopt(self, earlier: Recorder) -> None:
+        """Values of an earlier run that the model's code kept become values of this one, of which shapes are known."""
+        for value in (v for ref in earlier.given if (v := ref()) is not None):
+            node = self.graph.create_node("get_attr", f"_kept_{value.node.name}")
+            node.meta.update(event=None, const=False, kind=value.node.meta.get("kind"))
+            try:
+                seen = earlier.evaluate(value.node)
+            except Unanswerable:
+                seen = None
+            if isinstance(seen, Tensor):
+                with self.known.fake_mode():
+                    seen = torch.empty(seen.shape, dtype=seen.dtype, device=seen.device)
+            if seen is not None:
+                self.known.fakes[node] = seen
+            value.hand_over(node, self)
 
     # --- nodes
     def emit(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
         """Write one node and return its value."""
+        if self.over:
+            raise Unanswerable("the code computes with a value that it kept from an earlier run")
         if self.calls > MAX_NODES:
             raise CaptureLimitError(f"more than {MAX_NODES} operations in one forward; does it end?")
         self.calls += 1
@@ -109,6 +129,8 @@ class Recorder:
         if kind in (int, float, str, bool) or value is None:
             return value
         if kind is Value or kind is Attribute:
+            if value._recorder is not self:
+                raise Unanswerable("the code computes with a value that it kept from an earlier run")
             return value.node
         if isinstance(value, Tensor):
             return self.tensor(value)
@@ -363,7 +385,7 @@ class Recorder:
                 else:
                     out = module.forward(*args, **kwargs)
             finally:
-                self.active = False
+                self.active, self.over = False, True
                 for owner, name in self.wrapped:
                     owner.__dict__.pop(name, None)
                 drawn = not dice_untouched(dice)

@@ -171,6 +171,7 @@ def _trace(
         other = Recorder(module, prefix, watched)
         other.guessed, other.named = recorder.guessed, affine
         other.opaque = dict(trace.opaque)
+        other.adopt(recorder)
         mark_state(trace, other.run(*inputs))
         return trace
 

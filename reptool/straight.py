@@ -63,8 +63,9 @@ def straight(function: Callable[..., Any], calls: list[Where], modules: Iterable
     if sorted(set(offsets)) != offsets:
         return False
     found = [_call_at(text, offset) for offset in offsets]
-    names = [text.attribute(call.func) if call is not None else "" for call in found]
-    if not all(names) or len(set(names)) != len(names):
+    called = [_called(text, call) if call is not None else ("", "") for call in found]
+    names = [name for name, _ in called]
+    if not all(names) or len(set(names)) != len(names) or len({index for _, index in called}) != 1:
         return False
     if modules is not None and not set(names) <= set(modules):
         return False
@@ -105,6 +106,20 @@ def _call_at(text: _Text, offset: int) -> ast.Call | None:
     return None
 
 
+def _called(text: _Text, call: ast.Call) -> tuple[str, str]:
+    """The attribute a call runs, and the variable of the loop around that tells which of its elements, if any."""
+    func = call.func
+    if not (isinstance(func, ast.Subscript) and isinstance(func.slice, ast.Name)):
+        return text.attribute(func), ""
+    index = func.slice.id
+    stored = [
+        n for n in ast.walk(text.tree) if isinstance(n, ast.Name) and n.id == index and isinstance(n.ctx, ast.Store)
+    ]
+    loops = [n for n in ast.walk(text.tree) if isinstance(n, ast.For) and n.target in stored]
+    inside = len(loops) == len(stored) == 1 and any(n is call for s in loops[0].body for n in ast.walk(s))
+    return (text.attribute(func.value), index) if inside else ("", "")
+
+
 def _statement(text: _Text, node: ast.AST) -> ast.stmt:
     while not isinstance(node, ast.stmt):
         node = text.parents[node]
@@ -120,7 +135,7 @@ def _follows(text: _Text, first: ast.Call, second: ast.Call) -> bool:
     if not (isinstance(one, ast.Assign) and one.value is first and len(one.targets) == 1 and _plain(text, second, two)):
         return False
     target = one.targets[0]
-    if not (isinstance(target, ast.Name) and isinstance(given, ast.Name) and target.id == given.id):
+    if not _place(target) or _place(target) != _place(given):
         return False
     block = _block(text, one)
     at = next((i for i, s in enumerate(block) if s is one), None)
@@ -132,9 +147,11 @@ def _follows(text: _Text, first: ast.Call, second: ast.Call) -> bool:
         follower = above
     if at is None or at + 1 >= len(block) or block[at + 1] is not follower:
         return False
-    name = target.id
-    rebound = isinstance(two, ast.Assign) and len(two.targets) == 1 and _names(two.targets[0]) == name
-    read = [n for n in ast.walk(text.tree) if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)]
+    name = _place(target)[0]
+    rebound = isinstance(two, ast.Assign) and len(two.targets) == 1 and _place(two.targets[0]) == _place(target)
+    if isinstance(target, ast.Subscript) and not rebound:
+        return False  # who has the list sees the value between
+    read = [n for n in ast.walk(text.tree) if isinstance(n, ast.Name) and n.id == name and _is_read(text, n)]
     inside = [n for n in ast.walk(two) if n in read]
     return len(inside) == 1 and (rebound or isinstance(two, ast.Return) or len(read) == 1)
 
@@ -161,8 +178,20 @@ def _block(text: _Text, statement: ast.stmt) -> list[ast.stmt]:
     return []
 
 
-def _names(target: ast.AST) -> str:
-    return target.id if isinstance(target, ast.Name) else ""
+def _is_read(text: _Text, name: ast.Name) -> bool:
+    """Whether a variable is read, and not only an element of it set."""
+    above = text.parents[name]
+    sets = isinstance(above, ast.Subscript) and above.value is name and isinstance(above.ctx, ast.Store)
+    return isinstance(name.ctx, ast.Load) and not sets
+
+
+def _place(target: ast.AST) -> tuple[str, ...]:
+    """A variable, or a variable and the variable that tells which of its elements."""
+    if isinstance(target, ast.Name):
+        return (target.id,)
+    if isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name) and isinstance(target.slice, ast.Name):
+        return target.value.id, target.slice.id
+    return ()
 
 
 def _own_test(text: _Text, test: ast.AST) -> bool:
@@ -177,7 +206,7 @@ def _own_test(text: _Text, test: ast.AST) -> bool:
 def _used_once(text: _Text, name: str, call: ast.Call) -> bool:
     """Whether a layer is called by `call` alone; tests and functions that only read its attributes do not matter."""
     for node in ast.walk(text.tree):
-        if text.attribute(node) != name or node is call.func:
+        if text.attribute(node) != name or node is call.func or text.parents[node] is call.func:
             continue
         above: ast.AST = text.parents[node]
         if isinstance(above, ast.Call) and node in above.args and _reads_only(text, above, above.args.index(node)):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool._nodes import name_of
-from reptool.trace import Event, Question, Trace
+from reptool.trace import Event, Question, Trace, all_events
 
 _NAMES = re.compile(r"Value\(\w+\)")
 """A symbolic value printed into a message: the name of its node says nothing."""
@@ -51,10 +51,20 @@ class _Twins:
             elif isinstance(a, Event) and isinstance(b, Event) and (a.path, a.method) == (b.path, b.method):
                 same = same and self._alike(a.args, b.args) and self._alike(a.kwargs, b.kwargs)
                 self.compare(a, b)
+            elif isinstance(a, Event) and isinstance(b, fx.Node) and b.op == "call_module" and str(b.target) == a.path:
+                same = same and self._failed(a, b)
             else:
                 same = False
         if not same or not self._alike(first.output, second.output):
-            first.questions.append(Question("own state", first.path or "<root>", None))
+            first.questions.append(_own_state(first))
+
+    def _failed(self, call: Event, leaf: fx.Node) -> bool:
+        """A call that could be followed once, and in the next run tripped over what it had left behind."""
+        for event in all_events(call):
+            event.questions.append(_own_state(event))
+        if isinstance(call.output, fx.Node):
+            self.twin[call.output] = leaf
+        return self._alike(call.args, leaf.args) and self._alike(call.kwargs, dict(leaf.kwargs))
 
     def _alike_nodes(self, a: fx.Node, b: fx.Node) -> bool:
         same = a.op == b.op and _target(a) == _target(b)
@@ -91,6 +101,10 @@ class _Twins:
             else:
                 self.same[a, b] = self._alike_nodes(a, b)
         return self.same[a, b]
+
+
+def _own_state(event: Event) -> Question:
+    return Question("own state", event.path or "<root>", None)
 
 
 def _done(event: Event) -> list[fx.Node | Event]:

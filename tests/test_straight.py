@@ -221,3 +221,107 @@ class GateBetween(nn.Module):
 
 def test_a_gate_in_a_method_that_would_be_written_anew() -> None:
     compared(GateBetween().eval())
+
+
+class Heads(nn.Module):
+    """One head for every level, called in a loop over them; what it computes last hangs on a size it remembers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.before = nn.ModuleList(Shift(4) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(2))
+        self.after = nn.ModuleList(Factor(4) for _ in range(2))
+        self.grid = [torch.zeros(1)] * 2
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        return self.run([x.relu(), F.max_pool2d(x, 2)])
+
+    def place(self, i: int, x: Tensor) -> Tensor:
+        if self.grid[i].shape[2:] != x.shape[2:]:
+            self.grid[i] = torch.arange(x.shape[3]).to(x.dtype).expand(1, 1, x.shape[2], -1)
+        return x.sigmoid() + self.grid[i]
+
+    def run(self, x: list[Tensor]) -> list[Tensor]:
+        for i in range(2):
+            x[i] = self.heads[i](self.before[i](x[i]))
+            x[i] = self.after[i](x[i])
+            x[i] = self.place(i, x[i])
+        return x
+
+
+class Shift(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.implicit = nn.Parameter(torch.randn(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.implicit + x
+
+
+class Factor(Shift):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.implicit * x
+
+
+class HeadsKept(Heads):
+    def run(self, x: list[Tensor]) -> list[Tensor]:
+        raw = []
+        for i in range(2):
+            if self.grid[i].shape[2:] != x[i].shape[2:]:
+                self.grid[i] = torch.zeros(1, 1, *x[i].shape[2:], dtype=x[i].dtype)
+            x[i] = self.heads[i](x[i])
+            raw.append(x[i])
+            x[i] = self.after[i](x[i])
+        return x + raw
+
+
+class HeadsCrossed(Heads):
+    def run(self, x: list[Tensor]) -> list[Tensor]:
+        for i in range(2):
+            large = x[i].shape[2] > 9
+            x[i] = self.heads[i](x[i])
+            x[i] = self.after[i if large else 1 - i](x[i])
+        return x
+
+
+class HeadsByChance(Heads):
+    def run(self, x: list[Tensor]) -> list[Tensor]:
+        for i in range(2):
+            if x[i].shape[2] > 9:
+                i = 1 - i
+            x[i] = self.heads[i](x[i])
+            x[i] = self.after[i](x[i])
+        return x
+
+
+def check_heads(model: nn.Module) -> nn.Module:
+    model = model.double().eval()
+    deployed = reptool.deploy(model, torch.randn(1, 3, 16, 16, dtype=torch.float64))
+    for size in (16, 16, 12, 24, 12):
+        x = torch.randn(2, 3, size, size + 2, dtype=torch.float64)
+        for got, wanted in zip(deployed(x), model(x), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+    return deployed
+
+
+def test_elements_called_one_after_the_other_in_a_loop_are_fused() -> None:
+    torch.manual_seed(0)
+    model = Heads()
+    deployed = check_heads(model)
+    assert all(isinstance(m, nn.Identity) for m in [*deployed.before, *deployed.after])  # type: ignore[misc]
+    assert all(g.shape == (1,) for g in Heads().grid)
+
+
+@pytest.mark.parametrize("cls", [HeadsKept, HeadsCrossed, HeadsByChance])
+def test_elements_whose_values_are_seen_between_or_that_change_places_stay(cls: type[Heads]) -> None:
+    torch.manual_seed(0)
+    deployed = check_heads(cls())
+    assert not any(isinstance(m, nn.Identity) for m in deployed.after)  # type: ignore[union-attr]
+
+
+def test_what_a_forward_keeps_from_one_run_does_not_reach_another() -> None:
+    model = Heads().eval()
+    reptool.deploy(model, torch.randn(1, 3, 16, 16))
+    assert all(type(g) is Tensor and g.shape == (1,) for g in model.grid)
