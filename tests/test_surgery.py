@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import reptool
 from reptool.errors import AbsorbedStateError, ReptoolError, SpecializedError, UnsupportedModelError
+from reptool.testing import randomize
 from tests.traps import Branches, ConvBN, assert_same, check, codes, image, norms, ready
 
 
@@ -606,3 +607,69 @@ def test_what_cannot_be_read_or_copied_is_named(model: nn.Module) -> None:
     with pytest.raises(UnsupportedModelError, match="Tagged"):
         reptool.deploy(tagged)
     assert issubclass(UnsupportedModelError, ReptoolError)
+
+
+class Generated(nn.Module):
+    """Two layers whose kernels are computed from what modules inside hold, as OREPA's large kernels are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 3, bias=False), nn.Conv2d(4, 4, 3, bias=False)
+        self.mix = nn.Conv2d(4, 4, 1, bias=False)
+        self.norm, self.last = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def kernel(self) -> Tensor:
+        """A kernel of a kernel."""
+        return F.conv2d(self.one.weight.transpose(0, 1), self.mix.weight, padding=1).transpose(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both."""
+        y = torch.relu(self.norm(F.conv2d(x, self.kernel(), padding=2)))
+        return torch.relu(self.last(F.conv2d(y, self.two.weight, padding=1)))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("example", [True, False])
+def test_a_kernel_made_of_what_modules_inside_hold_is_kept_by_the_module_that_uses_it(
+    nested: bool, example: bool
+) -> None:
+    model = randomize((nn.Sequential(Generated(), nn.ReLU()) if nested else Generated()).eval()).double()
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    deployed = reptool.deploy(model, x) if example else reptool.deploy(model)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
+    for d in (deployed, pickle.loads(pickle.dumps(deployed))):
+        torch.testing.assert_close(d(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+class Borrowed(nn.Module):
+    """A kernel that lies in a sibling, which also runs with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.owner = Uses(), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The kernel twice."""
+        y: Tensor = self.user(x, self.owner.weight) + self.owner(x).relu()
+        return y
+
+
+class Uses(nn.Module):
+    """A convolution with a kernel it is given, and a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Convolution and norm."""
+        y: Tensor = self.norm(F.conv2d(x, weight)).relu()
+        return y
+
+
+def test_a_kernel_that_lies_elsewhere_is_left_where_it_is() -> None:
+    model = randomize(Borrowed().eval()).double()
+    refusals = [r for r in reptool.explain(model).refusals if r.code is reptool.Code.METHOD]
+    assert any("held by another module" in r.sentence for r in refusals)
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    torch.testing.assert_close(reptool.deploy(model)(x), model(x), rtol=1e-10, atol=1e-10)

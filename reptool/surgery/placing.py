@@ -119,8 +119,10 @@ class Placing(Traced):
         weight = _weight_of(carrier, self.found)
         if weight is None:
             return Refusal(Code.METHOD, "the layer's weight is not held by a module", (carrier.name,))
-        owned = [str(n.target) for n in _attributes(carrier) if str(n.target).rpartition(".")[0] == event.path]
-        held = [p for p in owned if p not in self.trace.constants]
+        read = [str(n.target) for n in _attributes(carrier) if str(n.target) not in self.trace.constants]
+        held = [p for p in read if p.rpartition(".")[0] == event.path] or [
+            p for p in read if not event.path or p.startswith(f"{event.path}.")
+        ]  # its own, or what modules inside of it hold
         if not held:
             return Refusal(
                 Code.METHOD, "the layer's weight is held by another module than the one that uses it", (carrier.name,)
@@ -128,15 +130,22 @@ class Placing(Traced):
         direct = _direct_names(carrier, event.path)
         name = (
             direct[0]
-            or next((p.rpartition(".")[2] for p in held if _same_shape(self.trace, p, weight)), None)
-            or self._free_name(event.module, held[0].rpartition(".")[2])
+            or next((p.rpartition(".")[2] for p in held if self._may_hold(event, p, weight)), None)
+            or self._free_name(event.module, held[0][len(event.path) :].lstrip("."))
         )
         bias = direct[1] or ("bias" if name == "weight" else f"{name}_bias")
         return replace(site, names=(name, bias), owner=event.path, place=Place.of(weight))
 
+    def _may_hold(self, event: Event, path: str, weight: Tensor) -> bool:
+        """Whether the tensor at `path` is the module's own and of the shape of the weight that takes its place."""
+        return path.rpartition(".")[0] == event.path and _same_shape(self.trace, path, weight)
+
     @staticmethod
     def _free_name(module: nn.Module, held: str) -> str:
         """A name for a weight that is computed from others: one that the module does not use."""
+        if "." in held:
+            name = held.replace(".", "_")
+            return f"{name}_weight" if hasattr(module, name) else name
         return "weight" if not hasattr(module, "weight") and not hasattr(module, "bias") else f"{held}_weight"
 
     def _way(self, region: Region, carrier: fx.Node) -> list[fx.Node]:
