@@ -248,11 +248,12 @@ def _fuses(deployed: nn.Module, original: nn.Module) -> None:
     twin, wanted = copy.deepcopy(deployed), copy.deepcopy(original).fuse(verbose=False)  # type: ignore[operator]
     args = images(64)(1, 0)[0]
     with torch.no_grad():
-        before = list(nested(twin(*args)))
+        before, first = list(nested(twin(*args))), list(nested(original(*args)))
         twin = twin.fuse(verbose=False)
         after, own = list(nested(twin(*args))), list(nested(wanted(*args)))
     assert relative(after, before) < 1e-5
-    assert relative(after[:1], own[:1]) < 1e-3 or getattr(original, "end2end", False)
+    theirs = relative(first[:1], own[:1])  # what the author's own fusing changes, boxes that change places among it
+    assert relative(after[:1], own[:1]) < max(1e-3, 2 * theirs) or getattr(original, "end2end", False)
     assert twin.is_fused(), "is_fused() is False after deploy and fuse"
 
 

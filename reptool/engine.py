@@ -27,6 +27,7 @@ from reptool.outside import handed_out
 from reptool.ownership import Ownership, ownership
 from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
+from reptool.settled import drop_settled
 from reptool.showing import Call, made_up, seen_calls
 from reptool.surgery import Site, Surgeon, Surgery
 from reptool.surgery.alike import alike
@@ -205,6 +206,7 @@ def _unit(
     values, cast = known
     reads = resolve(trace.graph)
     trace.escaped |= handed_out(trace.top, reads)
+    drop_settled(trace)
     facts = Facts(recorder, reads, {}, responses)
     blocked: dict[fx.Node, Refusal] = {}
     for node in trace.graph.nodes:

@@ -1,0 +1,55 @@
+"""Questions about ranks that a norm settles."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reptool
+from reptool.testing import randomize
+
+
+class Contrast(nn.Module):
+    """Norm, product with vectors, and the axes of the norm's output."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.norm: nn.Module = nn.BatchNorm2d(8)
+        self.form = form
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """Scores for each vector and place."""
+        x = self.norm(x)
+        if self.form == "slice":
+            sizes = [*x.shape[2:]]
+        elif self.form == "whole":
+            sizes = list(x.shape)[2:]
+        elif self.form == "activated":
+            sizes = [*F.relu(x).shape[2:]]
+        else:
+            sizes = [*w.sum(-1).shape[1:], x.shape[3]]
+        return (w @ x.flatten(2)).view(-1, w.shape[1], *sizes)
+
+
+class Scored(nn.Module):
+    """A head in front of the norm, as detectors for open vocabularies have it."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.conv, self.contrast = nn.Conv2d(3, 8, 3, padding=1), Contrast(form)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """Scores."""
+        y: Tensor = self.contrast(self.conv(x), w)
+        return y
+
+
+@pytest.mark.parametrize(("form", "fused"), [("slice", True), ("whole", True), ("activated", True), ("other", False)])
+def test_the_rank_behind_a_norm_is_known(form: str, fused: bool) -> None:
+    model = randomize(Scored(form).eval()).double()
+    x, w = torch.randn(2, 3, 5, 5, dtype=torch.float64), torch.randn(2, 5, 8, dtype=torch.float64)
+    deployed = reptool.deploy(model, (x, w))
+    assert any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules()) != fused
+    for batch in (1, 3):
+        y, v = torch.randn(batch, 3, 5, 5, dtype=torch.float64), torch.randn(batch, 5, 8, dtype=torch.float64)
+        torch.testing.assert_close(deployed(y, v), model(y, v), rtol=1e-10, atol=1e-10)
