@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from reptool._copies import full_copy
@@ -29,6 +30,7 @@ from reptool.undo import undone_on_error
 MAX_FLAT_ROUNDS = 4
 
 
+@torch.inference_mode(mode=False)  # layers made inside of it could not be trained afterwards
 def deploy(
     model: nn.Module,
     example_inputs: Any = None,
@@ -114,7 +116,7 @@ def deploy(
     if verify and reference is not None and args is not None:
         compare_whole(target, args, kwargs, reference, found)
     if flatten:
-        return _flattened(target, args, kwargs, found, options, verify)
+        return _flattened(model, target, args, kwargs, found, options, verify)
     if inplace and verify:
         with undone_on_error(model):
             _write_all(model, plan, measured, found)
@@ -205,6 +207,7 @@ def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Values], found
 
 
 def _flattened(
+    model: nn.Module,
     target: nn.Module,
     args: tuple[Any, ...] | None,
     kwargs: dict[str, Any],
@@ -216,6 +219,7 @@ def _flattened(
     from reptool.flatten import flatten_model
 
     flat: nn.Module = flatten_model(target, args, kwargs)
+    gone, first = set(model.state_dict()) - set(target.state_dict()), set(flat.state_dict())
     for _ in range(MAX_FLAT_ROUNDS):
         plan = make_plan(flat, args, kwargs, options, values=True, cast=True)
         if not any(unit.surgery.sites for unit in plan.units):
@@ -225,5 +229,6 @@ def _flattened(
         for unit in plan.units:
             write(flat, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()})
         flat = flatten_model(flat, args, kwargs)
+    flat.register_load_state_dict_pre_hook(LoadGuard(frozenset(gone | (first - set(flat.state_dict())))))
     flat.__dict__["_reptool_report"] = copy.deepcopy(found)
     return flat

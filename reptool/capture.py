@@ -23,10 +23,10 @@ from reptool._value import Attribute, Value
 from reptool.casts import CAST_TO, mark, written_out
 from reptool.evaluate import Evaluation
 from reptool.module_kinds import calls_itself, catches, foreign_hooks, own_methods, package_of, stock_forward
-from reptool.outside import kept_outside, written_constants, written_so_far
+from reptool.outside import contents_of, held_by, kept_outside, written_constants, written_contents, written_so_far
 from reptool.patches import DRAWS, dice_state, dice_untouched, patched
 from reptool.reads import mutated_argument
-from reptool.trace import CaptureLimitError, Event, Input, Question, Trace, Unanswerable
+from reptool.trace import VALUE, CaptureLimitError, Event, Input, Question, Trace, Unanswerable
 from reptool.walk import map_values, nodes_in, only_tensors, rebuilt
 
 MAX_NODES = 100_000
@@ -63,6 +63,7 @@ class Recorder:
         self.opaque: dict[str, str] = {}
         self.calls = 0
         self.known = Evaluation(root)
+        self.contents = contents_of(root) if like is None else {}
         self.watched = watched
         self.guessed = False  # whether the inputs were made up: then every answer is one that may be wrong
         self.knows_inputs = False
@@ -72,6 +73,7 @@ class Recorder:
         self.named: frozenset[str] = frozenset()  # paths the caller says are affine: not opened
         self.wrapped: list[tuple[nn.Module, str]] = []  # methods that stand behind a recorder for now
         self.unanswered: Exception | None = None
+        self.unsettled: dict[int, str] = {}  # layers that the code itself sets -> an attribute it writes
         self.given: list[weakref.ref[Value]] = []  # every value handed to the model's code
         self.over = False
 
@@ -196,6 +198,8 @@ class Recorder:
             raise
         if not node.meta["const"]:
             self.stack[-1].questions.append(Question(what, node.name, answer, node, read))
+        elif what in ("truth", "integer", "membership") and (held := held_by(node)):
+            self.stack[-1].questions.append(Question(VALUE, held, answer))
         return answer
 
     def asked_for_type(self, node: fx.Node, frame: Any) -> None:
@@ -396,6 +400,7 @@ class Recorder:
         self._close(top, out)
         del out, args, kwargs
         kept_outside(self, top)
+        written_contents(self.contents, top)
         written_constants(self.graph)
         outputs = list(nodes_in(top.output))
         end = self.graph.output(tuple(outputs))

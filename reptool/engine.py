@@ -17,13 +17,13 @@ from reptool.distributing import Spreads
 from reptool.facts import Facts
 from reptool.fallback import Fallbacks
 from reptool.forms import Form
+from reptool.handed_out import handed_out
 from reptool.inputs import placeholders, unknown_inputs
 from reptool.kept import KEPT
 from reptool.lower import values as layer_values
 from reptool.module_kinds import stock_forward, watched_classes
 from reptool.opaque import Responses, named_paths
 from reptool.options import Options, allowed_by
-from reptool.outside import handed_out
 from reptool.ownership import Ownership, ownership
 from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
@@ -170,7 +170,7 @@ def _trace(
 
     def again(inputs: tuple[Any, Any], trace: Trace) -> Trace:
         other = Recorder(module, prefix, watched)
-        other.guessed, other.named = recorder.guessed, affine
+        other.guessed, other.named, other.unsettled = recorder.guessed, affine, recorder.unsettled
         other.opaque = dict(trace.opaque)
         other.adopt(recorder)
         mark_state(trace, other.run(*inputs))
@@ -208,10 +208,7 @@ def _unit(
     trace.escaped |= handed_out(trace.top, reads)
     drop_settled(trace)
     facts = Facts(recorder, reads, {}, responses)
-    blocked: dict[fx.Node, Refusal] = {}
-    for node in trace.graph.nodes:
-        if node.meta.get("hooked"):
-            blocked[node] = Refusal(Code.HOOK, f"{node.target!r} has hooks that would see other values", (node.name,))
+    blocked = _blocked(recorder, trace)
     specialize = _specializer(recorder, trace, owned, options) if options.keep_fallback and trace.shown else None
     closed = [str(n.target) for n in trace.graph.nodes if n.op == "call_module" and n.meta.get("opaque") == ""]
     unread = {".".join(p for p in (trace.prefix, path) if p) for path in closed}
@@ -232,6 +229,19 @@ def _unit(
         plan.untraced.pop(".".join(p for p in (trace.prefix, path) if p), None)
     unit.closed = list(dict.fromkeys(p for p in closed if p not in gone))
     return unit
+
+
+def _blocked(recorder: Recorder, trace: Trace) -> dict[fx.Node, Refusal]:
+    """Layers that are not what they look like: watched by hooks, or set by the code that calls them."""
+    blocked: dict[fx.Node, Refusal] = {}
+    for node in trace.graph.nodes:
+        written = recorder.unsettled.get(id(node.meta.get("module")))
+        if node.meta.get("hooked"):
+            blocked[node] = Refusal(Code.HOOK, f"{node.target!r} has hooks that would see other values", (node.name,))
+        elif written is not None:
+            sentence = f"the forward itself sets {written!r} of {node.target!r}, which may be another one at each call"
+            blocked[node] = Refusal(Code.SPECIALIZED, sentence, (node.name,))
+    return blocked
 
 
 def _planned(surgeon: Surgeon, wiring: Wiring, options: Options, cast: bool) -> tuple[Surgery, dict[fx.Node, Refusal]]:

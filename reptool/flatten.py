@@ -48,6 +48,11 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
             f"flatten=True would fix the {asked[0].what} of {asked[0].node} ({asked[0].answer!r}); "
             "deploy without flatten"
         )
+    if recorder.unsettled:
+        written = next(iter(recorder.unsettled.values()))
+        raise InputError(
+            f"flatten=True would lose that the forward sets {written!r} of a layer; deploy without flatten"
+        )
     if trace.opaque:
         path, why = next(iter(trace.opaque.items()))
         raise InputError(f"flatten=True cannot follow {path!r} ({why}); deploy without flatten")

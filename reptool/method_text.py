@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from reptool.modes import is_plain
 from reptool.refusal import Code
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def literal(value: Any, name: str) -> str:
     if value is None or isinstance(value, (bool, int, float, str)) or value == {}:
         return repr(value)
     if isinstance(value, (tuple, list)) and all(v is None or isinstance(v, (bool, int, float, str)) for v in value):
+        return repr(value)
+    if type(value) in (dict, set) and is_plain(value):
         return repr(value)
     raise CannotCutError(f"its argument {name!r} is a {type(value).__name__}")
 

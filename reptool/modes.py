@@ -6,17 +6,25 @@ An optional argument may be left out, a variable number of them may be another n
 
 from __future__ import annotations
 
+import enum
+import functools
 import inspect
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from reptool.trace import Event, Input
 from reptool.walk import nodes_in
 
 MAX_TRIES = 400
+MAX_PARTS = 16
+MAX_WORDS = 8
+EVERY_MODULE = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
 SETTINGS = {"None", "NoneType", "Optional", "Union", "typing.Optional", "typing.Union"}
 
 
@@ -57,23 +65,113 @@ def without(name: str, value: Any, function: Callable[..., Any]) -> Iterator[Any
         yield inspect.signature(function).parameters[name].default
 
 
-def own_settings(module: nn.Module, names: Iterable[str]) -> dict[str, Any]:
-    """Plain attributes among `names` that say how a module works: flags, numbers and words."""
+def own_settings(module: nn.Module, names: Iterable[str], others: Iterable[str] = ()) -> dict[str, Any]:
+    """Plain attributes that say how a module works: flags, numbers, words and collections of them.
+
+    Args:
+        module: the module.
+        names: attributes of it that its code reads.
+        others: what the code reads of something else, of a configuration that the module holds for example.
+
+    Returns:
+        Attribute (``"mode"``, ``"config.mode"``) -> value.
+    """
     out: dict[str, Any] = {}
     for name in sorted(names):
         value = vars(module).get(name, inspect.getattr_static(type(module), name, None))
-        if type(value) in (bool, int, str) and name != "training" and not hasattr(nn.Module, name):
+        if name == "training" or (is_plain(value) and value is not None and not hasattr(nn.Module, name)):
             out[name] = value
+        elif name in vars(module) and name not in EVERY_MODULE and is_configuration(value):
+            held = {n: v for n, v in vars(value).items() if n in others and v is not None and is_plain(v)}
+            out.update({f"{name}.{n}": held[n] for n in sorted(held)})
     return out
 
 
-def other_settings(value: Any) -> list[Any]:
-    """What an attribute may be set to instead."""
+def is_configuration(value: Any) -> bool:
+    """Whether a value is an object that does nothing but hold others."""
+    return hasattr(value, "__dict__") and not (
+        isinstance(value, (nn.Module, Tensor, type, enum.Enum)) or callable(value) or inspect.ismodule(value)
+    )
+
+
+@contextmanager
+def set_to(module: nn.Module, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Attributes of a module (or of what it holds) set to something else for a while."""
+    changed: list[tuple[dict[str, Any], str, Any]] = []
+    for name, value in settings.items():
+        *path, last = name.split(".")
+        held = vars(functools.reduce(getattr, path, module))
+        changed.append((held, last, held.get(last, changed)))
+        held[last] = value
+    try:
+        yield
+    finally:
+        for held, last, before in reversed(changed):
+            held.pop(last, None)
+            if before is not changed:
+                held[last] = before
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is None, a flag, a number, a word, or a short collection of such."""
+    if type(value) in (list, tuple, dict, set):
+        parts = [*value, *value.values()] if type(value) is dict else value
+        return len(value) <= MAX_PARTS and all(map(_is_scalar, parts))
+    return _is_scalar(value)
+
+
+def _is_scalar(value: Any) -> bool:
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or type(value) in (bool, int, str)
+
+
+def other_settings(value: Any, words: Iterable[str] = ()) -> list[Any]:
+    """What an attribute may be set to instead.
+
+    Args:
+        value: what it is.
+        words: what words may mean something to the code.
+    """
     if type(value) is bool:
         return [not value]
     if type(value) is int:
         return [v for v in dict.fromkeys((value + 1, value - 1, 0, 1)) if v != value and v >= 0]
-    return ["something else"]
+    if type(value) is float:
+        return [v for v in dict.fromkeys((value / 2, 0.0, 1.0)) if v != value]
+    if type(value) in (list, tuple):
+        return [v for v in (value[:-1], value + value[-1:], value[::-1]) if v and v != value]
+    if type(value) is set:
+        return [value - {v} for v in value]
+    if type(value) is dict:
+        return [{**value, k: o} for k, v in value.items() for o in other_settings(v, words)[:1]]
+    return [*(w for w in words if w != value), "something else"]
+
+
+def names_in(function: Any) -> set[str]:
+    """Every name that a function and the functions inside it look up."""
+    return {n for code in _codes(function) for n in code.co_names}
+
+
+def _codes(function: Any) -> Iterator[Any]:
+    codes = [c for c in [getattr(function, "__code__", None)] if c is not None]
+    while codes:
+        code = codes.pop()
+        codes += [c for c in code.co_consts if inspect.iscode(c)]
+        yield code
+
+
+def words_of(module: nn.Module, functions: Iterable[Callable[..., Any]]) -> list[str]:
+    """Words that mean something to a module's code: those it is compared with, and the names in its dictionaries."""
+    out: list[str] = []
+    for code in (c for f in functions for c in _codes(f)):
+        for const in code.co_consts:
+            out += [w for w in (const if isinstance(const, (tuple, frozenset)) else (const,)) if type(w) is str]
+    own = [v for n, v in vars(module).items() if n not in EVERY_MODULE]
+    for held in (*own, *module._modules.values()):
+        if isinstance(held, (dict, nn.ModuleDict, nn.ParameterDict)):
+            out += [k for k in held.keys() if type(k) is str]  # noqa: SIM118 - a ModuleDict is no mapping
+    return [w for w in dict.fromkeys(out) if " " not in w][:MAX_WORDS]
 
 
 def is_switch(parameter: inspect.Parameter) -> bool:

@@ -77,10 +77,17 @@ def catches(code: Any) -> bool:
     return bare or "CHECK_EXC_MATCH" in names or "JUMP_IF_NOT_EXC_MATCH" in names
 
 
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks",
+)  # fmt: skip
+
+
 def foreign_hooks(module: nn.Module) -> bool:
     """Whether hooks that are neither the model's weights' own nor reptool's watch a module."""
     pre = [h for h in module._forward_pre_hooks.values() if not is_weight_hook(h) and not isinstance(h, RankGuard)]
-    return bool(pre or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+    return any(getattr(nn.modules.module, n, None) for n in _GLOBAL_HOOKS) or bool(
+        pre or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def package_of(thing: Any) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import fx
+from torch import fx, nn
 
-from reptool._nodes import is_size_like, metadata_read
+from reptool._nodes import metadata_read
 from reptool.casts import made_of
-from reptool.reads import Reads, mutated_argument, resolve
+from reptool.modes import EVERY_MODULE, names_in
+from reptool.reads import mutated_argument, resolve
 from reptool.trace import Event, all_events
 from reptool.walk import leaves_in, nodes_in
 
@@ -65,6 +66,19 @@ def written_so_far(graph: fx.Graph, node: fx.Node) -> bool:
     return False
 
 
+def held_by(node: fx.Node) -> str:
+    """The parameter or buffer whose numbers a constant is computed from; '' where there is none."""
+    stack, seen = [node], {node}
+    while stack:
+        at = stack.pop()
+        if at.op == "get_attr" and not str(at.target).startswith("_constant"):
+            return str(at.target)
+        if not metadata_read(at):
+            stack += [n for n in at.all_input_nodes if n not in seen]
+            seen.update(at.all_input_nodes)
+    return ""
+
+
 def kept_outside(recorder: Recorder, top: Event) -> None:
     """Values that somebody still holds (a list, a global, a closure) are read outside of the graph."""
     if not any(ref() is not None for ref in recorder.given):
@@ -84,24 +98,37 @@ def kept_outside(recorder: Recorder, top: Event) -> None:
             event.effects.append("keeps a value outside of the model's outputs")
 
 
-def handed_out(top: Event, reads: Reads) -> set[fx.Node]:
-    """Values that a call inside gives out after it read them itself, whether or not its caller wants them here.
+Contents = dict[int, dict[str, tuple[Any, ...]]]
 
-    An encoder's list of features is an example, of which this decoder takes the last: the encoder by itself gives all.
-    """
-    found: set[fx.Node] = set()
+
+def contents_of(root: nn.Module) -> Contents:
+    """What the lists, dictionaries and sets hold that modules have as attributes."""
+    return {
+        id(m): {n: _items(v) for n, v in vars(m).items() if n not in EVERY_MODULE and _holds(v)} for m in root.modules()
+    }
+
+
+def written_contents(before: Contents, top: Event) -> None:
+    """Code that adds to a list or a dictionary of its module does more than give a value."""
     for event in all_events(top):
-        given = list(nodes_in(event.output)) if event is not top else []
-        written = any(n in reads.versions for n in given)
-        end = max((reads.position[n] + 1 for n in event.nodes()), default=0.0) if written else 0.0
-        for node in given:
-            value = reads.at(end, node)
-            if value is not None and _inside(value, event):
-                users = (n for n in reads.readers.get(value, ()) if _inside(n, event))
-                if any(not metadata_read(n) and not is_size_like(n) for n in users):
-                    found.add(value)
-    return found
+        known = before.get(id(event.module))
+        if not known:
+            continue
+        held = vars(event.module)
+        changed = {n for n, items in known.items() if not _same_items(items, _items(held.get(n)))}
+        changed &= names_in(getattr(type(event.module), event.method, None)) if changed else changed
+        event.effects += [f"changes what {n!r} holds" for n in sorted(changed)]
 
 
-def _inside(node: fx.Node, event: Event) -> bool:
-    return node.op != "output" and event in node.meta["event"].ancestors()
+def _holds(value: Any) -> bool:
+    return isinstance(value, (list, dict, set))
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, dict):
+        return (*value, *value.values())
+    return tuple(value) if _holds(value) else (value,)
+
+
+def _same_items(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))

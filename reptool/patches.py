@@ -18,6 +18,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from reptool._value import Attribute, Value
+from reptool.module_kinds import stock_forward
 from reptool.trace import Question, Unanswerable
 from reptool.walk import nodes_in
 
@@ -104,6 +105,8 @@ def patched(recorder: Recorder) -> Iterator[None]:
                 raise Unanswerable(f"the forward puts another module in the place of {name!r}")
             if _reads_attribute(sys._getframe(1).f_code, name):
                 event.questions.append(Question("own state", name, None))
+            if stock_forward(self) and not _is_set_to(self, name, value):
+                recorder.unsettled.setdefault(id(self), name)
             if kept:
                 recorder.escapes.update(kept)
                 event.effects.append(f"writes the attribute {name!r}")
@@ -148,6 +151,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
         replace(nn.Module, "__call__", traced_call)
         replace(nn.Module, "__getattr__", traced_read)
         replace(nn.Module, "__setattr__", traced_write)
+        replace(nn.Module, "__delattr__", _not_deleted(recorder, nn.Module.__delattr__))
         for cls in sorted(recorder.callers, key=lambda c: c.__qualname__):
             replace(cls, "__call__", traced_call)
         for name in ("named_parameters", "named_buffers"):
@@ -185,6 +189,17 @@ def _listing(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., 
     return listing
 
 
+def _not_deleted(recorder: Recorder, delete: Callable[..., Any]) -> Callable[..., Any]:
+    """What a forward takes away from a module would be missing in the next run."""
+
+    def deleted(self: nn.Module, name: str) -> None:
+        if recorder.active and name in {**self._parameters, **self._buffers, **self._modules}:
+            raise Unanswerable(f"the forward deletes {name!r} of a module")
+        delete(self, name)
+
+    return deleted
+
+
 def _withheld(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., Any]:
     """A ``state_dict`` hands out the tensors themselves: what is done to them could not be seen."""
 
@@ -215,6 +230,14 @@ def _unchecked(recorder: Recorder, check: Callable[..., Any]) -> Callable[..., A
 def _reads_attribute(code: Any, name: str) -> bool:
     """Whether a function that writes an attribute also reads it: what it does may hang on what it did before."""
     return any(i.argval == name for i in dis.get_instructions(code) if i.opname in ("LOAD_ATTR", "LOAD_METHOD"))
+
+
+def _is_set_to(module: nn.Module, name: str, value: Any) -> bool:
+    """Whether an attribute of a module is this value already, so that writing it changes nothing."""
+    own = {**vars(type(module)), **vars(module), **module._parameters, **module._buffers, **module._modules}
+    now = own.get(name, own)
+    plain = isinstance(value, (bool, int, float, str, tuple))
+    return now is value or (plain and type(now) is type(value) and bool(now == value))
 
 
 def _not_followed(cls: Any, *args: Any, **kwargs: Any) -> Any:

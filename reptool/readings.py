@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import fx
 
 from reptool._nodes import metadata_read
+from reptool.reads import mutated_argument
 from reptool.trace import Trace
 
 WEIGHTS = frozenset(
@@ -16,7 +17,7 @@ WEIGHTS = frozenset(
 
 
 def computes_from(trace: Trace, changed: Callable[[str], bool]) -> bool:
-    """Whether what a run gave out was computed from the values of changed tensors.
+    """Whether what a run gave out or wrote was computed from the values of changed tensors, or one of them written.
 
     A tensor that is handed out as it is, or asked for its shape, is no such reading.
 
@@ -24,7 +25,8 @@ def computes_from(trace: Trace, changed: Callable[[str], bool]) -> bool:
         trace: a run of the method.
         changed: whether the tensor at a path is another one after deploying.
     """
-    stack = [n for n in trace.outputs if n.op != "get_attr"]
+    writes = [n for n in trace.graph.nodes if mutated_argument(n) is not None]
+    stack = [*(n for n in trace.outputs if n.op != "get_attr"), *writes]
     seen: set[fx.Node] = set(stack)
     while stack:
         node = stack.pop()

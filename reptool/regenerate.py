@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from reptool._nodes import is_inert, name_of
 from reptool.delivered import BUILTIN_NAMES, find
 from reptool.method_text import CannotCutError, Method, header_of, literal
-from reptool.modes import offered
+from reptool.modes import names_in, offered, own_settings
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
 from reptool.trace import Event, all_events
@@ -110,11 +110,28 @@ class Cutter:
                 self._node(item)
         if self.fallback:
             self.specialized, guards = bool(guards or questions), []
-        if "training" in function.__code__.co_names:
-            guards.append("    _expect('training', self.training, False)")
+        guards += self._settings()
         self.now = max((self.reads.position[n] + 1 for n in self.event.nodes()), default=self.now)
         self.graph.output(self._lookup_all(self.event.output))
         return self._print(parameters, guards)
+
+    def _settings(self) -> list[str]:
+        """Checks of the module's attributes that the text no longer reads: what they were was written into it."""
+        names = {n for e in self._written_out(self.event) for n in names_in(getattr(type(e.module), e.method))}
+        found = own_settings(self.event.module, names, names)
+        lines = ["    _expect('training', self.training, False)"] if "training" in found else []
+        return lines + [
+            f"    _expect({f'self.{n}'!r}, self.{n}, {literal(v, n)})" for n, v in found.items() if n != "training"
+        ]
+
+    def _written_out(self, event: Event) -> Iterator[Event]:
+        """A call, and those of the module's own methods that are not made any more."""
+        yield event
+        for item in event.items:
+            if not isinstance(item, Event) or item.module is not self.event.module:
+                continue
+            if is_dead(item, self.edits) or not any(True for _ in item.nodes()):
+                yield from self._written_out(item)
 
     # --- the signature
     def _parameters(self, function: Callable[..., Any]) -> tuple[str, list[str]]:

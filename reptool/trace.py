@@ -19,6 +19,10 @@ class Unanswerable(Exception):
     """The code asked something about a value that is not known while tracing."""
 
 
+VALUE = "value"
+"""What is asked of a parameter or buffer whose numbers decide what the code does."""
+
+
 @dataclass
 class Question:
     """Something a forward asked about a value, and what it was told."""

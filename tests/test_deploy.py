@@ -267,6 +267,22 @@ def test_a_checkpoint_of_the_original_is_refused_and_one_of_the_result_is_loaded
     assert same_state(other, state(deployed))
 
 
+def test_one_graph_refuses_a_checkpoint_of_the_original_too() -> None:
+    model = ready(Net())
+    flat = reptool.deploy(model, images(), flatten=True)
+    with pytest.raises(ReptoolError, match="absorbed"):
+        flat.load_state_dict(model.state_dict(), strict=False)
+    flat.load_state_dict(flat.state_dict())
+
+
+def test_layers_made_in_inference_mode_can_be_trained() -> None:
+    model, x = ready(Net()), images()
+    with torch.inference_mode():
+        deployed = reptool.deploy(model, x)
+    deployed(x).square().sum().backward()
+    assert all(p.grad is not None for p in deployed.parameters())
+
+
 def test_flatten_gives_one_graph() -> None:
     model, x = ready(Net()), images()
     flat = reptool.deploy(model, x, flatten=True)

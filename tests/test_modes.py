@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tests.traps import ConvBN, check, image, norms, ready
+import reptool
+from reptool.errors import SpecializedError
+from tests.traps import Branches, ConvBN, check, image, norms, ready
 
 
 class Variadic(ConvBN):
@@ -79,3 +83,135 @@ def test_an_attribute_that_does_not_matter_may_be_set() -> None:
 
     deployed, _ = check(ready(Harmless()), calls={"set": put(raw=True)})
     assert isinstance(deployed.bn, nn.Identity)
+
+
+class Collected(Branches):
+    """What its forward does is said by a list, a dictionary, a set, a word of the class, or a configuration."""
+
+    which = "a"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names, self.options, self.on = ["a", "b"], {"b": True}, {"a", "b"}
+        self.settings, self.count = SimpleNamespace(both=True), 2
+
+
+class ByNames(Collected):
+    def forward(self, x: Any) -> Any:
+        return self.bn(sum(getattr(self, n)(x) for n in self.names))
+
+
+class ByCount(Collected):
+    def forward(self, x: Any) -> Any:
+        return self.bn(sum(m(x) for m in [self.a, self.b][: self.count]))
+
+
+class ByOptions(Collected):
+    def forward(self, x: Any) -> Any:
+        return self.bn(self.a(x) + self.b(x)) if self.options["b"] else self.a(x)
+
+
+class BySet(Collected):
+    def forward(self, x: Any) -> Any:
+        return self.bn(self.a(x) + self.b(x)) if "b" in self.on else self.a(x)
+
+
+class ByConfiguration(Collected):
+    def forward(self, x: Any) -> Any:
+        return self.bn(self.a(x) + self.b(x)) if self.settings.both else self.a(x)
+
+
+class ByClass(Task):
+    which: Any = "a"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known = nn.ModuleDict({"a": nn.BatchNorm2d(4), "b": nn.BatchNorm2d(4)})
+
+    def forward(self, x: Any) -> Any:
+        return self.known[self.which](self.conv(x))
+
+
+class Half(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 1.0
+        self.norms = nn.ModuleDict({"2": nn.BatchNorm2d(4), "4": nn.BatchNorm2d(4)})
+
+    def forward(self, x: Any) -> Any:
+        return self.norms[str(int(4 * self.width))](x)
+
+
+class ByWidth(ConvBN):
+    def __init__(self) -> None:
+        super().__init__(Half())
+
+
+def _width(model: Any, x: Any) -> Any:
+    model.bn.width = 0.5
+    return model(x)
+
+
+def _configured(model: Any, x: Any) -> Any:
+    model.settings.both = False
+    return model(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "call"),
+    [
+        (ByNames, put(names=["a"])),
+        (ByNames, lambda m, x: (m.names.append("b"), m(x))[1]),
+        (ByCount, put(count=1)),
+        (ByOptions, put(options={"b": False})),
+        (BySet, put(on={"a"})),
+        (ByConfiguration, _configured),
+        (ByClass, put(which="b")),
+        (ByWidth, _width),
+    ],
+)
+def test_settings_of_every_kind_are_right_or_raise(model: type[nn.Module], call: Any) -> None:
+    made = ready(model())
+    _, report = check(made, calls={"as it was": lambda m, x: copy.deepcopy(m)(x)})
+    assert len(report.regions) == 1
+    deployed, x = reptool.deploy(made), image()
+    changed = copy.deepcopy(made)
+    wanted = call(changed, x)
+    assert not torch.allclose(wanted, made(x))
+    with pytest.raises(SpecializedError):
+        call(deployed, x)
+
+
+class Between(ConvBN):
+    def forward(self, x: Any) -> Any:
+        y = self.conv(x)
+        if self.training:
+            self.loss = y.square().mean()
+        return self.bn(y)
+
+
+class Dropped(Branches):
+    def drop(self, x: Any) -> Any:
+        return x * 0.5 if self.training else x
+
+    def forward(self, x: Any) -> Any:
+        return self.drop(self.a(x)) + self.b(x)
+
+
+class Apart(ConvBN):
+    def forward(self, x: Any) -> Any:
+        y = self.bn(self.conv(x)).relu()
+        return (y, y.mean()) if self.training else y
+
+
+@pytest.mark.parametrize("model", [Between, Dropped])
+def test_training_that_uses_values_inside_of_a_region_raises(model: type[nn.Module]) -> None:
+    deployed, report = check(ready(model()))
+    assert len(report.regions) == 1
+    with pytest.raises(SpecializedError, match="training"):
+        deployed.train()(image())
+
+
+def test_training_that_uses_values_outside_of_regions_goes_on() -> None:
+    deployed, _ = check(ready(Apart()))
+    assert len(deployed.train()(image())) == 2

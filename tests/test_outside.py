@@ -1,4 +1,6 @@
-"""Constants that a forward writes are none."""
+"""Constants that a forward writes are none, and what it leaves behind."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch.nn import functional as F
 
 import reptool
 from reptool.testing import randomize
+from tests.traps import Branches, ConvBN, assert_same, check, codes, image, ready
 
 
 class Written(nn.Module):
@@ -62,42 +65,77 @@ def test_functions_that_look_into_tensors_for_numbers_are_traced() -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
 
 
-class Encoder(nn.Module):
-    """Every stage's value is given out; two of the layers could be one."""
+class Logs(Branches):
+    """Its forward adds to what the module holds."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
-        self.second = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """One value a stage."""
-        values = []
-        for stage in (self.first, self.second):
-            x = stage(x)
-            values.append(x)
-        return values
+        self.log: list[str] = []
+        self.seen: dict[str, int] = {}
 
 
-class Headed(nn.Module):
-    """A model that takes the last value of its encoder."""
+class Appends(Logs):
+    def forward(self, x: Any) -> Any:
+        self.log.append("called")
+        return self.a(x) + self.b(x)
 
+
+class Enters(Logs):
+    def forward(self, x: Any) -> Any:
+        self.seen["called"] = 1
+        return self.a(x) + self.b(x)
+
+
+@pytest.mark.parametrize("model", [Appends, Enters])
+def test_a_method_that_adds_to_what_its_module_holds_is_not_written_anew(model: type[Logs]) -> None:
+    _, report = check(ready(model()), calls={"held": lambda m, x: (m(x), torch.tensor([len(m.log), len(m.seen)]))})
+    assert "method" in codes(report)
+    assert len(report.regions) == 2
+
+
+class Domain(ConvBN):
     def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.head = Encoder(), nn.Conv2d(8, 2, 1)
+        self.bns = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+        self.register_buffer("domain", torch.tensor(1))
+        self.register_buffer("use", torch.tensor(True))
+        self.domain: Tensor
+        self.use: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps of two classes."""
-        y: Tensor = self.head(self.encoder(x)[-1])
+
+class Picks(Domain):
+    def forward(self, x: Any) -> Any:
+        return self.bns[int(self.domain)](self.conv(x))
+
+
+class Asks(Domain):
+    def forward(self, x: Any) -> Any:
+        y = self.conv(x)
+        if self.use:
+            y = self.bn(y)
         return y
 
 
-@pytest.mark.parametrize("example", [True, False])
-def test_an_encoder_gives_all_it_gave_also_what_this_model_leaves_aside(example: bool) -> None:
-    model = randomize(Headed().eval()).double()
-    x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
-    deployed = reptool.deploy(model, x) if example else reptool.deploy(model)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
-    torch.testing.assert_close(deployed(x), model(x), rtol=1e-10, atol=1e-10)
-    for got, wanted in zip(deployed.encoder(x), model.encoder(x), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+def _switched(model: Any, x: Any) -> Any:
+    model.domain.fill_(2)
+    model.use.fill_(False)
+    return model(x)
+
+
+@pytest.mark.parametrize("model", [Picks, Asks])
+@pytest.mark.parametrize("keep", [False, True])
+def test_numbers_in_a_buffer_that_decide_are_not_fixed(model: type[Domain], keep: bool) -> None:
+    made = ready(model())
+    deployed = reptool.deploy(made, image(), keep_fallback=keep)
+    assert codes(reptool.report(deployed)) == {"specialized"}
+    assert_same(made(image()), deployed(image()))
+    assert_same(_switched(made, image()), _switched(deployed, image()))
+
+
+def test_shapes_of_weights_decide_as_they_did() -> None:
+    class Sized(Domain):
+        def forward(self, x: Any) -> Any:
+            return self.bn(self.conv(x)) if self.conv.weight.shape[0] == 4 else x
+
+    deployed, _ = check(ready(Sized()))
+    assert deployed.get_submodule("bn").extra_repr() == ""

@@ -369,3 +369,19 @@ def test_a_hook_around_a_region_still_fires_where_it_was(path: str, kind: str) -
     seen.clear()
     deployed(image().requires_grad_()).sum().backward()
     assert len(seen) == kind.startswith("backward")
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
+def test_hooks_on_all_modules_see_what_they_saw(kind: str) -> None:
+    hooks: dict[str, Any] = {
+        "forward": lambda m, i, o: o * 2 if isinstance(m, nn.Conv2d) else None,
+        "forward_pre": lambda m, i: (i[0] * 2,) if isinstance(m, nn.BatchNorm2d) else None,
+        "full_backward": lambda m, i, o: None,
+    }
+    handle = getattr(torch.nn.modules.module, f"register_module_{kind}_hook")(hooks[kind])
+    try:
+        _, report = check(ready(ConvBN()))
+    finally:
+        handle.remove()
+    assert codes(report) == {"hook"}
+    assert not report.regions

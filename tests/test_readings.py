@@ -37,3 +37,31 @@ def test_handing_out_a_weight_and_its_shape_stays() -> None:
     assert deployed.width() == 8
     assert deployed.last_weight() is deployed.conv.weight
     assert torch.equal(copy.deepcopy(deployed).last_weight(), deployed.conv.weight)
+
+
+class Regular(ConvBN):
+    """Code that finds its weights by walking, and code that writes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average = copy.deepcopy(self.conv)
+
+    def orthogonal(self) -> Any:
+        total = 0
+        for _, module in self.named_modules():
+            if isinstance(module, torch.nn.Conv2d):
+                total = total + module.weight.flatten(1).square().sum()
+        return total
+
+    def update(self) -> None:
+        with torch.no_grad():
+            for p, q in zip(self.conv.parameters(), self.average.parameters(), strict=True):
+                p.lerp_(q, 0.5)
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "update"])
+def test_weights_found_by_walking_and_weights_written(name: str) -> None:
+    deployed = reptool.deploy(ready(Regular()))
+    assert len(reptool.report(deployed).regions) == 1
+    with pytest.raises(SpecializedError, match=name):
+        getattr(deployed, name)()

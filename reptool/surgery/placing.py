@@ -20,7 +20,7 @@ from reptool.refusal import Code, Refusal
 from reptool.straight import straight
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced
-from reptool.trace import Event, Trace
+from reptool.trace import VALUE, Event, Trace
 from reptool.walk import nodes_in
 
 
@@ -267,6 +267,8 @@ class Placing(Traced):
 
     def _in_line(self, site: Site, event: Event) -> bool:
         """Whether the text of the method around a chain of layers shows that they always run one after the other."""
+        if any(q.what == VALUE for q in event.questions):
+            return False  # a test that reads nothing but the module's attributes may be a test of a buffer
         items: list[fx.Node | Event] = []
         for node in sorted((*site.onpath, site.carrier), key=self.reads.position.__getitem__):
             item: fx.Node | Event = node

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +25,7 @@ from reptool.facts import Facts
 from reptool.listing import lists_tensors
 from reptool.lower import geometry
 from reptool.method_text import Method, guarded_method, sealed_method
-from reptool.modes import MAX_TRIES, given, is_switch, offered, other_settings, own_settings, without
+from reptool.modes import MAX_TRIES, given, is_switch, offered, other_settings, own_settings, set_to, without, words_of
 from reptool.module_kinds import stock_forward
 from reptool.ops import Affine, View
 from reptool.price import Price
@@ -251,7 +250,7 @@ class Wiring:
     def _reads_weights(self, state: Changed, path: str, name: str) -> bool:
         """Whether a method without arguments computes something from weights that are others now."""
         read = self._loads_of(type(self.surgeon.modules[path]), name)
-        if not read.calls & WEIGHTS or not self._reached(state, path, read):
+        if not read.calls & WEIGHTS:
             return False
         traced = self._run(state, path, name, {})
         return traced is not None and computes_from(
@@ -338,17 +337,38 @@ class Wiring:
     def _settings(self, state: Changed, path: str, name: str, base: dict[str, Any]) -> dict[str, Any]:
         """Attributes of a module that make a method use its layers otherwise when they are set to something else."""
         module = self.surgeon.modules[path]
-        found = own_settings(module, self._loads_of(type(module), name).own)
-        if not found or self._tries > MAX_TRIES or not self._same(state, path, name, base):
+        read = self._loads_of(type(module), name)
+        found = own_settings(module, read.own, read.other)
+        if not found or self._tries > MAX_TRIES:
+            return {}
+        whole = self._same(state, path, name, base)
+        layers = None if whole else self._layers(state, path, name, base, {})
+        if not whole and layers is None:
             return {}
         out: dict[str, Any] = {}
+        words = words_of(module, read.functions)
         for n, value in found.items():
-            for other in other_settings(value):
+            for other in other_settings(value, words):
                 self._tries += 1
-                if self._differs(state, path, name, base, {n: other}):
+                if whole:
+                    differs = bool(self._differs(state, path, name, base, {n: other}))
+                else:
+                    differs = self._layers(state, path, name, base, {n: other}) not in (layers, None)
+                if differs:
                     out[n] = value
                     break
         return out
+
+    def _layers(
+        self, state: Changed, path: str, name: str, flags: dict[str, Any], settings: dict[str, Any]
+    ) -> list[str] | None:
+        """The changed layers that a method runs, in order; None when it cannot be run."""
+        with set_to(self._own().get_submodule(path), settings):
+            traced = self._run(state, path, name, flags)
+        nodes = () if traced is None else traced[1].graph.nodes
+        used = [str(n.target) for n in nodes if n.op in ("call_module", "get_attr")]
+        changed = [t for t in used if t in state.all or t in state.tensors or t.rpartition(".")[0] in state.all]
+        return None if traced is None else changed
 
     def _proven(self, state: Changed, path: str, name: str, base: dict[str, Any], flag: str) -> tuple[Any, ...]:
         """Other values of a flag with which the method shows the same regions; `Input` for any value."""
@@ -403,7 +423,7 @@ class Wiring:
         key = (path, name, tuple((k, repr(v)) for k, v in flags.items()), repr(settings), changed)
         if key not in self._seen:
             module = self._own().get_submodule(path)
-            with _set(module, settings or {}):
+            with set_to(module, settings or {}):
                 traced = self._run(state, path, name, flags)
             self._seen[key] = None if traced is None else self._inconsistent(state, *traced)
         found = self._seen[key]
@@ -449,7 +469,8 @@ class Wiring:
 
     def _inconsistent(self, state: Changed, recorder: Recorder, trace: Trace) -> set[object]:
         """Patterns of the fused regions whose modules a run uses in any other way."""
-        if any(e.questions for e in all_events(trace.top)) or set(trace.opaque) & state.open:
+        asks = any(e.questions for e in all_events(trace.top))
+        if asks or set(trace.opaque) & state.open or _sets_layers(recorder, trace):
             return set(state.patterns)
         reads = resolve(trace.graph)
         facts = Facts(recorder, reads, {}, self.surgeon.found.facts.responses)
@@ -500,25 +521,17 @@ class Wiring:
         return any((e.path, e.method) in state.rewritten for e in event.ancestors() if e.parent is not None)
 
 
-@contextmanager
-def _set(module: nn.Module, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Attributes of a module set to something else for one run."""
-    before = {n: vars(module)[n] for n in settings if n in vars(module)}
-    vars(module).update(settings)
-    try:
-        yield
-    finally:
-        for n in settings:
-            vars(module).pop(n, None)
-        vars(module).update(before)
-
-
 def _unfollowed(site: Site, path: str, name: str) -> Refusal:
     return Refusal(
         Code.UNTRACEABLE,
         f"{path or '<root>'}.{name} could not be followed and may use the modules of this region one by one",
         (site.region.value.name,),
     )
+
+
+def _sets_layers(recorder: Recorder, trace: Trace) -> bool:
+    """Whether code sets attributes of the layers that it runs."""
+    return bool(recorder.unsettled) and any(id(n.meta.get("module")) in recorder.unsettled for n in trace.graph.nodes)
 
 
 def _between(site: Site, path: str, name: str) -> Refusal:
