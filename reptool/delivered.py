@@ -51,9 +51,11 @@ def _expect(name: str, value: Any, *seen: Any) -> None:
     if torch.is_tensor(value) or value not in seen:
         traced = seen[0]
         shown = f"a tensor of shape {tuple(value.shape)}" if torch.is_tensor(value) else repr(value)
+        own = name.startswith("self.")
+        what = "set it before deploying" if own else f"deploy the model with example_inputs that pass {name}"
         raise SpecializedError(
-            f"this method was deployed for {name}={traced!r} and called with {name}={shown}; deploy the model with "
-            f"example_inputs that pass {name}, or exclude this module"
+            f"this method was deployed for {name}={traced!r} and called with {name}={shown}; {what}, "
+            "or exclude this module"
         )
 
 
