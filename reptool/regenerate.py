@@ -34,6 +34,7 @@ class Edits:
         bypass: fused node -> the node whose value takes its place.
         dead: nodes nobody needs any more.
         layers: functional layer node -> arguments of its replacement ``(function, attribute names, constants)``.
+        promoted: left-out arithmetic on an input, which made floating-point numbers of integers.
     """
 
     bypass: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class Edits:
         default_factory=dict
     )
     constants: dict[str, Tensor] = field(default_factory=dict)
+    promoted: set[fx.Node] = field(default_factory=set)
 
 
 def is_dead(item: fx.Node | Event, edits: Edits) -> bool:
@@ -227,6 +229,9 @@ class Cutter:
             self._layer(node)
         elif node in self.edits.bypass:
             self.map[node] = self._lookup(node, self.edits.bypass[node])
+            if node in self.edits.promoted:
+                dtype = self.graph.call_function(torch.result_type, (self.map[node], 1.0))
+                self.map[node] = self.graph.call_method("to", (self.map[node], dtype))
         elif node.op == "call_module":
             self.map[node] = self.graph.create_node(
                 "call_module", self._relative(str(node.target)), *self._arguments(node)

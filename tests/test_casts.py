@@ -201,3 +201,73 @@ def test_a_cast_that_is_written_in_place_is_no_constant() -> None:
     deployed, x = reptool.deploy(model), torch.randn(1, 3, 4, 4)
     for _ in range(3):
         torch.testing.assert_close(deployed(x), twin(x))
+
+
+class Preprocessed(nn.Module):
+    """A model that takes bytes as well as floating-point images."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.register_buffer("mean", torch.tensor([123.7, 116.3, 103.5]).view(1, 3, 1, 1))
+        self.mean: Tensor
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Numbers about zero."""
+        forms = {
+            "division": lambda: x / 255,
+            "method": lambda: x.div(255).sub(0.5),
+            "factor": lambda: (x - 127.5) * 0.01,
+            "constant": lambda: x - self.mean,
+            "whole numbers": lambda: (x * 2) / 255,
+        }
+        return forms[self.form]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scaled, then a convolution and a norm."""
+        y: Tensor = self.norm(self.conv(self.scaled(x)))
+        return y
+
+
+@pytest.mark.parametrize("form", ["division", "method", "factor", "constant"])
+@pytest.mark.parametrize("example", ["bare", "float", "bytes"])
+def test_arithmetic_that_is_left_out_still_makes_floats_of_bytes(form: str, example: str) -> None:
+    model = randomize(Preprocessed(form).eval())
+    pixels = torch.randint(0, 256, (2, 3, 9, 8), dtype=torch.uint8)
+    shown = {"bare": None, "float": pixels.float(), "bytes": pixels}[example]
+    deployed = reptool.deploy(model, shown)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
+    for x in (pixels, pixels.float(), pixels.long()):
+        for run in (deployed, torch.export.export(deployed, (x,)).module(), torch.jit.trace(deployed, x)):
+            torch.testing.assert_close(run(x), model(x), rtol=1e-4, atol=1e-3)
+
+
+def test_whole_numbers_that_wrap_around_are_never_taken_for_others() -> None:
+    model = randomize(Preprocessed("whole numbers").eval())
+    pixels = torch.full((1, 3, 5, 5), 200, dtype=torch.uint8)
+    torch.testing.assert_close(reptool.deploy(model)(pixels.float()), model(pixels.float()), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(reptool.deploy(model, pixels)(pixels), model(pixels), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError):  # not shown, so not known: no other numbers either
+        reptool.deploy(model)(pixels)
+
+
+class InWholeNumbers(nn.Module):
+    """A convolution in the dtype of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolution, cast, norm."""
+        y: Tensor = self.norm(F.conv2d(x, self.conv.weight.to(x.dtype)).to(torch.float32))
+        return y
+
+
+def test_a_layer_that_computes_with_whole_numbers_is_left() -> None:
+    model = randomize(InWholeNumbers().eval())
+    pixels = torch.randint(0, 9, (2, 3, 9, 8))
+    deployed = reptool.deploy(model, pixels)
+    assert reptool.Code.DTYPE in {r.code for r in reptool.report(deployed).refusals}
+    torch.testing.assert_close(deployed(pixels), model(pixels))

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from reptool._nodes import is_inert
+from reptool._nodes import is_inert, name_of
 from reptool.method_text import Method
 from reptool.ops import Affine, Concat, Op, Stack, Sum, View
 from reptool.rank_guard import guarded_rank
@@ -18,6 +18,7 @@ from reptool.surgery.site import Site, Surgery
 from reptool.surgery.traced import Traced, is_plain_identity
 from reptool.trace import Event
 
+_DIVISIONS = frozenset({"truediv", "true_divide", "div", "__truediv__"})
 _FUNCTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 _TRANSPOSED = {1: torch.conv_transpose1d, 2: torch.conv_transpose2d, 3: torch.conv_transpose3d}
 
@@ -71,6 +72,8 @@ class Operating(Traced):
             if isinstance(op, (Sum, Concat, Stack)):
                 source = self._operand(node, op, site, way)
             edits.bypass[node] = source
+            if source.op == "placeholder" and _makes_floats(node):
+                edits.promoted.add(node)
             if node.op == "call_module" and op.owners:
                 surgery.identities[str(node.target)] = "absorbed"
         for node in site.dead:
@@ -190,6 +193,8 @@ class Operating(Traced):
         nodes = [n for n in event.nodes() if not n.meta["const"] and not is_inert(n)]
         if not nodes or not all(n in edits.bypass and n not in edits.layers for n in nodes):
             return False
+        if not edits.promoted.isdisjoint(nodes):
+            return False
         return any(self._owners(n) for n in nodes) and any(n.op != "call_module" for n in nodes)
 
     def _regenerate(
@@ -276,6 +281,17 @@ class Operating(Traced):
             if layer and own <= surgery.dropped | kept and not own & kept and path:
                 surgery.plain.add(path)
                 surgery.dropped |= {f"{path}.{n}" for n, _ in module.named_buffers(recurse=False)}
+
+
+def _makes_floats(node: fx.Node) -> bool:
+    """Whether arithmetic gives floating-point numbers for integers too: a division, or a constant that is a float."""
+    if node.op == "call_module":
+        return False
+    if name_of(node) in _DIVISIONS:
+        return True
+    constants = [n.meta.get("tensor") for n in node.all_input_nodes if n.meta["const"]]
+    floats = any(isinstance(t, Tensor) and t.is_floating_point() for t in constants)
+    return floats or any(isinstance(a, float) for a in (*node.args, *node.kwargs.values()))
 
 
 def _all_const(event: Event) -> bool:

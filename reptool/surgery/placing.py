@@ -94,6 +94,9 @@ class Placing(Traced):
             if not path and not reuse:
                 return Refusal(Code.METHOD, "the model itself is this layer", (carrier.name,))
             return replace(site, slot=path, reuse=reuse, place=Place.of(self._weight_near(path)))
+        held = _weight_of(carrier, self.found)
+        if held is not None and not held.is_floating_point():
+            return Refusal(Code.DTYPE, f"the layer computes with {held.dtype} numbers", (carrier.name,))
         event = self._whole_event(site)
         if event is not None and shape.kind != "transposed" and _weight_of(carrier, self.found) is not None:
             weight = _weight_of(carrier, self.found)
