@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 from torch import fx
+from torch._ops import OpOverload, OpOverloadPacket
 
 
 def barrier(value: Any) -> Any:
@@ -60,10 +61,16 @@ _ARITHMETIC = {
 
 
 def name_of(node: fx.Node) -> str:
-    """The bare name of the operation: ``add_`` and ``operator.iadd`` keep their own names."""
+    """The bare name of the operation: ``add_`` and ``operator.iadd`` keep their own names.
+
+    An operator that somebody registered has its namespace in front: ``mine::add`` adds nobody knows what.
+    """
     target = node.target
     if isinstance(target, str):
         return target if node.op == "call_method" else ""
+    if isinstance(target, (OpOverload, OpOverloadPacket)):
+        space, _, name = str(target).partition(".")
+        return name if space == "aten" else f"{space}::{name}"
     return getattr(target, "__name__", str(target))
 
 

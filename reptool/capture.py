@@ -25,7 +25,7 @@ from reptool.evaluate import Evaluation
 from reptool.module_kinds import calls_itself, catches, foreign_hooks, own_methods, package_of, stock_forward
 from reptool.outside import contents_of, held_by, kept_outside, written_constants, written_contents, written_so_far
 from reptool.patches import DRAWS, dice_state, dice_untouched, patched
-from reptool.reads import mutated_argument
+from reptool.reads import mutated_argument, writes_many
 from reptool.trace import VALUE, CaptureLimitError, Event, Input, Question, Trace, Unanswerable
 from reptool.walk import map_values, nodes_in, only_tensors, rebuilt
 
@@ -114,6 +114,8 @@ class Recorder:
             node.meta["const"] = getattr(target, "__name__", target) not in DRAWS
         node.meta["kind"] = tensor_kind(node)
         mark(node)
+        if writes_many(node):
+            raise Unanswerable(f"{node.name} writes several tensors in place")
         written = mutated_argument(node) if op != "call_module" else None
         self.writes_constants |= written is not None and written.meta["const"]
         self.stack[-1].items.append(node)

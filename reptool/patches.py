@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from reptool.capture import Recorder
 
 _FACTORIES = (
-    "zeros", "ones", "empty", "full", "arange", "linspace", "tensor", "as_tensor", "eye", "meshgrid",
+    "zeros", "ones", "empty", "full", "arange", "linspace", "tensor", "as_tensor", "asarray", "eye", "meshgrid",
 )  # fmt: skip
 _SCALARS = (
     "add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "pow",
@@ -167,6 +167,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
             replace(torch, name, asked(getattr(torch, name)))
         for name in (*_FACTORIES, *_SCALARS):
             replace(torch, name, lifted(getattr(torch, name)))
+        replace(torch.nested, "nested_tensor", lifted(torch.nested.nested_tensor))
         for name in _MATH:
             replace(math, name, lifted(getattr(math, name)))
         for name in ("max", "min"):

@@ -7,10 +7,14 @@ in-place operation on it, or `STALE` when only a part of its storage was written
 
 from __future__ import annotations
 
+import functools
 import operator
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import fx, nn
+from torch._ops import OpOverload, OpOverloadPacket
 
 from reptool._nodes import is_size_like, name_of
 
@@ -68,6 +72,11 @@ _SAME = {
     "cpu",
     "cuda",
 }
+_MAY_ALIAS = {
+    "broadcast_tensors", "einsum", "asarray", "as_tensor", "atleast_1d", "atleast_2d", "atleast_3d", "meshgrid",
+    "alpha_dropout", "feature_alpha_dropout", "feature_dropout", "pixel_shuffle", "channel_shuffle",
+}  # fmt: skip
+"""Functions that may return a view although no schema says so."""
 _NOT_MUTATING = {"requires_grad_", "__getitem__"}
 _INPLACE_OPERATORS = {
     f"i{n}"
@@ -129,7 +138,9 @@ def mutated_argument(node: fx.Node) -> fx.Node | None:
     if isinstance(out, fx.Node):
         return out
     name = name_of(node)
-    first = node.args[0] if node.args else node.kwargs.get("input")
+    if isinstance(node.target, (OpOverload, OpOverloadPacket)):
+        return next((n for n in written_by(node.target, node.args, node.kwargs) if isinstance(n, fx.Node)), None)
+    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
     if not isinstance(first, fx.Node) or is_size_like(first):
         return None
     changes = (
@@ -143,6 +154,38 @@ def mutated_argument(node: fx.Node) -> fx.Node | None:
         )
     )
     return first if changes else None
+
+
+def written_by(op: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The arguments that an operation of the dispatcher writes, as its schemas say."""
+    names = op.overloads() if isinstance(op, OpOverloadPacket) else ()
+    schemas = [getattr(op, n)._schema for n in names] if isinstance(op, OpOverloadPacket) else [op._schema]
+    found: dict[int, Any] = {}
+    for schema in schemas:
+        for position, argument in enumerate(schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            given = args[position] if position < len(args) and not argument.kwarg_only else kwargs.get(argument.name)
+            parts = given if isinstance(given, (list, tuple)) else [given]
+            found.update({id(p): p for p in parts})
+    return list(found.values())
+
+
+@functools.lru_cache(maxsize=4096)
+def _aliases(name: str) -> bool:
+    """Whether a function of this name may return its input, or a view of it."""
+    packet = getattr(torch.ops.aten, name, None) if name.isidentifier() and not name.startswith("__") else None
+    returns = [r.alias_info for n in packet.overloads() for r in getattr(packet, n)._schema.returns] if packet else []
+    return name in _MAY_ALIAS or any(a is not None and not a.is_write for a in returns)
+
+
+def writes_many(node: fx.Node) -> bool:
+    """Whether an operation writes several tensors at once, or those in a list."""
+    if node.op == "call_function" and isinstance(node.target, (OpOverload, OpOverloadPacket)):
+        return sum(isinstance(n, fx.Node) for n in written_by(node.target, node.args, node.kwargs)) > 1
+    name, first = name_of(node), node.args[0] if node.args else None
+    listed = isinstance(first, (list, tuple)) and any(isinstance(n, fx.Node) for n in first)
+    return node.op == "call_function" and listed and name.endswith("_") and not name.endswith("__")
 
 
 def _shares(node: fx.Node) -> str:
@@ -159,7 +202,7 @@ def _shares(node: fx.Node) -> str:
     name = name_of(node)
     if name in _SAME:
         return "same"
-    if name in _VIEWS:
+    if name in _VIEWS or _aliases(name.partition(".")[0]):
         return "view"
     return "view" if node.meta.get("kind") == "unknown" and node.op == "call_function" else ""
 
@@ -206,7 +249,7 @@ def resolve(graph: fx.Graph) -> Reads:
 
 
 def _first(node: fx.Node) -> fx.Node | None:
-    first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    first = next((a for a in (*node.args, *node.kwargs.values()) if not isinstance(a, str)), None)
     if isinstance(first, fx.Node):
         return first
     if isinstance(first, (tuple, list)) and first and isinstance(first[0], fx.Node):

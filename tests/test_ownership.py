@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reptool
-from tests.traps import Branches, ConvBN, check, codes, image, norms, ready
+from tests.traps import Branches, ConvBN, assert_same, check, codes, image, norms, ready
 
 
 def _convs(count: int, channels: int = 3) -> list[nn.Module]:
@@ -385,3 +385,65 @@ def test_hooks_on_all_modules_see_what_they_saw(kind: str) -> None:
         handle.remove()
     assert codes(report) == {"hook"}
     assert not report.regions
+
+
+@torch.library.custom_op("reptool_tests::scale", mutates_args=("x",))
+def scale(x: Tensor, by: float) -> None:
+    """Writes its argument."""
+    x.mul_(by)
+
+
+@torch.library.custom_op("reptool_tests::add", mutates_args=())
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Not the sum that its name says."""
+    return x + 2 * y
+
+
+WRITES: dict[str, Any] = {
+    "operator": lambda y: torch.ops.reptool_tests.scale(y, 3.0),
+    "aten": lambda y: torch.ops.aten.mul_.Tensor(y, 3.0),
+    "list": lambda y: torch._foreach_mul_([y], 3.0),
+    "init": lambda y: nn.init.constant_(y, 2.0),
+    "asarray": lambda y: torch.asarray(y).mul_(3.0),
+    "as_tensor": lambda y: torch.as_tensor(y).mul_(3.0),
+    "hsplit": lambda y: torch.hsplit(y, 2)[0].mul_(3.0),
+    "ravel": lambda y: y.ravel().mul_(3.0),
+    "broadcast": lambda y: torch.broadcast_tensors(y, y)[0].mul_(3.0),
+    "einsum": lambda y: torch.einsum("nchw->nhwc", y).mul_(3.0),
+    "aten slice": lambda y: torch.ops.aten.slice.Tensor(y, 1, 0, 2).mul_(3.0),
+}
+
+
+class WritesBetween(nn.Module):
+    """Two branches read a value before and after something writes it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.pre = how, nn.Sequential(*_convs(1), nn.ReLU())
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Any) -> Any:
+        y = self.pre(x)
+        z = self.a(y)
+        WRITES[self.how](y)
+        return z + self.b(y)
+
+
+@pytest.mark.parametrize("how", WRITES)
+def test_every_way_of_writing_is_seen(how: str) -> None:
+    model, x = ready(WritesBetween(how)), image()
+    with torch.no_grad():
+        deployed = reptool.deploy(model, verify=False)
+        assert_same(model(x), deployed(x))
+    assert not reptool.report(deployed).regions
+
+
+def test_an_operator_with_a_known_name_is_not_known() -> None:
+    class Sums(Branches):
+        def forward(self, x: Any) -> Any:
+            return self.bn(torch.ops.reptool_tests.add(self.a(x), self.b(x)))
+
+    with torch.no_grad():
+        deployed = reptool.deploy(ready(Sums()))
+        assert_same(ready(Sums())(image()).shape, deployed(image()).shape)
+    assert norms(deployed) == 1
