@@ -22,6 +22,7 @@ from reptool._nodes import barrier, tensor_kind
 from reptool._value import Attribute, Value
 from reptool.casts import CAST_TO, mark, written_out
 from reptool.evaluate import Evaluation
+from reptool.function_text import behind
 from reptool.module_kinds import calls_itself, catches, foreign_hooks, own_methods, package_of, stock_forward
 from reptool.outside import contents_of, held_by, kept_outside, written_constants, written_contents, written_so_far
 from reptool.patches import DRAWS, dice_state, dice_untouched, patched
@@ -325,7 +326,7 @@ class Recorder:
     def _ask_for_errors(self, event: Event) -> None:
         """A method that catches errors does something else where an operation fails."""
         function = inspect.getattr_static(type(event.module), event.method, None)
-        if catches(getattr(inspect.unwrap(function), "__code__", None) if function is not None else None):
+        if any(catches(f.__code__) for f in behind(function)):
             event.questions.append(Question("errors", event.path or "<root>", None))
 
     def _hand_up(self, event: Event) -> None:

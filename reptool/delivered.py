@@ -6,6 +6,7 @@ import copyreg
 import functools
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -140,12 +141,13 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
             _expect_given=_expect_given,
             _sealed=_sealed,
             _original=getattr(cls, method.name),
+            _bound=_binder(getattr(cls, method.name)),
         )
         scope.update(_holds=holds, _like=Like, _as_it_was=as_it_was)
         exec(compile(method.source, f"<reptool {cls.__name__}.{method.name}>", "exec"), scope)
         function = scope[method.name]
         original = getattr(cls, method.name)
-        function.__defaults__, function.__kwdefaults__ = original.__defaults__, original.__kwdefaults__
+        _give_defaults(function, inspect.signature(original))
         function.__doc__ = original.__doc__
         function.__qualname__ = original.__qualname__
         body[method.name] = function
@@ -157,6 +159,28 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
     made = type(cls)(cls.__name__, (nn.Module,) if plain else (cls,), body)
     _CLASSES[key] = made
     return made
+
+
+def _give_defaults(function: Any, signature: inspect.Signature) -> None:
+    """Give a method the defaults of the one in whose place it is (a decorator's function has none of its own)."""
+    if inspect.signature(function).parameters.keys() != signature.parameters.keys():
+        function.__signature__ = signature  # it takes its arguments as they are given
+        return
+    defaults = {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}
+    named = {n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
+    function.__defaults__ = tuple(v for n, v in defaults.items() if n not in named) or None
+    function.__kwdefaults__ = {n: v for n, v in defaults.items() if n in named} or None
+
+
+def _binder(original: Any) -> Callable[..., dict[str, Any]]:
+    """What gives the arguments of a call of a method by name, the defaults included."""
+
+    def bound(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        arguments = inspect.signature(original).bind(*args, **kwargs)
+        arguments.apply_defaults()
+        return arguments.arguments
+
+    return bound
 
 
 def _reduce(self: nn.Module, protocol: Any) -> Any:

@@ -10,7 +10,7 @@ import ast
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from reptool.function_text import definition_of
+from reptool.function_text import own_definition
 
 _HANDED_OUT: dict[str, tuple[int, ...]] = {"values": (), "items": (1,)}
 
@@ -19,10 +19,10 @@ def only_called(function: Callable[..., Any], name: str) -> bool:
     """Whether a method calls the elements of ``self.<name>`` and does nothing else with them.
 
     Args:
-        function: the method, as the class holds it.
+        function: the method, or what a decorator put in its place (what that hands to the method is the method's).
         name: an attribute that holds a container of modules.
     """
-    tree = definition_of(function)
+    tree = own_definition(function)
     if tree is None:
         return False
     first = [*tree.args.posonlyargs, *tree.args.args]
@@ -30,7 +30,8 @@ def only_called(function: Callable[..., Any], name: str) -> bool:
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     bound: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id == own and not isinstance(parents[node], ast.Attribute):
+        alone = isinstance(node, ast.Name) and node.id == own and not isinstance(parents[node], ast.Attribute)
+        if alone and not hasattr(function, "__wrapped__"):
             return False  # the module itself is handed on
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == own:
             found = _bound(node, parents) if node.attr == name else set()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, fx, nn
 
 from reptool.capture import Recorder
+from reptool.function_text import behind
 from reptool.guards import CannotGuardError, Guard, guard
 from reptool.kept import KEPT
 from reptool.method_text import CannotCutError, specialized_method
@@ -323,8 +324,8 @@ def _walks(event: Event) -> bool:
 
 
 def _names(event: Event) -> tuple[str, ...]:
-    code = getattr(getattr(type(event.module), event.method), "__code__", None)
-    return () if code is None else code.co_names
+    functions = behind(getattr(type(event.module), event.method))
+    return tuple(name for f in functions for name in f.__code__.co_names)
 
 
 def _asks_training(event: Event) -> bool:

@@ -3,22 +3,60 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import inspect
 import textwrap
 from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Any
 
 
 @functools.lru_cache(maxsize=4096)
+def behind(function: Callable[..., Any]) -> tuple[FunctionType, ...]:
+    """A function and all that it wraps or closes over: a decorated method runs more code than its own.
+
+    Args:
+        function: a method, as the class holds it.
+
+    Returns:
+        The function first; nothing for what is no Python function.
+
+    >>> def doubled(function):
+    ...     @functools.wraps(function)
+    ...     def run(*args):
+    ...         return function(*args) * 2
+    ...     return run
+    >>> [f.__code__.co_name for f in behind(doubled(lambda x: x))]
+    ['run', '<lambda>']
+    """
+    found: dict[int, FunctionType] = {}
+    queue: list[Any] = [function]
+    while queue:
+        value = queue.pop(0)
+        if isinstance(value, functools.partial):
+            queue += [value.func, *value.args, *value.keywords.values()]
+        if isinstance(value, MethodType):
+            queue.append(value.__func__)
+        queue += [vars(value)["__wrapped__"]] if "__wrapped__" in getattr(value, "__dict__", {}) else []
+        if not isinstance(value, FunctionType) or id(value) in found:
+            continue
+        found[id(value)] = value
+        for cell in value.__closure__ or ():
+            with contextlib.suppress(ValueError):  # nothing is in it yet
+                queue.append(cell.cell_contents)
+    return tuple(found.values())
+
+
+@functools.lru_cache(maxsize=4096)
 def tree_of(function: Callable[..., Any]) -> ast.Module | None:
-    """The syntax tree of a function's source, None where it has none.
+    """The syntax tree of a function's own source, not of what it wraps; None where it has none.
 
     >>> tree_of(len) is None
     True
     """
     try:
-        return ast.parse(textwrap.dedent(inspect.getsource(function)))
+        return ast.parse(textwrap.dedent(inspect.getsource(getattr(function, "__code__", function))))
     except (OSError, TypeError, SyntaxError):
         return None
 
@@ -29,6 +67,11 @@ def definition_of(function: Callable[..., Any]) -> ast.FunctionDef | None:
     >>> definition_of(inspect.getsource).name
     'getsource'
     """
-    tree = tree_of(inspect.unwrap(function))
+    return own_definition(inspect.unwrap(function))
+
+
+def own_definition(function: Callable[..., Any]) -> ast.FunctionDef | None:
+    """The ``def`` of a plain function, that of the decorator's inner function where it is decorated."""
+    tree = tree_of(function)
     first = tree.body[0] if tree is not None and tree.body else None
     return first if isinstance(first, ast.FunctionDef) else None

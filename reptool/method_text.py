@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from reptool.function_text import behind
 from reptool.modes import is_plain
 from reptool.refusal import Code
 
@@ -74,19 +75,22 @@ def guarded_method(
         given: optional arguments that must be given, a tuple where their number matters.
         settings: attributes of the module that must be what they were.
     """
-    signature = inspect.signature(getattr(cls, name))
+    signature, read = inspect.signature(getattr(cls, name)), _reader(getattr(cls, name))
     try:
         known = {n: ", ".join(dict.fromkeys(literal(v, n) for v in values)) for n, values in seen.items()}
-        checks = [f"    _expect({n!r}, {n}, {values})" for n, values in known.items()]
+        checks = [f"    _expect({n!r}, {read(n)}, {values})" for n, values in known.items()]
         for n, value in given.items():
             count = len(value) if isinstance(value, tuple) else None
             default = "None" if count is not None else literal(signature.parameters[n].default, n)
-            checks.append(f"    _expect_given({n!r}, {n}, {default}, {count})")
+            checks.append(f"    _expect_given({n!r}, {read(n)}, {default}, {count})")
         checks += [f"    _expect({f'self.{n}'!r}, self.{n}, {literal(v, n)})" for n, v in settings.items()]
         header = header_of(signature)
     except CannotCutError:
         return None
     passed = ", ".join(["self", *(_pass_on(p) for p in list(signature.parameters.values())[1:])])
+    if is_decorated(getattr(cls, name)):
+        header = passed = _AS_GIVEN
+        checks = [_BIND, *checks]
     lines = [f"def {name}({header}):", *checks, f"    return _original({passed})"]
     return Method(name, "\n".join(lines) + "\n", ())
 
@@ -105,15 +109,19 @@ def specialized_method(cls: type, name: str, made: Method | None, guards: Sequen
         CannotCutError: its signature cannot be written down.
     """
     signature = inspect.signature(getattr(cls, name))
+    read: Callable[[str], str] = str
     header = header_of(signature)
     given = [_pass_on(p) for p in list(signature.parameters.values())[1:]]
+    bind = ""
+    if made is None and is_decorated(getattr(cls, name)):
+        header, given, read, bind = _AS_GIVEN, ["*args", "**kwargs"], _reader(getattr(cls, name)), f"{_BIND}\n"
     original = f"return _as_it_was(self).{name}({', '.join(given)})"
     if not guards:
         return Method(name, f"def {name}({header}):\n    {original}\n", ())
-    plain = "".join(f"{n}, " for n in guards[0].names)
+    plain = "".join(f"{read(n)}, " for n in guards[0].names)
     seen = "".join(f",\n            {g.values!r}" for g in guards)
     lines = "    _expect('training', self.training, False)\n" if training else ""
-    lines += f"    if not _holds(({plain}){seen}):\n        {original}\n"
+    lines += f"{bind}    if not _holds(({plain}){seen}):\n        {original}\n"
     if made is None:
         return Method(name, f"def {name}({header}):\n{lines}    return _original({', '.join(['self', *given])})\n", ())
     first, _, rest = made.source.partition("\n")
@@ -127,6 +135,20 @@ def sealed_method(cls: type, name: str, where: str) -> Method | None:
     except CannotCutError:
         return None
     return Method(name, f"def {name}({header}):\n    _sealed({f'{where}.{name}'!r})\n", ())
+
+
+_AS_GIVEN = "self, *args, **kwargs"
+_BIND = "    _given = _bound(self, *args, **kwargs)"
+
+
+def is_decorated(function: Callable[..., Any]) -> bool:
+    """Whether a method runs other functions around it, which may see how an argument is given, or that it is not."""
+    return len(behind(function)) > 1
+
+
+def _reader(function: Callable[..., Any]) -> Callable[[str], str]:
+    """How the text of a method that takes its arguments as they are given reads one of them."""
+    return (lambda name: f"_given[{name!r}]") if is_decorated(function) else str
 
 
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}

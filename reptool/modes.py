@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from reptool.function_text import behind
 from reptool.trace import Event, Input
 from reptool.walk import nodes_in
 
@@ -154,7 +155,7 @@ def names_in(function: Any) -> set[str]:
 
 
 def _codes(function: Any) -> Iterator[Any]:
-    codes = [c for c in [getattr(function, "__code__", None)] if c is not None]
+    codes: list[Any] = [f.__code__ for f in behind(function)]
     while codes:
         code = codes.pop()
         codes += [c for c in code.co_consts if inspect.iscode(c)]

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from reptool._weights import is_weight_hook
+from reptool.function_text import behind
 from reptool.rank_guard import RankGuard
 
 
@@ -37,8 +38,7 @@ def own_methods(cls: type) -> tuple[str, ...]:
     found: list[str] = []
     queue = [getattr(cls, "forward", None)]
     while queue:
-        code = getattr(queue.pop(), "__code__", None)
-        for name in code.co_names if code else ():
+        for name in [n for f in behind(queue.pop()) for n in f.__code__.co_names]:
             function = inspect.getattr_static(cls, name, None)
             if name in found or name == "forward" or not inspect.isfunction(function):
                 continue

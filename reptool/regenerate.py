@@ -7,10 +7,12 @@ name, pickles (the source goes along) and still is an instance of the original c
 
 from __future__ import annotations
 
+import dis
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert, name_of
 from reptool.delivered import BUILTIN_NAMES, find
+from reptool.function_text import behind
 from reptool.method_text import CannotCutError, Method, header_of, literal
 from reptool.modes import names_in, offered, own_settings
 from reptool.reads import Reads
@@ -366,17 +369,39 @@ def _address(value: Any) -> tuple[str, str]:
 
 def check_rewritable(function: Callable[..., Any]) -> None:
     """Raise where printing a method from its trace would lose something it does."""
-    code = getattr(function, "__code__", None)
-    if code is None:
+    parts = behind(function)
+    if not parts:
         raise CannotCutError("it is not a Python function")
-    import dis
+    for part in parts:
+        _check_part(part)
+    optional = [p for p in list(inspect.signature(function).parameters.values())[1:] if not _is_required(p)]
+    if len(parts) > 1 and optional:  # a decorator may tell what is left out from what is given
+        raise CannotCutError(f"it is decorated, and takes {optional[0].name!r}, which may be left out")
 
-    names = {i.opname for i in dis.get_instructions(code)}
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    variadic = (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and parameter.kind not in variadic
+
+
+def _check_part(function: FunctionType) -> None:
+    code = function.__code__
+    instructions = list(dis.get_instructions(code))
+    names = {i.opname for i in instructions}
     if names & {"SETUP_WITH", "BEFORE_WITH", "LOAD_SPECIAL", "WITH_EXCEPT_START"}:
         raise CannotCutError("it has a `with` block")
     if names & {"PUSH_EXC_INFO", "SETUP_FINALLY"}:
         raise CannotCutError("it has a `try` block")
     if names & {"STORE_ATTR", "STORE_GLOBAL", "DELETE_ATTR"}:
         raise CannotCutError("it writes attributes")
-    if code.co_flags & inspect.CO_GENERATOR or (code.co_freevars and code.co_freevars != ("__class__",)):
+    kept = {n: c for n, c in zip(code.co_freevars, function.__closure__ or (), strict=True) if n != "__class__"}
+    written = {i.argval for i in instructions if i.opname in ("STORE_DEREF", "DELETE_DEREF")}
+    if code.co_flags & inspect.CO_GENERATOR or written & set(kept) or not all(map(_holds_function, kept.values())):
         raise CannotCutError("it is a generator or closes over variables")
+
+
+def _holds_function(cell: CellType) -> bool:
+    try:
+        return isinstance(cell.cell_contents, FunctionType)
+    except ValueError:
+        return False

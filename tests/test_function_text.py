@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from reptool.function_text import definition_of, tree_of
+from reptool.function_text import behind, definition_of, own_definition, tree_of
 
 
 def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,3 +40,15 @@ def test_a_lambda_is_no_definition() -> None:
     add = lambda x: x + 1  # noqa: E731 - a lambda is what is tested
     assert isinstance(tree_of(add), ast.Module)
     assert definition_of(add) is None
+
+
+def test_what_a_decorated_function_runs() -> None:
+    assert [f.__code__.co_name for f in behind(plain)] == ["wrapper", "plain"]
+    assert [f.__code__.co_name for f in behind(functools.partial(plain, 1))] == ["wrapper", "plain"]  # type: ignore[arg-type]
+    assert behind(len) == ()
+
+
+def test_the_own_definition_is_that_of_the_decorator() -> None:
+    found = own_definition(plain)
+    assert found is not None
+    assert found.name == "wrapper"

@@ -18,6 +18,7 @@ class Changed:
     def __init__(self, surgery: Surgery, surgeon: Surgeon) -> None:
         self.paths: dict[Site, set[str]] = {}
         self.tensors = set(surgery.dropped)
+        self.held: set[str] = set()  # the paths among `paths` that are tensors of a module, not modules
         self.gone = set(surgery.identities) | {s.slot for s in surgery.sites if s.slot is not None}
         self.rewritten = {(p, m) for p, ms in surgery.methods.items() for m in ms}
         self.rewritten |= {(p, "forward") for p in self.gone}
@@ -33,7 +34,9 @@ class Changed:
                 if node.op == "call_module":
                     paths |= {str(node.target)} if owners else set()
                 else:
-                    paths |= {o for o in owners if "." in o}  # tensors of modules that are opened
+                    held = {o for o in owners if "." in o}  # tensors of modules that are opened
+                    self.held |= held
+                    paths |= held
                 paths |= events & self.gone
             if site.slot is None:
                 self.tensors |= {f"{site.owner}.{n}" if site.owner else n for n in site.names if n}
@@ -89,6 +92,8 @@ def may_use(path: str, lead: str, state: Changed, read: Loads, prefix: str = "")
         return bool(named & (read.own | read.other)) or bool(read.walks) or (not named and read.nested > 0)
     if read.walks & _DEEP_WALKS:
         return True
+    if len(past) > 1 and path.removeprefix(f"{prefix}.") in state.held:
+        named -= {parts[-1]}  # `x.weight` of whatever: the module that holds it has a name too
     if named & read.other:
         return True
     if not past[0].isdigit():

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 from torch import nn
 
 from reptool.delivered import CONVERSIONS
+from reptool.function_text import behind
 from reptool.modes import SETTINGS, kinds_of
 from reptool.wiring.handing import WALKS, asked_for, hands_on
 
@@ -46,13 +49,32 @@ class Loads:
     walks: set[str] = field(default_factory=set)
     functions: list[Callable[..., Any]] = field(default_factory=list)
 
+    def join(self, other: Loads) -> None:
+        """Add what another function reads."""
+        self.own |= other.own
+        self.other |= other.other
+        self.values |= other.values
+        self.called |= other.called
+        self.calls |= other.calls
+        self.walks |= other.walks
+        self.nested += other.nested
+        self.functions += other.functions
+
 
 def loads(function: Callable[..., Any]) -> Loads:
-    """The attribute names that a function, its inner functions included, reads."""
-    out = Loads()
-    code = getattr(function, "__code__", None)
-    stack = [code] if code is not None else []
-    own = code.co_varnames[0] if code is not None and code.co_argcount else ""
+    """The attribute names that a function reads, what it wraps and its inner functions included."""
+    whole = Loads()
+    for part in behind(function):
+        whole.join(_loads_of(part))
+    return whole
+
+
+@functools.lru_cache(maxsize=4096)
+def _loads_of(function: FunctionType) -> Loads:
+    out = Loads(functions=[function])
+    code = function.__code__
+    stack = [code]
+    own = code.co_varnames[0] if code.co_argcount else ""
     while stack:
         code = stack.pop()
         stack += [c for c in code.co_consts if inspect.iscode(c)]

@@ -22,6 +22,7 @@ from reptool.asked_kinds import asked_kinds
 from reptool.capture import Recorder
 from reptool.choose import Region
 from reptool.facts import Facts
+from reptool.function_text import behind
 from reptool.listing import lists_tensors
 from reptool.lower import geometry
 from reptool.method_text import Method, guarded_method, sealed_method
@@ -107,14 +108,7 @@ class Wiring:
                 if not inspect.isfunction(function):
                     continue
                 one = loads(function)
-                whole.own |= one.own
-                whole.other |= one.other
-                whole.values |= one.values
-                whole.called |= one.called
-                whole.calls |= one.calls
-                whole.walks |= one.walks
-                whole.nested += one.nested
-                whole.functions.append(function)
+                whole.join(one)
                 for called in one.own - seen - judged:
                     if inspect.getattr_static(cls, called, None) is not None and not hasattr(nn.Module, called):
                         seen.add(called)
@@ -545,8 +539,8 @@ def _between(site: Site, path: str, name: str) -> Refusal:
 def _flags_of(function: Callable[..., Any], calls: list[Event]) -> dict[str, list[Any]]:
     """Parameters that were given constants, with what was seen."""
     signature = inspect.signature(function)
-    code = function.__code__
-    read = {i.argval for i in dis.get_instructions(code) if i.opname.startswith("LOAD_")}
+    parts = behind(function)
+    read = {i.argval for f in parts for i in dis.get_instructions(f) if i.opname.startswith("LOAD_")}
     read |= {name for value in read if isinstance(value, tuple) for name in value}
     out: dict[str, list[Any]] = {}
     for event in calls:
