@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 if TYPE_CHECKING:
-    from reptool.capture import Recorder
+    from reptool.writing import Writing
 
 _PROPERTIES = frozenset(
     [
@@ -57,7 +57,7 @@ class Value:
 
     __slots__ = ("__weakref__", "_node", "_recorder")
 
-    def __init__(self, node: fx.Node | None, recorder: Recorder) -> None:
+    def __init__(self, node: fx.Node | None, recorder: Writing) -> None:
         object.__setattr__(self, "_node", node)
         object.__setattr__(self, "_recorder", recorder)
 
@@ -66,7 +66,7 @@ class Value:
         """The node that computes this value."""
         return self._node
 
-    def hand_over(self, node: fx.Node, recorder: Recorder) -> None:
+    def hand_over(self, node: fx.Node, recorder: Writing) -> None:
         """Stand for a node of another run from now on."""
         object.__setattr__(self, "_node", node)
         object.__setattr__(self, "_recorder", recorder)
@@ -183,7 +183,7 @@ class Attribute(Value):
         return self._recorder.emit("call_method", self._name, (self._owner, *args), kwargs)
 
 
-def _recorder_of(args: tuple[Any, ...]) -> Recorder | None:
+def _recorder_of(args: tuple[Any, ...]) -> Writing | None:
     for a in args:
         if type(a) is Value or type(a) is Attribute:
             return a._recorder

@@ -1,0 +1,211 @@
+"""Writing: every operation on a symbolic value becomes a node, and every question about one is remembered."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reptool._nodes import tensor_kind
+from reptool._value import Attribute, Value
+from reptool.casts import CAST_TO, mark, written_out
+from reptool.evaluate import Evaluation
+from reptool.module_kinds import calls_itself
+from reptool.outside import contents_of, held_by, written_so_far
+from reptool.patches import DRAWS
+from reptool.reads import mutated_argument, writes_many
+from reptool.trace import VALUE, CaptureLimitError, Event, Question, Unanswerable
+
+MAX_NODES = 100_000
+
+
+class Writing:
+    """The graph of one run, while it is written.
+
+    Args:
+        root: the module.
+        prefix: its path in the whole model.
+        watched: classes whose outputs are kept apart.
+        like: a recorder of the same root, whose structure has not changed since.
+    """
+
+    def __init__(
+        self, root: nn.Module, prefix: str = "", watched: tuple[type, ...] = (), like: Writing | None = None
+    ) -> None:
+        self.root = root
+        self.prefix = prefix
+        self.graph = fx.Graph()
+        self.active = False
+        self.paths: dict[int, str] = {} if like is None else like.paths
+        self.callers: set[type] = set() if like is None else like.callers  # classes with a __call__ of their own
+        for name, module in root.named_modules() if like is None else ():
+            self.paths.setdefault(id(module), name)
+            if (caller := calls_itself(type(module))) is not None:
+                self.callers.add(caller)
+        self.stack: list[Event] = []
+        self.params: dict[int, fx.Node] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.opaque: dict[str, str] = {}
+        self.calls = 0
+        self.known = Evaluation(root)
+        self.contents = contents_of(root) if like is None else {}
+        self.watched = watched
+        self.guessed = False  # whether the inputs were made up: then every answer is one that may be wrong
+        self.knows_inputs = False
+        self.writes_constants = False
+        self.escapes: set[fx.Node] = set()
+        self.closed: Callable[[str], str] | None = None  # kind of value of a module that need not be opened, or ''
+        self.named: frozenset[str] = frozenset()  # paths the caller says are affine: not opened
+        self.wrapped: list[tuple[nn.Module, str]] = []  # methods that stand behind a recorder for now
+        self.unanswered: Exception | None = None
+        self.unsettled: dict[int, str] = {}  # layers that the code itself sets -> an attribute it writes
+        self.given: list[weakref.ref[Value]] = []  # every value handed to the model's code
+        self.over = False
+
+    # --- what an earlier run left behind
+    def adopt(self, earlier: Writing) -> None:
+        """Values of an earlier run that the model's code kept become values of this one, of which shapes are known."""
+        for value in (v for ref in earlier.given if (v := ref()) is not None):
+            node = self.graph.create_node("get_attr", f"_kept_{value.node.name}")
+            node.meta.update(event=None, const=False, kind=value.node.meta.get("kind"))
+            try:
+                seen = earlier.evaluate(value.node)
+            except Unanswerable:
+                seen = None
+            if isinstance(seen, Tensor):
+                with self.known.fake_mode():
+                    seen = torch.empty(seen.shape, dtype=seen.dtype, device=seen.device)
+            if seen is not None:
+                self.known.fakes[node] = seen
+            value.hand_over(node, self)
+
+    # --- nodes
+    def emit(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+        """Write one node and return its value."""
+        if self.over:
+            raise Unanswerable("the code computes with a value that it kept from an earlier run")
+        if self.calls > MAX_NODES:
+            raise CaptureLimitError(f"more than {MAX_NODES} operations in one forward; does it end?")
+        self.calls += 1
+        lowered, named = self.lower(args), self.lower(kwargs)
+        like = written_out(op, target, lowered, named)
+        if like is not None:
+            read = {k: self.emit("call_function", getattr, (Value(like[0], self), k), {}).node for k in CAST_TO}
+            target, lowered, named = "to", lowered[:1], {**read, **like[1]}
+        node = self.graph.create_node(op, target, lowered, named)
+        node.meta["event"] = self.stack[-1]
+        node.meta["const"] = op != "placeholder" and all(n.meta["const"] for n in node.all_input_nodes)
+        if op in ("call_function", "call_method") and not node.all_input_nodes:
+            node.meta["const"] = getattr(target, "__name__", target) not in DRAWS
+        node.meta["kind"] = tensor_kind(node)
+        mark(node)
+        if writes_many(node):
+            raise Unanswerable(f"{node.name} writes several tensors in place")
+        written = mutated_argument(node) if op != "call_module" else None
+        self.writes_constants |= written is not None and written.meta["const"]
+        self.stack[-1].items.append(node)
+        return self.hand(node)
+
+    def hand(self, node: fx.Node) -> Value:
+        """A value for the model's code; who still holds it when the forward has ended keeps it outside."""
+        value = Value(node, self)
+        self.given.append(weakref.ref(value))
+        return value
+
+    def lower(self, value: Any) -> Any:
+        """Values to nodes, tensors to constants; anything that is not data stays as it is."""
+        kind = type(value)
+        if kind in (int, float, str, bool) or value is None:
+            return value
+        if kind is Value or kind is Attribute:
+            if value._recorder is not self:
+                raise Unanswerable("the code computes with a value that it kept from an earlier run")
+            return value.node
+        if isinstance(value, Tensor):
+            return self.tensor(value)
+        if isinstance(value, tuple):
+            made = [self.lower(v) for v in value]
+            return kind(*made) if hasattr(value, "_fields") else tuple(made)
+        if isinstance(value, list):
+            return [self.lower(v) for v in value]
+        if isinstance(value, dict):
+            return {k: self.lower(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(self.lower(value.start), self.lower(value.stop), self.lower(value.step))
+        return value
+
+    def tensor(self, tensor: Tensor) -> fx.Node:
+        """The get_attr node of a parameter, buffer or constant."""
+        node = self.params.get(id(tensor))
+        if node is None:
+            name = f"_constant{len(self.constants)}"
+            self.constants[name] = tensor
+            node = self._get_attr(name, tensor)
+        return node
+
+    def _get_attr(self, path: str, tensor: Tensor) -> fx.Node:
+        node = self.graph.create_node("get_attr", path)
+        node.meta.update(event=self.stack[-1], const=True, kind="tensor", tensor=tensor)
+        self.params[id(tensor)] = node
+        self.known.real[node] = tensor
+        return node
+
+    def parameter(self, module: nn.Module, name: str, tensor: Tensor) -> Value:
+        """What code sees when it reads a parameter or buffer."""
+        node = self.params.get(id(tensor))
+        owner = self.paths.get(id(module))
+        if owner is not None and self.stack[-1].module is not module:
+            self.stack[-1].peeked.add(owner)
+        if node is None:
+            if owner is None:
+                node = self.tensor(tensor)
+            else:
+                node = self._get_attr(f"{owner}.{name}" if owner else name, tensor)
+        return Value(node, self)
+
+    def listed(self, module: nn.Module, name: str, tensor: Tensor) -> Value:
+        """What code sees of a parameter or buffer that it gets from ``named_parameters`` and the like."""
+        value = self.parameter(module, name, tensor)
+        value.node.meta["listed"] = True  # its dtype and device are known for sure
+        return value
+
+    # --- questions
+    def ask(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:
+        """Answer a question about a value, or raise `Unanswerable`."""
+        try:
+            if self.guessed and what in ("length", "membership") and node.op == "placeholder":
+                raise Unanswerable(f"{node.name} was taken for an image, and is asked for its {what}")
+            if node.meta["const"] and self.writes_constants and written_so_far(self.graph, node):
+                raise Unanswerable(f"{node.name} was written in place, and is asked for its {what}")
+            if node.meta.get("cast"):
+                raise Unanswerable(f"{node.name} is of the dtype of a value, and is asked for its {what}")
+            answer = read(self.evaluate(node))
+        except Exception as error:
+            self.unanswered = error  # the code may catch it and go another way than it does on data
+            raise
+        if not node.meta["const"]:
+            self.stack[-1].questions.append(Question(what, node.name, answer, node, read))
+        elif what in ("truth", "integer", "membership") and (held := held_by(node)):
+            self.stack[-1].questions.append(Question(VALUE, held, answer))
+        return answer
+
+    def asked_for_type(self, node: fx.Node, frame: Any) -> None:
+        """The code asked of what type an input is: another one (a list of images) may go another way."""
+        home = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if self.active and home not in ("torch", "reptool") and len(self.stack) == 1:
+            self.stack[-1].questions.append(Question("type", node.name, "Tensor"))
+
+    def evaluate(self, node: fx.Node) -> Any:
+        """The concrete value of a constant, or a fake one of what depends on the inputs."""
+        active, self.active = self.active, False
+        try:
+            return self.known.of(node)
+        except (Unanswerable, CaptureLimitError):
+            raise
+        except Exception as error:
+            raise Unanswerable(f"{node.name}: {type(error).__name__}: {error}") from error
+        finally:
+            self.active = active
