@@ -131,9 +131,12 @@ def tensor_kind(node: fx.Node) -> str:
 
 
 def _remember_length(node: fx.Node, name: str) -> None:
-    count = node.args[1] if len(node.args) > 1 else node.kwargs.get("chunks", node.kwargs.get("split_size_or_sections"))
+    keys = ("chunks", "split_size_or_sections", "split_sizes", "indices_or_sections", "indices", "sections")
+    count = node.args[1] if len(node.args) > 1 else next((node.kwargs[k] for k in keys if k in node.kwargs), None)
     if isinstance(count, (list, tuple)):
-        node.meta["length"] = len(count)
+        node.meta["length"] = len(count) + (name == "tensor_split")  # that one is cut at these places
+    elif name == "tensor_split" and type(count) is int:
+        node.meta["length"] = count
 
 
 _ALWAYS_SAME = {"ndim", "dtype", "device", "layout", "requires_grad", "is_cuda", "is_cpu", "is_meta", "itemsize"}

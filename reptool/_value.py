@@ -122,7 +122,8 @@ class Value:
         return bool(self._recorder.ask(self.node, "truth", bool))
 
     def __len__(self) -> int:
-        return int(self._recorder.ask(self.node, "length", len))
+        known = self.node.meta.get("length")
+        return int(known) if known is not None else int(self._recorder.ask(self.node, "length", len))
 
     def __index__(self) -> int:
         return int(self._recorder.ask(self.node, "integer", int))

@@ -11,7 +11,7 @@ from reptool._nodes import metadata_read, name_of, only_asserted
 from reptool.facts import Facts
 from reptool.forms import Form, arranged, chained, joined, start, summed, through
 from reptool.lift import Context, lift
-from reptool.ops import Affine, Fill, Op, Reduced, Stack, Sum, View
+from reptool.ops import Affine, Fill, Op, Pieces, Reduced, Stack, Sum, View
 from reptool.price import Size, nominal_size, out_size
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
@@ -154,6 +154,17 @@ def _filled(found: Analysis, node: fx.Node) -> frozenset[fx.Node]:
     return frozenset(out)
 
 
+def _made_by(found: Analysis, op: Affine) -> frozenset[fx.Node]:
+    """The nodes between an element of a sequence and the value that the element is a map of."""
+    out: set[fx.Node] = set()
+    node = op.via
+    while node is not None and node is not op.source:
+        out.add(node)
+        made = found.ops.get(node)
+        node = made.source if isinstance(made, Pieces) else None
+    return frozenset(out)
+
+
 def forms_of(found: Analysis, node: fx.Node) -> dict[fx.Node, Form]:
     """Every form of a value, the identity of itself among them."""
     return {**found.forms.get(node, {}), node: start(node)}
@@ -162,7 +173,7 @@ def forms_of(found: Analysis, node: fx.Node) -> dict[fx.Node, Form]:
 def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
     made: dict[fx.Node, Form] = {}
     first: Refusal | None = None
-    if isinstance(op, Stack) or (isinstance(op, Fill) and op.whole is None):
+    if isinstance(op, (Stack, Pieces)) or (isinstance(op, Fill) and op.whole is None):
         return
     if isinstance(op, Fill):
         assert op.whole is not None
@@ -200,6 +211,8 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
                 first = first or new
             else:
                 made[root] = new
+    if isinstance(op, Affine) and op.via is not None:
+        made = {root: replace(form, ops=form.ops | _made_by(found, op)) for root, form in made.items()}
     if first is not None and not isinstance(op, View):
         found.refused.setdefault(node, first.at(node.name))
     if len(made) > MAX_FORMS:

@@ -1,23 +1,23 @@
-"""Distributing: which norms behind sums and concatenations are given to the parts, all of them or none.
+"""Distributing: which norms behind sums, concatenations and slices are given to the parts, all of them or none.
 
-What no region has taken is looked at here: from a norm or scale back through sums, concatenations and identities to
-the parts. Where each part ends in a layer and is read nowhere else, a `Spread` is made and everything is planned again;
-where a share then finds no layer, the spread is given up.
+What no region has taken is looked at here: from a norm or scale back through sums, concatenations, slices and
+identities to the parts. Where each part ends in a layer and is read nowhere else, a `Spread` is made and everything is
+planned again; where a share then finds no layer, the spread is given up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
 from reptool._nodes import metadata_read
 from reptool.analyse import Analysis
 from reptool.kernel import Kernel
-from reptool.ops import Affine, Concat, Sum
+from reptool.ops import Affine, Concat, Op, Pieces, Sum
 from reptool.refusal import Code, Refusal
-from reptool.spread import Split, Spread, add_share, over_concat, over_sum
+from reptool.spread import Split, Spread, add_share, over_concat, over_slice, over_sum
 from reptool.surgery import Site, Surgeon, Surgery
 from reptool.trace import Event, Trace, all_events
 
@@ -87,6 +87,8 @@ class Spreads:
             if not walk.starts():
                 continue
             why = walk.run() or self._asked(walk) or _repeated(walk, surgeon)
+            if why is None and any(p.leaf in s.leaves for s in more for p in walk.parts):
+                continue  # two slices of one value: the next round sees the first one's share
             if why is None:
                 self._tried.add(node)
                 self.refused.pop(node, None)  # it may have waited for a norm in front of it
@@ -132,7 +134,7 @@ class _Walk:
         self.any_layer = False
 
     def starts(self) -> bool:
-        """Whether a sum or concatenation that stands as it is lies in front of the norm."""
+        """Whether a sum, concatenation or slice that stands as it is lies in front of the norm."""
         node = self.op.source
         while True:
             if node in self.values:
@@ -143,7 +145,9 @@ class _Walk:
             elif isinstance(op, Affine) and op.paradigm == "identity":
                 node = op.source
             else:
-                return isinstance(op, (Sum, Concat))
+                if isinstance(op, Affine) and _is_slice(op) and self.op.shape.channels is None:
+                    self.op = _on_channels(self.op, op)
+                return isinstance(op, (Sum, Concat)) or _is_slice(op)
 
     def run(self) -> Refusal | None:
         """Collect tree and parts; the first reason why the norm has to stay."""
@@ -173,10 +177,10 @@ class _Walk:
             readers[spread.shares[-1]] = list(readers.get(part.leaf, ()))
         return spread
 
-    def _back(self, node: fx.Node, reader: fx.Node, steps: list[Split], shifted: bool) -> Refusal | None:
+    def _back(self, node: fx.Node, reader: fx.Node | None, steps: list[Split], shifted: bool) -> Refusal | None:
         op = self.found.ops.get(node)
         first: Refusal | None = None
-        if not self._alone(node, reader):
+        if reader is not None and not self._alone(node, reader):
             first = Refusal(Code.READ_ELSEWHERE, f"{node.name}, in front of it, is also read elsewhere")
         if node in self.through:
             self.tree.append(node)
@@ -185,6 +189,12 @@ class _Walk:
             if isinstance(op, Affine) and op.paradigm == "identity" and not op.layer:
                 self.tree.append(node)
                 return self._back(op.source, node, steps, shifted) or first
+            if isinstance(op, Affine) and _is_slice(op):
+                cut = self._slice(node, op)
+                first = first or (cut if isinstance(cut, Refusal) else None)
+                return (
+                    self._back(op.source, None, steps if isinstance(cut, Refusal) else [*steps, cut], shifted) or first
+                )
             if isinstance(op, (Sum, Concat)):
                 self.tree.append(node)
                 ways = self._sum(op, shifted) if isinstance(op, Sum) else self._concat(op, shifted)
@@ -231,18 +241,66 @@ class _Walk:
             return Refusal(Code.CHANNELS, f"parts of {known} channels do not add up to the {count} it has")
         return [(over_concat(known, i), shifted) for i in range(len(known))]
 
+    def _slice(self, node: fx.Node, op: Affine) -> Split | Refusal:
+        """The step across a slice of channels that nothing but the norm reads, of a value of which all read slices."""
+        taken, count = _rows(op), self.op.shape.out_channels
+        direct = self._readers(op.source)
+        cuts = [r for r in direct if isinstance(self.found.ops.get(r), Pieces)]
+        slices = [r for r in direct if r not in cuts] + [r for c in cuts for r in self._readers(c)]
+        self.tree += [*cuts, *slices]
+        others = [self.found.ops.get(n) for n in slices if n is not node]
+        if self.kept & {op.source, *cuts} or not all(isinstance(o, Affine) and _is_slice(o) for o in others):
+            return Refusal(Code.READ_ELSEWHERE, f"{op.source.name}, of which it reads a slice, is also read elsewhere")
+        if any(taken & _rows(o) for o in others if isinstance(o, Affine)):
+            return Refusal(Code.READ_ELSEWHERE, f"channels of {node.name}, in front of it, are also read elsewhere")
+        channels, axes = op.shape.channels, self.op.shape.axes
+        assert channels is not None
+        if len(taken) != channels.out_channels:
+            return Refusal(Code.DISTRIBUTE, f"{node.name}, in front of it, holds a channel twice")
+        if count is None or axes is None:
+            return Refusal(Code.CHANNELS, "it is one number for all channels, of which it reads some")
+        if len(axes) != len(op.shape.axes or ()):
+            return Refusal(Code.LAYOUT, "the slice lies along another axis than its channels")
+        return over_slice(channels.in_channels, channels.lo.tolist())
+
+    def _readers(self, node: fx.Node) -> list[fx.Node]:
+        return [r for r in self.found.reads.readers.get(node, ()) if not metadata_read(r)]
+
     def _width(self, node: fx.Node, axes: int) -> int | None:
         forms = self.found.forms.get(node, {}).values()
         written = {f.shape.out_channels for f in forms if f.shape.out_channels is not None}
         return written.pop() if len(written) == 1 else self.found.facts.channels(node, axes)
 
     def _alone(self, node: fx.Node, reader: fx.Node) -> bool:
-        readers = [r for r in self.found.reads.readers.get(node, ()) if not metadata_read(r)]
-        return node not in self.kept and readers == [reader]
+        return node not in self.kept and self._readers(node) == [reader]
 
 
 def _layered(found: Analysis, nodes: Iterable[fx.Node]) -> bool:
     return any(isinstance(op, Affine) and op.layer for op in map(found.ops.get, nodes))
+
+
+def _is_slice(op: Op | None) -> bool:
+    """Whether an operation takes some of the channels and leaves everything else as it is."""
+    if not isinstance(op, Affine) or op.paradigm != "slice" or op.shape.channels is None:
+        return False
+    return op.shape.is_pointwise and op.shape.channels.width == 1
+
+
+def _on_channels(op: Affine, sliced: Affine) -> Affine:
+    """One number for all channels as one for each channel of a slice."""
+    count, axes = sliced.shape.out_channels, len(sliced.shape.axes or ())
+    assert count is not None
+
+    def on(kernel: Kernel) -> Kernel:
+        return kernel.with_axes(axes).with_channels(count)
+
+    return replace(op, shape=on(op.shape), load=lambda: on(op.load()))
+
+
+def _rows(op: Affine) -> set[int]:
+    """The channels that a slice takes."""
+    assert op.shape.channels is not None
+    return set(op.shape.channels.lo.tolist())
 
 
 def _is_number(kernel: Kernel) -> bool:

@@ -23,6 +23,7 @@ from reptool.kept import KEPT
 from reptool.lower import values as layer_values
 from reptool.module_kinds import stock_forward, watched_classes
 from reptool.opaque import Responses, named_paths
+from reptool.ops import Affine
 from reptool.options import Options, allowed_by
 from reptool.ownership import Ownership, ownership
 from reptool.reads import Reads, resolve
@@ -222,7 +223,7 @@ def _unit(
             break
     refusals.update(spreads.refused)
     fused = {n for s in surgery.sites for n in s.region.form.ops}
-    left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused}
+    left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused and not _is_cut(found, n, r)}
     unit = Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
     gone = unit.gone()
     for path in gone & set(trace.opaque):
@@ -273,6 +274,13 @@ def _planned(surgeon: Surgeon, wiring: Wiring, options: Options, cast: bool) -> 
             refusals[region.value] = refusal
             rejected.setdefault(region.value, {})[region.form.ops] = refusal
     return Surgery(), refusals
+
+
+def _is_cut(found: Analysis, node: fx.Node, refusal: Refusal) -> bool:
+    """Whether all that was refused is a layer for each piece of what one layer computes: no more than there was."""
+    op = found.ops.get(node)
+    free = isinstance(op, Affine) and op.paradigm == "slice" and not op.cost
+    return free and refusal.code in (Code.SHARED, Code.READ_ELSEWHERE)
 
 
 def _specializer(

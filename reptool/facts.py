@@ -182,7 +182,8 @@ class Facts:
             return len(op.shape.axes) + 2 if shape is None else len(shape)
         op = op.whole if isinstance(op, Reduced) else op
         if isinstance(op, (Affine, Sum, Concat)):
-            known = [r for r in map(self.rank, op.sources) if r is not None]
+            read = [op.source] if isinstance(op, Affine) else op.sources
+            known = [r for r in map(self.rank, read) if r is not None]
             return max(known) if known else None
         if node.op == "call_module":
             return self._module_rank(node)

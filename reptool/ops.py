@@ -26,6 +26,7 @@ class Affine:
         rank_guard: the rank of the input for which alone this is right, None when it is known.
         computed: whether the weight is computed anew at every call.
         work: what it executes as it stands, where that is not what its kernel says.
+        via: the node that makes the sequence of which this is one element, where it does not read `source` itself.
     """
 
     source: fx.Node
@@ -38,11 +39,12 @@ class Affine:
     rank_guard: int | None = None
     computed: bool = False
     work: Work | None = None
+    via: fx.Node | None = None
 
     @property
     def sources(self) -> list[fx.Node]:
         """The values read."""
-        return [self.source]
+        return [self.source if self.via is None else self.via]
 
 
 @dataclass(eq=False)
@@ -130,4 +132,22 @@ class Reduced:
         return [self.source]
 
 
-Op = Affine | Sum | Concat | View | Fill | Stack | Reduced
+@dataclass(eq=False)
+class Pieces:
+    """A value cut into a sequence of pieces: no map of anything by itself, its elements are (see `Affine.via`).
+
+    Args:
+        source: the value that is cut.
+    """
+
+    source: fx.Node
+    owners: tuple[str, ...] = ()
+    paradigm: str = "slice"
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The value read."""
+        return [self.source]
+
+
+Op = Affine | Sum | Concat | View | Fill | Stack | Reduced | Pieces

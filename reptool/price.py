@@ -14,7 +14,7 @@ from math import prod
 
 from reptool._probe import Work
 from reptool.kernel import Axis, Border, Kernel
-from reptool.ops import Affine, Concat, Fill, Op, Reduced, Stack, Sum, View
+from reptool.ops import Affine, Concat, Fill, Op, Pieces, Reduced, Stack, Sum, View
 
 NOMINAL = {0: (), 1: (512,), 2: (56, 56), 3: (16, 16, 16)}
 TRAFFIC = 2.0
@@ -126,7 +126,7 @@ def op_price(op: Op, size: Size, channels: int | None) -> Price:
     if isinstance(op, Sum):
         moved = TRAFFIC * (len(op.sources) + 1) * elements
         return Price((len(op.sources) - 1) * elements + moved + OPERATION, others=1)
-    if isinstance(op, View):
+    if isinstance(op, (View, Pieces)):
         return Price()
     if isinstance(op, (Stack, Reduced)):
         return Price(TRAFFIC * 2 * elements * len(op.sources) + OPERATION, others=1)

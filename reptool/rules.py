@@ -7,7 +7,7 @@ from torch import fx
 from reptool.analyse import Analysis, forms_of
 from reptool.forms import Form
 from reptool.kernel import Axis
-from reptool.ops import Affine, Reduced, Stack, Sum, View
+from reptool.ops import Affine, Pieces, Reduced, Stack, Sum, View
 
 RULES = (
     "conv_bn", "bn_conv", "branch_add", "branch_concat", "kernel_size", "sequential", "shortcut", "avg_pool", "scale",
@@ -39,7 +39,7 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
                 rules.add("weights")
             if op.layer and any(n is not node and n in _upstream(node, form, found) for n in layers):
                 rules.add("sequential")
-        elif isinstance(op, Stack):
+        elif isinstance(op, (Stack, Pieces)):
             continue
         elif isinstance(op, (Sum, Reduced)):
             op = op.whole if isinstance(op, Reduced) else op

@@ -1,4 +1,4 @@
-"""Spreads: a norm or scale behind a sum or concatenation of different values, given to every part at once.
+"""Spreads: a norm or scale behind a sum or concatenation of different values or behind a slice, given to every part.
 
 A *share* is a node of its own right behind each part: that part's share of the norm, which is planned, owned, priced
 and verified like a norm that stands there. The norm itself is then nothing but a read of the sum. A spread holds all or
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.fusions.distribute import distribute_over_concat, distribute_over_sum
+from reptool.fusions.distribute import distribute_over_concat, distribute_over_slice, distribute_over_sum
 from reptool.kernel import Channels, Kernel
-from reptool.ops import Affine, Concat, Op, Sum
+from reptool.ops import Affine, Concat, Op, Pieces, Sum
 
 Split = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
@@ -27,8 +27,8 @@ class Spread:
     Args:
         norm: the node that goes away.
         op: what it is.
-        source: the sum or concatenation it reads.
-        tree: the nodes between the parts and the norm.
+        source: the sum, concatenation or slice it reads.
+        tree: the nodes between the parts and the norm, and the other slices of what is sliced there.
         axes: axes behind the channels.
         widths: channels of each part.
         leaves: the parts.
@@ -66,7 +66,7 @@ class Spread:
         instead = dict(zip(self.leaves, self.shares, strict=True))
         if isinstance(op, (Sum, Concat)):
             return replace(op, sources=[instead.get(s, s) for s in op.sources])
-        assert isinstance(op, Affine)
+        assert isinstance(op, (Affine, Pieces))
         return replace(op, source=instead.get(op.source, op.source))
 
 
@@ -94,6 +94,11 @@ def over_sum(parts: int, index: int, at: int) -> Split:
 def over_concat(widths: list[int], index: int) -> Split:
     """The share of part `index`."""
     return lambda scale, shift: distribute_over_concat(scale, shift, widths)[index]
+
+
+def over_slice(channels: int, rows: list[int]) -> Split:
+    """The share of a value of so many channels, of which these are read."""
+    return lambda scale, shift: distribute_over_slice(scale, shift, channels, rows)
 
 
 def add_share(spread: Spread, graph: fx.Graph, leaf: fx.Node, steps: list[Split], shifted: bool) -> None:

@@ -1,9 +1,9 @@
-"""Norms and scales behind sums and concatenations of different values: all parts take their share, or none does."""
+"""Norms and scales behind sums, concatenations and slices: all parts take their share, or none does."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -443,6 +443,155 @@ def test_shared_blocks_that_end_in_a_sum() -> None:
 
     model = randomize(Twice()).eval().double()
     assert_equivalent(model, reptool.deploy(model), pair())
+
+
+class Cut(nn.Module):
+    """One layer whose output is cut, and norms for the pieces."""
+
+    def __init__(self, forward: Forward, norms: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.own, self.a, self.b = forward, conv(3, 8), conv(3, 8, 1)
+        self.norms, self.gamma = nn.ModuleList(norms), nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        """By one of the forms below."""
+        return self.own(self, x)
+
+
+def cut(forward: Forward, *widths: int) -> nn.Module:
+    """Such a model with norms of these widths and random statistics."""
+    return randomize(Cut(forward, [nn.BatchNorm2d(w) for w in widths]).eval()).double()
+
+
+def each(self: Any, pieces: Sequence[Tensor]) -> list[Tensor]:
+    """A norm and an activation for each piece."""
+    return [torch.relu(n(p)) for n, p in zip(self.norms, pieces, strict=True)]
+
+
+def gated(self: Any, x: Tensor) -> Tensor:
+    """A norm for one of two pieces."""
+    left_half, right_half = self.a(x).chunk(2, 1)
+    return self.norms[0](left_half) * torch.sigmoid(right_half)  # type: ignore[no-any-return]
+
+
+def gaps(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers behind slices between which there are channels that nobody reads."""
+    y = self.a(x)
+    return torch.relu(2 * y[:, 1:3]), torch.sigmoid(y[:, 5:7] - 1)
+
+
+def nested_pieces(self: Any, x: Tensor) -> list[Tensor]:
+    """A piece that is cut again."""
+    first, second = self.a(x).chunk(2, 1)
+    return each(self, [*first.split([1, 3], 1), second])
+
+
+def rejoined(self: Any, x: Tensor) -> list[Tensor]:
+    """A piece that goes, with what another layer gives, through one norm."""
+    first, second = self.a(x).chunk(2, 1)
+    return each(self, [first, torch.cat([second, self.b(torch.tanh(x))], 1)])
+
+
+PIECES: dict[str, tuple[Forward, tuple[int, ...], int]] = {
+    "chunk": (lambda self, x: each(self, self.a(x).chunk(2, 1)), (4, 4), 1),
+    "split": (lambda self, x: torch.cat(each(self, self.a(x).split(3, 1)), 1), (3, 3, 2), 1),
+    "sizes": (lambda self, x: each(self, torch.split(self.a(x), [2, 6], dim=-3)), (2, 6), 1),
+    "tensor_split": (lambda self, x: each(self, torch.tensor_split(self.a(x), 3, 1)), (3, 3, 2), 1),
+    "indexed": (lambda self, x: (lambda y: each(self, [y[:, :3], y[:, 3:]]))(self.a(x)), (3, 5), 1),
+    "narrow": (lambda self, x: (lambda y: each(self, [y.narrow(1, 5, 3), y[:, :5]]))(self.a(x)), (3, 5), 1),
+    "gate": (gated, (4,), 1),
+    "gaps": (gaps, (), 1),
+    "nested": (nested_pieces, (1, 3, 4), 1),
+    "rejoined": (rejoined, (4, 12), 2),
+    "of a sum": (lambda self, x: each(self, (self.a(x) + self.b(torch.tanh(x))).split([4, 4], 1)), (4, 4), 2),
+    "no activation": (
+        lambda self, x: torch.cat([n(p) for n, p in zip(self.norms, self.a(x).chunk(2, 1), strict=True)][::-1], 1),
+        (4, 4), 1,
+    ),
+    "scales": (
+        lambda self, x: [torch.relu(p * self.gamma + i) for i, p in enumerate(self.a(x).split([4, 4], 1))], (), 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize("given", [False, True])
+def test_norms_of_pieces_go_into_the_layer_that_is_cut(name: str, given: bool) -> None:
+    forward, widths, layers = PIECES[name]
+    model, x = cut(forward, *widths), torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    deployed = reptool.deploy(model, (x,) if given else None)
+    report = reptool.report(deployed)
+    assert len(report.regions) == layers
+    assert not report.refusals
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
+    for size in ((9, 8), (1, 2), (4, 3)):
+        assert_equivalent(model, deployed, torch.randn(2, 3, *size, dtype=torch.float64))
+
+
+def test_norms_of_pieces_of_a_linear_layer() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(6, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            return ((q * 0.5) @ k.transpose(1, 2)).softmax(-1) @ v
+
+    model = Attention().eval().double()
+    deployed = reptool.deploy(model)
+    assert [r.rules for r in reptool.report(deployed).regions] == [["distribute", "scale"]]
+    assert_equivalent(model, deployed, torch.randn(2, 5, 6, dtype=torch.float64))
+
+
+def returned(self: Any, x: Tensor) -> Any:
+    """All pieces are also returned as they are."""
+    pieces = self.a(x).chunk(2, 1)
+    return torch.relu(self.norms[0](pieces[0])), pieces
+
+
+def whole(self: Any, x: Tensor) -> Any:
+    """What is cut is also read as a whole."""
+    y = self.a(x)
+    return [*each(self, y.chunk(2, 1)), torch.tanh(y)]
+
+
+def written_piece(self: Any, x: Tensor) -> Any:
+    """A piece is written in place, and with it what is cut."""
+    y = self.a(x)
+    first, second = y[:, :4], y[:, 4:]
+    second.relu_()
+    return torch.relu(self.norms[0](first)), second, torch.tanh(y)
+
+
+KEPT: dict[str, tuple[Forward, tuple[int, ...], Code]] = {
+    "overlap": (lambda self, x: (lambda y: each(self, [y[:, :5], y[:, 3:]]))(self.a(x)), (5, 5), Code.READ_ELSEWHERE),
+    "twice": (lambda self, x: (lambda y: each(self, [y[:, [1, 1]], y[:, 2:]]))(self.a(x)), (2, 6), Code.DISTRIBUTE),
+    "returned": (returned, (4,), Code.READ_ELSEWHERE),
+    "whole": (whole, (4, 4), Code.READ_ELSEWHERE),
+    "written": (written_piece, (4,), Code.MUTATED),
+    "one norm": (
+        lambda self, x: [torch.relu(self.norms[0](p)) for p in self.a(x).split([4, 4], 1)], (4,), Code.SHARED,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_pieces_that_are_read_in_another_way_keep_their_norms(name: str) -> None:
+    forward, widths, code = KEPT[name]
+    model = cut(forward, *widths)
+    deployed = reptool.deploy(model)
+    assert code in {r.code for r in reptool.report(deployed).refusals}
+    for size in ((9, 8), (1, 2)):
+        assert_equivalent(model, deployed, torch.randn(2, 3, *size, dtype=torch.float64))
+
+
+def test_an_order_of_columns_is_no_slice_of_channels() -> None:
+    model = cut(lambda self, x: torch.relu(self.norms[0](self.a(x).flip(-1))), 8)
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64)  # as many columns as channels
+    deployed = reptool.deploy(model, (x,))
+    assert not reptool.report(deployed).regions
+    assert_equivalent(model, deployed, torch.randn(2, 3, 4, 5, dtype=torch.float64))
 
 
 def test_a_wrong_share_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

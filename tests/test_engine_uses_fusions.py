@@ -65,6 +65,19 @@ class Apart(nn.Module):
         return self.bn(torch.cat([a, b], 1) if self.cat else a + b)  # type: ignore[no-any-return]
 
 
+class Gate(nn.Module):
+    """A norm for one half of what a layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = conv(), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product of the halves."""
+        y = self.conv(x)
+        return self.bn(y[:, :2]) * y[:, 2:]  # type: ignore[no-any-return]
+
+
 class Last(nn.Module):
     """A pointwise convolution, then a linear layer on channels-last values."""
 
@@ -114,6 +127,7 @@ CASES: list[Case] = [
     ("conv_bn", "fusions.bn_conv.bn_scale_shift", conv_bn, images, False),
     ("distribute", "spread.distribute_over_sum", lambda: Apart(False), images, False),
     ("distribute", "spread.distribute_over_concat", lambda: Apart(True), images, False),
+    ("distribute", "spread.distribute_over_slice", Gate, images, False),
     ("kernel_size", "algebra.embed_on", lambda: Sum(conv(), conv(1)), images, False),
     ("linear", "forms.linear_to_pointwise", Last, images, False),
     ("linear", "lower.pointwise_to_linear", lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), plane, True),

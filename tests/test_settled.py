@@ -1,4 +1,4 @@
-"""Questions about ranks that a norm settles."""
+"""Questions about ranks and numbers of pieces that a norm settles."""
 
 import pytest
 import torch
@@ -53,3 +53,32 @@ def test_the_rank_behind_a_norm_is_known(form: str, fused: bool) -> None:
     for batch in (1, 3):
         y, v = torch.randn(batch, 3, 5, 5, dtype=torch.float64), torch.randn(batch, 5, 8, dtype=torch.float64)
         torch.testing.assert_close(deployed(y, v), model(y, v), rtol=1e-10, atol=1e-10)
+
+
+class Pieces(nn.Module):
+    """A layer whose output is cut, and something for every piece."""
+
+    def __init__(self, cut: str) -> None:
+        super().__init__()
+        self.conv, self.norms, self.cut = nn.Conv2d(3, 8, 3), nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2)), cut
+        self.scales = nn.ParameterList(torch.rand(4, 1, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """As many pieces as there are."""
+        y = self.conv(x)
+        pieces = y.split(4, dim=-3) if self.cut == "split" else y.chunk(2, 1)
+        if self.cut == "scales":  # without a batch it would cut rows
+            return [torch.relu(p * s) for p, s in zip(pieces, self.scales, strict=False)]
+        return [torch.relu(n(p)) for n, p in zip(self.norms, pieces, strict=False)]
+
+
+@pytest.mark.parametrize(("cut", "fused"), [("chunk", True), ("split", True), ("scales", False)])
+def test_the_number_of_pieces_is_known_where_norms_say_what_is_cut(cut: str, fused: bool) -> None:
+    model = randomize(Pieces(cut).eval()).double()
+    deployed = reptool.deploy(model)
+    report = reptool.report(deployed)
+    assert bool(report.regions) == fused
+    assert (reptool.Code.SPECIALIZED in {r.code for r in report.refusals}) != fused
+    for size in ((5, 5), (3, 9)):
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        torch.testing.assert_close(deployed(x), model(x), rtol=1e-10, atol=1e-10)

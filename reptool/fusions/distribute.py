@@ -1,12 +1,14 @@
-"""Paradigm 10: a scale and shift per channel behind a sum or a concatenation, given to the summands or parts.
+"""Paradigm 10: a scale and shift per channel behind a sum, a concatenation or a slice, given to what stands in front.
 
 ::
 
     scale * sum_i y_i + shift    =  sum_i (scale * y_i + shift_i)    with shift_j = shift for one j, zero for the others
     scale * concat_i(y_i) + shift  =  concat_i(scale[c_i] * y_i + shift[c_i])    with c_i the channels of part i
+    scale * y[c] + shift  =  (scale' * y + shift')[c]    with scale' = scale and shift' = shift on c, 1 and 0 elsewhere
 
 Domain: parts of any inputs, also broadcast along positions, since one part alone gets the shift; each part then takes
-its share as it takes a norm behind it (see `conv_bn`). Refused elsewhere: a part that ends in no layer, or that is also
+its share as it takes a norm behind it (see `conv_bn`). A slice of channels, each taken once, of which nothing else is
+read; whoever reads other channels sees no change. Refused elsewhere: a part that ends in no layer, or that is also
 read by itself (`distribute`, `read-elsewhere`); then no part is changed.
 """
 
@@ -68,3 +70,32 @@ def distribute_over_concat(scale: Tensor, shift: Tensor | None, widths: Sequence
             raise InputError(f"parts of {list(widths)} channels do not add up to the {len(given)} of scale and shift")
     shifts: Sequence[Tensor | None] = [None] * len(widths) if shift is None else shift.split(list(widths))
     return list(zip(scale.split(list(widths)), shifts, strict=True))
+
+
+def distribute_over_slice(scale: Tensor, shift: Tensor | None, channels: int, rows: Sequence[int]) -> Share:
+    """Share of a scale and shift behind a slice: the same on the channels of the slice, nothing on the others.
+
+    Args:
+        scale: ``[len(rows)]``; never modified.
+        shift: as many, or None for zeros.
+        channels: number of channels that are sliced.
+        rows: the channels of the slice, each once.
+
+    Returns:
+        The scale and shift (None for zeros) of all channels.
+
+    Raises:
+        InputError: a channel is taken twice, or there are not as many as the scale and shift have.
+
+    >>> import torch
+    >>> [t.tolist() for t in distribute_over_slice(torch.tensor([2.0]), torch.tensor([3.0]), 3, [1])]
+    [[1.0, 2.0, 1.0], [0.0, 3.0, 0.0]]
+    """
+    taken = list(rows)
+    if len(set(taken)) != len(taken) or any(t is not None and len(t) != len(taken) for t in (scale, shift)):
+        raise InputError(f"channels {taken} for a scale and shift of {len(scale)}: one for each, and each once")
+    whole, moved = scale.new_ones(channels), None if shift is None else shift.new_zeros(channels)
+    whole[taken] = scale
+    if shift is not None and moved is not None:
+        moved[taken] = shift
+    return whole, moved

@@ -23,7 +23,7 @@ from reptool.lift.products import addmm, einsum, matmul, tensordot
 from reptool.lift.reading import Context as Context
 from reptool.lift.reading import Lifted as Lifted
 from reptool.lift.reading import source_of
-from reptool.lift.slices import cat, getitem, index_select, narrow, unshuffle_function, unshuffle_module
+from reptool.lift.slices import SPLITS, cat, getitem, index_select, narrow, pieces, unshuffle_function, unshuffle_module
 from reptool.lift.transposed import transposed_function, transposed_module
 from reptool.lift.views import attribute, flatten_function, flatten_module, movedim, permute, transpose
 
@@ -63,6 +63,7 @@ FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     **dict.fromkeys(("neg", "neg_", "negative"), neg),
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
     "getitem": getitem,
+    **dict.fromkeys(SPLITS, pieces),
     "narrow": narrow,
     "index_select": index_select,
     "addcdiv": addcdiv,

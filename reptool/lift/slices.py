@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +14,10 @@ from reptool._nodes import name_of
 from reptool.fusions.shortcut import dirac_kernel
 from reptool.kernel import Axis, Channels, Kernel
 from reptool.lift.reading import Context, Lifted, arguments, cone_of, fixed, handed_on, owned, source_of, varies
-from reptool.ops import Affine, Concat
+from reptool.ops import Affine, Concat, Pieces
 from reptool.refusal import Code, Refusal
+
+SPLITS = ("chunk", "split", "tensor_split", "split_with_sizes")
 
 
 def cat(node: fx.Node, ctx: Context) -> Lifted:
@@ -163,7 +166,7 @@ def _slice_axis(key: slice) -> Axis | None:
 def _part(node: fx.Node, owner: fx.Node, index: int, ctx: Context) -> Lifted:
     """One piece of a chunk or split along the channels."""
     name = name_of(owner)
-    if name not in ("chunk", "split", "tensor_split", "split_with_sizes"):
+    if name not in SPLITS or not isinstance(ctx.ops.get(owner), Pieces):
         return None
     if name == "chunk":
         given = arguments(owner, ("input", "chunks", "dim"), {"dim": 0})
@@ -197,7 +200,14 @@ def _part(node: fx.Node, owner: fx.Node, index: int, ctx: Context) -> Lifted:
     index %= len(sizes)
     start = sum(sizes[:index])
     rows = range(start, start + sizes[index])
-    return select_channels(source, (Axis(),) * behind, rows, total) if rows else None
+    lifted = select_channels(source, (Axis(),) * behind, rows, total) if rows else None
+    return replace(lifted, via=owner) if isinstance(lifted, Affine) else None
+
+
+def pieces(node: fx.Node, ctx: Context) -> Lifted:
+    """A value cut into pieces."""
+    source = source_of(node, node.args[0] if node.args else node.kwargs.get("input"), ctx)
+    return None if source is None else Pieces(source)
 
 
 def _read_by(owner: fx.Node, count: int, behind: int, ctx: Context) -> int | None:

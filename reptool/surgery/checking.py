@@ -7,7 +7,7 @@ from torch import fx
 from reptool._nodes import metadata_read
 from reptool.casts import is_cast
 from reptool.choose import Region
-from reptool.ops import Affine, Concat
+from reptool.ops import Affine, Concat, Pieces
 from reptool.refusal import Code, Refusal
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced, is_plain_identity
@@ -47,6 +47,8 @@ class Checking(Traced):
             if changes and node in live:
                 return Refusal(Code.READ_ELSEWHERE, "an absorbed layer's output is still read elsewhere", (node.name,))
             if not op.owners and node in live and node not in site.onpath:
+                continue
+            if isinstance(op, Pieces) and node in live:
                 continue
             if node in live and node in site.onpath and not is_plain_identity(op, node):
                 return Refusal(Code.READ_ELSEWHERE, "an absorbed value is still read elsewhere", (node.name,))

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert, name_of
 from reptool.method_text import Method
-from reptool.ops import Affine, Concat, Op, Stack, Sum, View
+from reptool.ops import Affine, Concat, Op, Pieces, Stack, Sum, View
 from reptool.rank_guard import guarded_rank
 from reptool.refusal import Code, Refusal
 from reptool.regenerate import Cutter, Edits, is_dead
@@ -66,9 +66,10 @@ class Operating(Traced):
             whole.add(site.event)
         for node in site.onpath:
             op = self.found.ops[node]
-            if isinstance(op, View):
+            if isinstance(op, View) or (isinstance(op, Pieces) and node in alive):
                 continue
-            source = next(s for s in op.sources if s in way or s is site.carrier or s is site.region.root)
+            read = [op.source, *op.sources] if isinstance(op, Affine) else op.sources
+            source = next(s for s in read if s in way or s is site.carrier or s is site.region.root)
             if isinstance(op, (Sum, Concat, Stack)):
                 source = self._operand(node, op, site, way)
             edits.bypass[node] = source

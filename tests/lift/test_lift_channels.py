@@ -149,3 +149,19 @@ def test_two_computed_weights_of_one_module_do_not_overwrite_each_other(shown: b
     model, x = Projected().eval(), torch.randn(2, 8, 8)
     deployed = reptool.deploy(model, x if shown else None, verify=False)
     assert torch.allclose(deployed(x), model(x), atol=1e-5)
+
+
+def test_all_pieces_between_the_places_of_a_tensor_split_are_seen() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            y = self.norm(self.conv(x))
+            return [p.relu() for p in torch.tensor_split(y, (1, 2), dim=1)] + [p.tanh() for p in y.tensor_split(2, 1)]
+
+    model, x = Cut().eval().double(), torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    for deployed in (reptool.deploy(model), reptool.deploy(model, flatten=True)):
+        assert len(deployed(x)) == 5
+        torch.testing.assert_close(deployed(x), model(x), rtol=1e-10, atol=1e-10)
