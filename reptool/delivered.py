@@ -113,6 +113,11 @@ def find(module: str, qualname: str) -> Any:
     return functools.reduce(getattr, qualname.split("."), found) if qualname else found
 
 
+def _member(module: str, qualname: str, name: str) -> Any:
+    """A member of an enumeration."""
+    return getattr(find(module, qualname), name)
+
+
 def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
     """A class like `cls` with some methods written anew and its own conversions made no-ops.
 
@@ -141,6 +146,7 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
             _expect_given=_expect_given,
             _sealed=_sealed,
             _original=getattr(cls, method.name),
+            _member=_member,
             _bound=_binder(getattr(cls, method.name)),
         )
         scope.update(_holds=holds, _like=Like, _as_it_was=as_it_was)
@@ -163,7 +169,7 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
 
 def _give_defaults(function: Any, signature: inspect.Signature) -> None:
     """Give a method the defaults of the one in whose place it is (a decorator's function has none of its own)."""
-    if inspect.signature(function).parameters.keys() != signature.parameters.keys():
+    if list(inspect.signature(function).parameters)[1:] != list(signature.parameters)[1:]:
         function.__signature__ = signature  # it takes its arguments as they are given
         return
     defaults = {n: p.default for n, p in signature.parameters.items() if p.default is not p.empty}

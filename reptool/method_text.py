@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from reptool.function_text import behind
-from reptool.modes import is_plain
 from reptool.refusal import Code
 
 if TYPE_CHECKING:
@@ -42,13 +42,18 @@ class Method:
 
 def literal(value: Any, name: str) -> str:
     """A constant argument as text."""
-    if value is None or isinstance(value, (bool, int, float, str)) or value == {}:
+    if isinstance(value, enum.Enum) and "<locals>" not in type(value).__qualname__:
+        return f"_member({type(value).__module__!r}, {type(value).__qualname__!r}, {value.name!r})"
+    if _is_text(value) or (type(value) in (tuple, list) and all(map(_is_text, value))):
         return repr(value)
-    if isinstance(value, (tuple, list)) and all(v is None or isinstance(v, (bool, int, float, str)) for v in value):
-        return repr(value)
-    if type(value) in (dict, set) and is_plain(value):
+    if type(value) in (dict, set) and all(map(_is_text, [*value, *value.values()] if type(value) is dict else value)):
         return repr(value)
     raise CannotCutError(f"its argument {name!r} is a {type(value).__name__}")
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a constant is what its `repr` says."""
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def header_of(signature: inspect.Signature) -> str:

@@ -124,7 +124,7 @@ def is_plain(value: Any) -> bool:
 def _is_scalar(value: Any) -> bool:
     if type(value) is float:
         return math.isfinite(value)
-    return value is None or type(value) in (bool, int, str)
+    return value is None or type(value) in (bool, int, str) or isinstance(value, enum.Enum)
 
 
 def other_settings(value: Any, words: Iterable[str] = ()) -> list[Any]:
@@ -136,6 +136,8 @@ def other_settings(value: Any, words: Iterable[str] = ()) -> list[Any]:
     """
     if type(value) is bool:
         return [not value]
+    if isinstance(value, enum.Enum):
+        return [m for m in type(value) if m is not value][:MAX_WORDS]
     if type(value) is int:
         return [v for v in dict.fromkeys((value + 1, value - 1, 0, 1)) if v != value and v >= 0]
     if type(value) is float:

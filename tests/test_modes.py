@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import enum
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import reptool
 from reptool.errors import SpecializedError
-from tests.traps import Branches, ConvBN, check, image, norms, ready
+from tests.traps import Branches, ConvBN, assert_same, check, image, norms, ready
 
 
 class Variadic(ConvBN):
@@ -215,3 +218,51 @@ def test_training_that_uses_values_inside_of_a_region_raises(model: type[nn.Modu
 def test_training_that_uses_values_outside_of_regions_goes_on() -> None:
     deployed, _ = check(ready(Apart()))
     assert len(deployed.train()(image())) == 2
+
+
+class Mode(enum.Enum):
+    BOTH = "both"
+    PLAIN = "plain"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class ByMember(ConvBN):
+    """A member of an enumeration decides, under a first parameter of another name."""
+
+    def __init__(self, mode: enum.Enum) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def forward(this, x: Any) -> Any:
+        y = F.conv2d(x, this.conv.weight, this.conv.bias)
+        return this.bn(y) * 1.5 if this.mode in (Mode.BOTH, Level.LOW) else y
+
+
+class ByArgument(ConvBN):
+    def forward(this, x: Any, mode: enum.Enum = Level.LOW) -> Any:
+        return this.bn(this.conv(x)) * 1.5 if mode is Level.LOW else this.conv(x)
+
+
+@pytest.mark.parametrize(("first", "second"), [(Mode.BOTH, Mode.PLAIN), (Level.LOW, Level.HIGH)])
+@pytest.mark.parametrize("example", [True, False])
+def test_members_of_enumerations_that_decide_are_guarded(first: enum.Enum, second: enum.Enum, example: bool) -> None:
+    model = ready(ByMember(first))
+    deployed = pickle.loads(pickle.dumps(reptool.deploy(model, image() if example else None)))
+    assert norms(deployed) == 0
+    assert_same(model(image()), deployed(image()))
+    deployed.mode = second
+    with pytest.raises(SpecializedError, match=r"self\.mode"):
+        deployed(image())
+
+
+def test_a_member_as_an_argument_is_the_one_that_was_seen() -> None:
+    model = ready(ByArgument())
+    deployed = pickle.loads(pickle.dumps(reptool.deploy(model, image())))
+    assert norms(deployed) == 0
+    assert_same(model(image()), deployed(image()))
+    with pytest.raises(SpecializedError, match="mode"):
+        deployed(image(), Level.HIGH)
