@@ -13,7 +13,7 @@ from reptool.capture import Recorder
 from reptool.delivered import _expect
 from reptool.errors import InputError
 from reptool.inputs import placeholders, unknown_inputs
-from reptool.module_kinds import calls_itself
+from reptool.module_kinds import calls_itself, foreign_hooks
 from reptool.trace import Event, all_events
 from reptool.twice import mark_state
 from reptool.walk import nodes_in
@@ -47,6 +47,13 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
         raise InputError(
             f"flatten=True would fix the {asked[0].what} of {asked[0].node} ({asked[0].answer!r}); "
             "deploy without flatten"
+        )
+    hooked = next(
+        (e.path for e in all_events(trace.top) if e.hooked or (e is trace.top and foreign_hooks(model))), None
+    )
+    if hooked is not None:
+        raise InputError(
+            f"flatten=True would lose the hooks of {hooked or '<root>'}; remove them, or deploy without flatten"
         )
     if recorder.unsettled:
         written = next(iter(recorder.unsettled.values()))

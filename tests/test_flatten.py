@@ -98,3 +98,40 @@ def test_a_nested_argument_stays_one() -> None:
     pair = {"x": image(), "more": [torch.ones(1, dtype=torch.float64)]}
     flat = reptool.deploy(model, (pair,), flatten=True)
     assert_same(model(pair), flat(pair))
+
+
+class Hooked(nn.Module):
+    """A container in the middle, which a graph takes apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.rest = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All of it."""
+        y: Tensor = self.rest(self.norm(self.conv(x)))
+        return y
+
+
+HOOKS = {
+    "forward": lambda m: m.register_forward_hook(lambda _, __, out: out * 2),
+    "forward with kwargs": lambda m: m.register_forward_hook(lambda _, __, ___, out: out * 2, with_kwargs=True),
+    "before": lambda m: m.register_forward_pre_hook(lambda _, args: (args[0] * 2,)),
+    "before with kwargs": lambda m: m.register_forward_pre_hook(
+        lambda _, args, kwargs: ((args[0] * 2,), kwargs), with_kwargs=True
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("path", ["", "rest", "rest.1", "conv"])
+def test_hooks_are_kept_or_refused(kind: str, path: str) -> None:
+    model = Hooked().eval()
+    HOOKS[kind](model.get_submodule(path))
+    if path in ("", "rest"):
+        with pytest.raises(InputError, match=f"would lose the hooks of {path or '<root>'}"):
+            reptool.deploy(model, flatten=True)
+    else:
+        x = torch.randn(2, 3, 6, 5)
+        torch.testing.assert_close(reptool.deploy(model, flatten=True)(x), model(x), rtol=1e-4, atol=1e-5)
