@@ -124,7 +124,7 @@ class Chooser:
         if not layers:
             return self.force and any(op.paradigm in ALONE for op in ops)
         if len(form.ops) == 1:
-            return layers[0].computed
+            return layers[0].computed and not self.found.facts.only_follows(next(iter(form.ops)))
         return form.shape.channels is not None
 
     def _only_grows(self, form: Form) -> bool:

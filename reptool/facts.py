@@ -144,6 +144,17 @@ class Facts:
             stack += made_of(n)
         return found
 
+    def follows(self, node: fx.Node) -> bool:
+        """Whether a functional layer brings its weight to the dtype of a value of which no dtype is known."""
+        weight = None if node.op == "call_module" else weight_argument(node)
+        return weight is not None and weight.meta["const"] and bool(self.taken(weight))
+
+    def only_follows(self, node: fx.Node) -> bool:
+        """Whether nothing is computed at every call but the cast of `follows`."""
+        weight = weight_argument(node) if self.follows(node) else None
+        held = weight.args[0] if weight is not None and is_cast(weight) else None
+        return isinstance(held, fx.Node) and held.op == "get_attr"
+
     # --- shapes
     def rank(self, node: fx.Node) -> int | None:
         """Number of dimensions of a value, None when unknown."""
@@ -326,6 +337,14 @@ class Facts:
                 value = self.recorder.evaluate(node)
                 return value.dtype if isinstance(value, Tensor) else None
         return found
+
+    def unsure(self, node: fx.Node) -> bool:
+        """Whether the layer behind which a value stands computes in the dtype of a value of which none is known."""
+        op = self.ops.get(node)
+        while isinstance(op, Affine) and not op.layer:
+            node = op.source
+            op = self.ops.get(node)
+        return isinstance(op, Affine) and self.follows(node)
 
     def _layer_dtype(self, node: fx.Node) -> torch.dtype | None:
         """The dtype of the weights of the layer behind which a value stands."""

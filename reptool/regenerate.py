@@ -253,11 +253,13 @@ class Cutter:
     def _layer(self, node: fx.Node) -> None:
         function, (weight, bias), constants = self.edits.layers[node]
         source = self._lookup(node, self.edits.bypass[node])
-        read = [self.graph.get_attr(weight), None if bias is None else self.graph.get_attr(bias)]
+        read: list[Any] = [self.graph.get_attr(weight), None if bias is None else self.graph.get_attr(bias)]
+        for i in range(constants.get("cast", 0)):  # the weight, and the bias where there is one
+            read[i] = self.graph.call_method("to", (read[i], source))
         outer = constants.get("outer")
         if outer is not None:
             source = self.graph.call_function(nn.functional.pad, (source, list(outer), constants["outer_mode"]))
-        rest = {k: v for k, v in constants.items() if not k.startswith("outer")}
+        rest = {k: v for k, v in constants.items() if not k.startswith("outer") and k != "cast"}
         self.map[node] = self.graph.call_function(function, (source, *read), rest)
 
     def _lookup_all(self, value: Any) -> Any:

@@ -271,3 +271,42 @@ def test_a_layer_that_computes_with_whole_numbers_is_left() -> None:
     deployed = reptool.deploy(model, pixels)
     assert reptool.Code.DTYPE in {r.code for r in reptool.report(deployed).refusals}
     torch.testing.assert_close(deployed(pixels), model(pixels))
+
+
+class Following(nn.Module):
+    """A convolution in whatever dtype comes in, and what stands behind it."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.conv, self.norm = form, nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.gamma = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """By one of the forms below."""
+        w, b = self.conv.weight, self.conv.bias
+
+        def y() -> Tensor:
+            return F.conv2d(x, w.to(x.dtype), b.type_as(x), padding=1)
+
+        forms = {
+            "norm": lambda: self.norm(y()),
+            "number": lambda: y() * 0.5 + 1,
+            "cast": lambda: y() * self.gamma.to(x),
+            "sum": lambda: F.conv2d(x, w.to(x), padding=1) + F.conv2d(x, w[:, :, 1:2, 1:2].to(x)),
+            "constant": lambda: y() * self.gamma,
+        }
+        out: Tensor = forms[self.form]()
+        return out
+
+
+@pytest.mark.parametrize("form", ["norm", "number", "cast", "sum", "constant"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_layer_without_a_dtype_of_its_own_keeps_following_its_input(form: str, inside: bool) -> None:
+    model = randomize(Following(form).eval())
+    model = nn.Sequential(model, nn.ReLU()).eval() if inside else model
+    deployed = reptool.deploy(model)
+    assert bool(reptool.report(deployed).regions) == (form != "constant")
+    assert (Code.DTYPE in {r.code for r in reptool.report(deployed).refusals}) == (form == "constant")
+    for dtype, close in ((torch.float32, 1e-5), (torch.float16, 5e-3), (torch.bfloat16, 4e-2)):
+        x = torch.randn(2, 3, 6, 5).to(dtype)
+        torch.testing.assert_close(deployed(x), model(x), rtol=close, atol=close)  # the dtype as well

@@ -36,6 +36,8 @@ def channel_map(
     exact = ctx.exact(constant) if isinstance(constant, fx.Node) else constant
     if isinstance(constant, fx.Node) and any(not _one_dtype(n, read, ctx) for n in ctx.taken(constant)):
         return Refusal(Code.DTYPE, "a constant of the dtype of another value; give example_inputs", (node.name,))
+    if isinstance(native, Tensor) and native.dim() and not ctx.taken(constant) and ctx.unsure(read):
+        return Refusal(Code.DTYPE, "a constant behind a layer of any dtype; give example_inputs", (node.name,))
     if behind is not None:
         native, exact = (v.reshape(-1, *[1] * behind) for v in (native, exact))
     found = along_channels(native, exact, read, ctx)

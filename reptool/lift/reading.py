@@ -35,7 +35,9 @@ class Context:
         opaque: Callable[[fx.Node, fx.Node], Lifted] = lambda node, source: None,
         taken: Callable[[fx.Node], Sequence[fx.Node]] = lambda node: (),
         expected: Callable[[fx.Node, int], int | None] = lambda node, behind: None,
+        unsure: Callable[[fx.Node], bool] = lambda node: False,
     ) -> None:
+        self.unsure = unsure
         self.taken, self.expected = taken, expected
         self.ops, self.opaque = ops, opaque
         self.constant, self.exact, self.read, self.cone = constant, exact, read, cone

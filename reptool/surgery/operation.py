@@ -122,10 +122,12 @@ class Operating(Traced):
     def _call_of(self, site: Site) -> tuple[Any, tuple[str, str | None], dict[str, Any]]:
         shape, n = site.shape, len(site.shape.kernel_size)
         names = site.names
+        cast = {"cast": 1 + site.region.form.shape.biased} if self.found.facts.follows(site.carrier) else {}
         if shape.kind == "linear":
-            return nn.functional.linear, names, {}
+            return nn.functional.linear, names, cast
         if shape.kind == "transposed":
             return _TRANSPOSED[n], names, {
+                **cast,
                 "stride": shape.stride, "padding": shape.padding, "output_padding": shape.output_padding,
                 "groups": shape.groups, "dilation": shape.dilation,
             }  # fmt: skip
@@ -136,6 +138,7 @@ class Operating(Traced):
             outer = [p for q in reversed(shape.padding) for p in (q, q)]  # type: ignore[misc]
             padding, mode = (0,) * n, shape.padding_mode
         return _FUNCTIONS[n], names, {
+            **cast,
             "stride": shape.stride, "padding": padding, "dilation": shape.dilation, "groups": shape.groups,
             **({} if outer is None else {"outer": outer, "outer_mode": mode}),
         }  # fmt: skip

@@ -97,7 +97,7 @@ class Placing(Traced):
         held = _weight_of(carrier, self.found)
         if held is not None and not held.is_floating_point():
             return Refusal(Code.DTYPE, f"the layer computes with {held.dtype} numbers", (carrier.name,))
-        event = self._whole_event(site)
+        event = None if self.found.facts.follows(carrier) else self._whole_event(site)
         if event is not None and shape.kind != "transposed" and _weight_of(carrier, self.found) is not None:
             weight = _weight_of(carrier, self.found)
             assert weight is not None
