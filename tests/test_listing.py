@@ -43,6 +43,19 @@ class AsksDevice(Sums):
         return self.block(x.to(self.device, next(self.parameters()).dtype)) + self.twin(x)
 
 
+class AsksAll(AsksDevice):
+    """The first of what a comprehension finds, as transformers asks for a dtype."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(p.device for p in self.parameters() if p.is_floating_point())
+
+
+class FirstSum(Sums):
+    def forward(self, x: Any) -> Any:
+        return self.block(x) + next(p.sum() for p in self.parameters()) + self.twin(x)
+
+
 @pytest.mark.parametrize("model", [Sums, ReadsState, Momentum])
 def test_weights_that_are_listed_stay(model: type[nn.Module]) -> None:
     deployed, report = check(ready(model()))
@@ -51,7 +64,14 @@ def test_weights_that_are_listed_stay(model: type[nn.Module]) -> None:
 
 
 def test_asking_for_a_device_is_no_reading() -> None:
-    deployed, _ = check(ready(AsksDevice()))
-    assert norms(deployed) == 0
+    for model in (AsksDevice, AsksAll):
+        deployed, _ = check(ready(model()))
+        assert norms(deployed) == 0
     assert not lists_tensors(AsksDevice.forward)
     assert lists_tensors(Momentum.forward)
+
+
+def test_the_first_value_of_a_comprehension_is_a_reading() -> None:
+    check(ready(FirstSum()))
+    assert lists_tensors(FirstSum.forward)
+    assert not lists_tensors(AsksAll.device.fget)

@@ -17,6 +17,7 @@ from reptool.trace import Event, Input, all_events
 from reptool.walk import nodes_in
 from reptool.wiring.changed import Changed
 from reptool.wiring.found import Found, between
+from reptool.wiring.passing_on import that_matter
 from reptool.wiring.reach import Reach
 from reptool.wiring.runs import Runs
 
@@ -68,6 +69,7 @@ class Flags:
                 for f, v in held.items()
                 if not all(self.runs.same(state, path, name, {**base, f: w}) for w in without(f, v, function))
             }
+            bad = that_matter(bad, {*flags, *held}, function, module)
             parts: frozenset[Site] = frozenset()
             if surgery.fallbacks is None:
                 parts = self._shown_between(state, path, name, base, bad)
@@ -184,6 +186,8 @@ def _flags_of(function: Callable[..., Any], calls: list[Event]) -> dict[str, lis
     parts = behind(function)
     read = {i.argval for f in parts for i in dis.get_instructions(f) if i.opname.startswith("LOAD_")}
     read |= {name for value in read if isinstance(value, tuple) for name in value}
+    if len(parts) > 1:  # a decorator has its own names for them
+        read |= {n for n, p in signature.parameters.items() if p.kind in _VARIADIC}
     out: dict[str, list[Any]] = {}
     for event in calls:
         try:
