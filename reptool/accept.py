@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from reptool.errors import InputError, UnsupportedModelError
 from reptool.inputs import example_arguments
@@ -32,6 +33,11 @@ def check_model(model: Any) -> None:
         )
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"deploy takes an nn.Module, got a {type(model).__name__}")
+    if isinstance(model, fx.GraphModule) and any(map(_is_exported, model.graph.nodes)):
+        raise UnsupportedModelError(
+            "this GraphModule is an exported program, made of ATen operators; "
+            "deploy the nn.Module first, then export the result"
+        )
     for path, module in model.named_modules():
         home = type(module).__module__
         if "quantized" in home and home.startswith(("torch.nn", "torch.ao")) and type(module).__name__ not in FLOAT:
@@ -57,6 +63,14 @@ def check_model(model: Any) -> None:
                     f"{path}.{name} holds a {type(value.data).__name__}, "
                     "a tensor subclass whose arithmetic is not known"
                 )
+
+
+def _is_exported(node: fx.Node) -> bool:
+    """Whether this is a layer's operator, which nobody writes and `torch.export` makes of a layer."""
+    return isinstance(node.target, OpOverload) and str(node.target).startswith(_LAYERS)
+
+
+_LAYERS = ("aten.conv", "aten.linear", "aten.batch_norm", "aten._native_batch_norm", "aten.native_batch_norm")
 
 
 def _computes_itself(cls: type) -> bool:

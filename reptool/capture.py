@@ -94,6 +94,8 @@ class Recorder(Writing):
         return map_values(value, lambda v: self.emit("call_function", barrier, (v,), {}))
 
     def _leaf(self, module: nn.Module, path: str, args: Any, kwargs: Any, hooked: bool) -> Value:
+        if not args and kwargs.keys() == {"input"} and not hooked and stock_forward(module):
+            args, kwargs = (kwargs["input"],), {}
         out = self.emit("call_module", path, args, kwargs)
         out.node.meta["module"] = module
         out.node.meta["hooked"] = hooked
@@ -202,6 +204,7 @@ class Recorder(Writing):
                     out = self._leaf(module, path, args, kwargs, foreign_hooks(module))
                 else:
                     out = module.forward(*args, **kwargs)
+                self._close(top, out)
             finally:
                 self.active, self.over = False, True
                 for owner, name in self.wrapped:
@@ -211,7 +214,6 @@ class Recorder(Writing):
         self._check_constants()
         if drawn:
             raise Unanswerable("the forward draws random numbers that are no operation on tensors")
-        self._close(top, out)
         del out, args, kwargs
         kept_outside(self, top)
         written_contents(self.contents, top)

@@ -158,6 +158,36 @@ def test_every_way_of_calling_modules_fuses(model: type[nn.Module]) -> None:
     assert not report.untraced
 
 
+# --- how layers are called ------------------------------------------------------------------------------------------
+class ByKeyword(ConvBN):
+    def forward(self, x: Any) -> Any:
+        return self.bn(input=self.conv(input=x)).relu()
+
+
+class FunctionByKeyword(ConvBN):
+    def forward(self, x: Any) -> Any:
+        return self.bn(F.conv2d(input=x, weight=self.conv.weight, bias=self.conv.bias, padding=1)).relu()
+
+
+class TorchNorm(ConvBN):
+    """The function of `torch` has another order of arguments than that of `torch.nn.functional`."""
+
+    def forward(self, x: Any) -> Any:
+        bn = self.bn
+        y = torch.batch_norm(
+            self.conv(x), bn.weight, bn.bias, bn.running_mean, bn.running_var, False, 0.1, bn.eps, False
+        )
+        return y.relu()
+
+
+@pytest.mark.parametrize("model", [ByKeyword, FunctionByKeyword, TorchNorm])
+@pytest.mark.parametrize("shown", [False, True])
+def test_how_a_layer_is_called_makes_no_difference(model: type[nn.Module], shown: bool) -> None:
+    _, report = check(ready(model()), shown=[shown])
+    assert [list(r.rules) for r in report.regions] == [["conv_bn"]]
+    assert not codes(report)
+
+
 # --- subclasses -----------------------------------------------------------------------------------------------------
 class NormAct(nn.BatchNorm2d):
     def forward(self, x: Any) -> Any:

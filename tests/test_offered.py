@@ -118,3 +118,53 @@ def test_what_is_offered() -> None:
     assert offered(inner, has["bare"], False, True, "")
     assert not offered(inner, has["bare"], None, True, "")
     assert not offered(inner, has["mask"], None, True, "")
+
+
+class Answer:
+    """What a part gives back, of a class that nobody can take apart."""
+
+    def __init__(self, last: Tensor, states: tuple[Tensor, ...] | None) -> None:
+        self.last, self.states = last, states
+
+
+class Closed(nn.Module):
+    """A part whose code cannot be followed: it asks for the values of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor, states: bool = False) -> Answer:
+        y = self.norm(self.conv(x))
+        y = y if float(y.detach().sum()) < 1e9 else -y
+        return Answer(y, (x, y) if states else None)
+
+
+class Unread(nn.Module):
+    """Hands on what a part gave, of which it reads one attribute and gives out another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.part = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Closed()
+
+    def forward(self, x: Tensor, states: bool | None = None) -> tuple[Tensor, Any]:
+        given = self.part(torch.relu(self.norm(self.stem(x))), states=bool(states))
+        return given.last + 1, given.states
+
+
+class Reads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Unread()
+
+    def forward(self, x: Tensor, states: bool | None = None) -> tuple[Tensor, Any]:
+        return self.inner(x, states=states)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_switch_beside_an_attribute_that_is_only_given_out_still_works(shown: bool) -> None:
+    model, x = ready(Reads()), image()
+    deployed = reptool.deploy(model, x if shown else None)
+    assert isinstance(deployed.inner.norm, nn.Identity)
+    for flag in (None, True, False):
+        torch.testing.assert_close(deployed(x, states=flag), model(x, states=flag))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, fx, nn
 
 from reptool._weights import exact_tensors
@@ -73,8 +74,11 @@ def norm_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
 
 
 def norm_function(node: fx.Node, ctx: Context) -> Lifted:
-    """``batch_norm`` with running statistics."""
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    """``batch_norm`` with running statistics: the function of `torch.nn.functional`, or of `torch`."""
+    moments, scale = ("running_mean", "running_var"), ("weight", "bias")
+    builtin = node.target is torch.batch_norm
+    order = (*scale, *moments) if builtin else (*moments, *scale)
+    names = ("input", *order, "training", "momentum", "eps", *(("cudnn_enabled",) if builtin else ()))
     given = arguments(node, names, {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5})
     if given is None:
         return None
