@@ -30,4 +30,5 @@ def handed_out(top: Event, reads: Reads) -> set[fx.Node]:
 
 
 def _inside(node: fx.Node, event: Event) -> bool:
-    return node.op != "output" and event in node.meta["event"].ancestors()
+    caller: Event | None = node.meta["event"]
+    return node.op != "output" and caller is not None and event in caller.ancestors()

@@ -16,7 +16,8 @@ from reptool.refusal import Code, Refusal
 from reptool.regenerate import Cutter, Edits, is_dead
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.traced import Traced, is_plain_identity
-from reptool.trace import Event
+from reptool.trace import Event, all_events
+from reptool.walk import nodes_in
 
 _DIVISIONS = frozenset({"truediv", "true_divide", "div", "__truediv__"})
 _FUNCTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
@@ -261,6 +262,7 @@ class Operating(Traced):
     def _drop(self, sites: list[Site], edits: Edits, surgery: Surgery, slots: set[str]) -> None:
         """Parameters and buffers that nothing reads any more, and norms that are none any more."""
         kept = {f"{s.owner}.{n}" if s.owner else n for s in sites if s.slot is None for n in s.names if n}
+        kept |= self._given_out(surgery)
         for site in sites:
             for node in site.region.form.ops:
                 op = self.found.ops[node]
@@ -285,6 +287,18 @@ class Operating(Traced):
             if layer and own <= surgery.dropped | kept and not own & kept and path:
                 surgery.plain.add(path)
                 surgery.dropped |= {f"{path}.{n}" for n, _ in module.named_buffers(recurse=False)}
+
+    def _given_out(self, surgery: Surgery) -> set[str]:
+        """Parameters and buffers that methods written anew give to their callers, whatever becomes of them there."""
+        events = (e for e in all_events(self.trace.top) if e.method in surgery.methods.get(e.path, ()))
+        stack = [n for e in events for n in nodes_in(e.output) if n.meta["const"]]
+        seen = set(stack)
+        while stack:
+            for n in stack.pop().all_input_nodes:
+                if n not in seen:
+                    seen.add(n)
+                    stack.append(n)
+        return {str(n.target) for n in seen if n.op == "get_attr"}
 
 
 def _makes_floats(node: fx.Node) -> bool:
