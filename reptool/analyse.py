@@ -113,11 +113,20 @@ def _want_all(found: Analysis, node: fx.Node) -> None:
     for read in node.all_input_nodes:
         seen = found.reads.of(node, read)
         value = read if seen is None else seen
-        if metadata_read(node) or (name_of(node) in _SHAPE_LIKE and node.args and node.args[0] is not read):
+        if (
+            metadata_read(node)
+            or _only_measured(node)
+            or (name_of(node) in _SHAPE_LIKE and node.args and node.args[0] is not read)
+        ):
             if not only_asserted(node):
                 found.soft.setdefault(value, []).append(node)
         else:
             found.wanted.add(value)
+
+
+def _only_measured(node: fx.Node) -> bool:
+    """Whether this is ``x.data`` of which nothing but sizes is read."""
+    return node.target is getattr and node.args[1] == "data" and all(map(metadata_read, node.users))
 
 
 def _size(found: Analysis, node: fx.Node, op: Op | None) -> Size:

@@ -26,7 +26,7 @@ class Affine:
         rank_guard: the rank of the input for which alone this is right, None when it is known.
         computed: whether the weight is computed anew at every call.
         work: what it executes as it stands, where that is not what its kernel says.
-        via: the node that makes the sequence of which this is one element, where it does not read `source` itself.
+        via: the node that is read, where that is no map of `source` by itself (`Pieces`).
     """
 
     source: fx.Node
@@ -134,7 +134,7 @@ class Reduced:
 
 @dataclass(eq=False)
 class Pieces:
-    """A value cut into a sequence of pieces: no map of anything by itself, its elements are (see `Affine.via`).
+    """A value cut into pieces, or with an axis split: no map by itself, what is made of it may be (see `Affine.via`).
 
     Args:
         source: the value that is cut.

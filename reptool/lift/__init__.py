@@ -23,6 +23,7 @@ from reptool.lift.products import addmm, einsum, matmul, tensordot
 from reptool.lift.reading import Context as Context
 from reptool.lift.reading import Lifted as Lifted
 from reptool.lift.reading import source_of
+from reptool.lift.reshaped import reshaped
 from reptool.lift.slices import SPLITS, cat, getitem, index_select, narrow, pieces, unshuffle_function, unshuffle_module
 from reptool.lift.transposed import transposed_function, transposed_module
 from reptool.lift.views import attribute, flatten_function, flatten_module, movedim, permute, transpose
@@ -83,6 +84,7 @@ FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     "permute": permute,
     **dict.fromkeys(("movedim", "moveaxis"), movedim),
     "getattr": attribute,
+    **dict.fromkeys(("view", "reshape"), reshaped),
     "flip": flip,
     "roll": roll,
     "repeat": repeat,

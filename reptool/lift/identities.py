@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from reptool.lift.reading import Context, Lifted, arguments, handed_on
+from reptool.lift.reading import Context, Lifted, arguments, handed_on, source_of
+from reptool.ops import Pieces
 
 
 def identity_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
@@ -27,4 +28,7 @@ def dropout_function(node: fx.Node, ctx: Context) -> Lifted:
 
 def passthrough(node: fx.Node, ctx: Context) -> Lifted:
     """A function that gives its input back, in another memory at most."""
+    source = source_of(node, node.args[0], ctx) if node.args and not node.kwargs else None
+    if source is not None and isinstance(ctx.ops.get(source), Pieces):
+        return Pieces(source)
     return handed_on(node, node.args[0] if node.args else None, ctx) if not node.kwargs else None

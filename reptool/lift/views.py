@@ -8,7 +8,8 @@ from typing import Any
 from torch import fx, nn
 
 from reptool.lift.reading import Context, Lifted, arguments, source_of
-from reptool.ops import View
+from reptool.lift.reshaped import swapped
+from reptool.ops import Pieces, View
 
 
 def _view(node: fx.Node, source: Any, ctx: Context, arrange: Callable[[int], Sequence[int] | None]) -> Lifted:
@@ -18,6 +19,8 @@ def _view(node: fx.Node, source: Any, ctx: Context, arrange: Callable[[int], Seq
     if read is None or rank is None:
         return None
     axes = arrange(rank)
+    if isinstance(ctx.ops.get(read), Pieces):
+        return swapped(node, read, axes, ctx)
     if axes is None:
         return None
     moves = {rank - 1 - old: len(axes) - 1 - new for new, old in enumerate(axes) if old >= 0}
