@@ -37,12 +37,21 @@ class _Twins:
         self.tensors = first.constants, second.constants
         self.twin: dict[fx.Node, fx.Node] = {}
         self.same: dict[tuple[fx.Node, fx.Node], bool] = {}  # constants that were compared
+        self.settled: set[fx.Node] = set()  # constants of the second run, also those that the first one made and kept
+        for node in second.graph.nodes:
+            kept, made = node.meta.get("kept"), node.op not in ("placeholder", "get_attr", "output")
+            if (
+                node.meta["const"]
+                or (kept is not None and kept.meta["const"])
+                or (made and node.all_input_nodes and all(n in self.settled for n in node.all_input_nodes))
+            ):
+                self.settled.add(node)
         inputs = [[n for n in t.graph.nodes if n.op == "placeholder"] for t in (first, second)]
         self.twin.update(zip(*inputs, strict=False))
 
     def compare(self, first: Event, second: Event) -> None:
         """Pair what two calls did; a call that did something else gets its question."""
-        mine, theirs = _done(first), _done(second)
+        mine, theirs = self._done(first), self._done(second)
         same = len(mine) == len(theirs)
         for a, b in zip(mine, theirs, strict=False):
             if isinstance(a, fx.Node) and isinstance(b, fx.Node):
@@ -57,6 +66,13 @@ class _Twins:
                 same = False
         if not same or not self._alike(first.output, second.output):
             first.questions.append(_own_state(first))
+
+    def _done(self, event: Event) -> list[fx.Node | Event]:
+        """What a call did; constants count where they are used."""
+        return [i for i in event.items if not all(map(self._is_constant, i.nodes() if isinstance(i, Event) else [i]))]
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        return node.meta["const"] or node in self.settled
 
     def _failed(self, call: Event, leaf: fx.Node) -> bool:
         """A call that could be followed once, and in the next run tripped over what it had left behind."""
@@ -75,7 +91,7 @@ class _Twins:
         if isinstance(a, fx.Node) or isinstance(b, fx.Node):
             if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
                 return False
-            return self._constants(a, b) if a.meta["const"] and b.meta["const"] else self.twin.get(a) is b
+            return self._constants(a, b) if a.meta["const"] and b in self.settled else self.twin.get(a) is b
         if type(a) is not type(b):
             return False
         if isinstance(a, (bool, int, float, str)) or a is None:
@@ -92,7 +108,7 @@ class _Twins:
 
     def _constants(self, a: fx.Node, b: fx.Node) -> bool:
         """Whether two constants are one: the same node, kept from the first run, or made alike."""
-        if a is b:
+        if a is b or b.meta.get("kept") is a:
             return True
         if (a, b) not in self.same:
             if a.op == b.op == "get_attr":
@@ -105,11 +121,6 @@ class _Twins:
 
 def _own_state(event: Event) -> Question:
     return Question("own state", event.path or "<root>", None)
-
-
-def _done(event: Event) -> list[fx.Node | Event]:
-    """What a call did; constants count where they are used."""
-    return [i for i in event.items if not all(n.meta["const"] for n in (i.nodes() if isinstance(i, Event) else [i]))]
 
 
 def _target(node: fx.Node) -> str:

@@ -70,7 +70,7 @@ class Writing:
         """Values of an earlier run that the model's code kept become values of this one, of which shapes are known."""
         for value in (v for ref in earlier.given if (v := ref()) is not None):
             node = self.graph.create_node("get_attr", f"_kept_{value.node.name}")
-            node.meta.update(event=None, const=False, kind=value.node.meta.get("kind"))
+            node.meta.update(event=None, const=False, kind=value.node.meta.get("kind"), kept=value.node)
             try:
                 seen = earlier.evaluate(value.node)
             except Unanswerable:

@@ -143,3 +143,41 @@ def test_what_differs_in_nothing_but_names_is_no_state(model: type[nn.Module]) -
     deployed, report = check(ready(model()))
     assert norms(deployed) == 0
     assert "specialized" not in codes(report)
+
+
+class Caches(nn.Module):
+    """Keeps what it makes of a parameter for the next call; a scale behind it goes into its last layer."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.cache = form, dict[str, Any]()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.table = nn.Parameter(torch.randn(2, 4))
+        self.register_buffer("index", torch.tensor([1, 0, 1]))
+
+    def bias(self) -> Any:
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.table[self.index].mean(0)
+        return self.cache["bias"]
+
+    def forward(self, x: Any) -> Any:
+        bias = self.bias()
+        bias = bias.view(1, -1, 1, 1) if self.form == "used" else bias.reshape(1, 4).unsqueeze(-1).unsqueeze(-1) * 2
+        return self.last(torch.sigmoid(self.first(x) + bias) * bias.cos())
+
+
+class Scaled(nn.Module):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.part, self.gamma = Caches(form), nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Any) -> Any:
+        return x[:, :1] + self.part(x) * self.gamma
+
+
+@pytest.mark.parametrize("form", ["used", "made into more"])
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_constant_that_is_kept_for_the_next_call_is_no_state(form: str, shown: bool) -> None:
+    _, report = check(ready(Scaled(form)), shown=[shown])
+    assert "specialized" not in codes(report)
+    assert any("scale" in r.rules and r.layer == "part.last" for r in report.regions)
