@@ -83,6 +83,8 @@ class Spreads:
                 continue
             if node in fused or node in self._tried or node in found.shares:
                 continue
+            if node not in found.wanted and all(map(metadata_read, found.reads.readers.get(node, ()))):
+                continue  # nobody has any use for what it computes
             walk = _Walk(found, self, values, node, op)
             if not walk.starts():
                 continue

@@ -601,3 +601,23 @@ def test_a_wrong_share_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reptool.spread.distribute_over_sum", wrong)
     with pytest.raises(VerificationError, match=r"distribute.* is off by"):
         reptool.deploy(two(added, conv(3, 8), conv(5, 8, 1), BN8()))
+
+
+class Measured(nn.Module):
+    """A norm behind a sum, of which nothing but the size is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Any) -> Any:
+        """The sizes."""
+        return x * self.norm(self.a(x) + self.b(x)).shape[1]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_norm_that_nobody_uses_is_left_alone(shown: bool) -> None:
+    model, x = randomize(Measured().eval()).double(), torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    deployed = reptool.deploy(model, x if shown else None)
+    assert torch.equal(deployed(x), model(x))
+    assert not reptool.report(deployed).regions

@@ -86,6 +86,34 @@ def test_a_parameter_that_a_method_gives_out_stays(form: str, example: bool, ver
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
+class Showing(Weighing):
+    """Gives out what its layer multiplies by."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The value and the weight, or what is made of it."""
+        y = self.norm(self.conv(x))
+        return y, self.conv.weight if self.form == "held" else self.conv.weight.abs().sum()
+
+
+class Showed(Weighed):
+    """A model that has no use for the weight."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__(form)
+        self.part = Showing(form)
+
+
+@pytest.mark.parametrize("form", ["held", "made"])
+@pytest.mark.parametrize("example", [True, False])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_weight_that_a_method_gives_out_is_not_changed(form: str, example: bool, verify: bool) -> None:
+    model, x = randomize(Showed(form).eval()).double(), torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    deployed = reptool.deploy(model, x if example else None, verify=verify)
+    assert [r.code for r in reptool.report(deployed).refusals] == [reptool.Code.SHARED]
+    for got, wanted in zip(deployed.part(x), model.part(x), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
 class Cache:
     """Holds values, and is no structure that can be taken apart."""
 

@@ -115,6 +115,10 @@ class Checking(Traced):
                 users += self.const_users(call) if call.meta["const"] else [call]
         for attribute in self._attributes_of(owner):
             users += self.const_users(attribute)
+            for event in self.givers.get(attribute, ()):
+                if event in node.meta["event"].ancestors():
+                    sentence = f"{owner!r} is also given out by {event.path or '<root>'}.{event.method}"
+                    return Refusal(Code.SHARED, sentence, (node.name,))
         for user in users:
             if spread is not None and user is spread.norm:
                 continue

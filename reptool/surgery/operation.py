@@ -16,8 +16,7 @@ from reptool.refusal import Code, Refusal
 from reptool.regenerate import Cutter, Edits, is_dead
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.traced import Traced, is_plain_identity
-from reptool.trace import Event, all_events
-from reptool.walk import nodes_in
+from reptool.trace import Event
 
 _DIVISIONS = frozenset({"truediv", "true_divide", "div", "__truediv__"})
 _FUNCTIONS = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
@@ -290,15 +289,11 @@ class Operating(Traced):
 
     def _given_out(self, surgery: Surgery) -> set[str]:
         """Parameters and buffers that methods written anew give to their callers, whatever becomes of them there."""
-        events = (e for e in all_events(self.trace.top) if e.method in surgery.methods.get(e.path, ()))
-        stack = [n for e in events for n in nodes_in(e.output) if n.meta["const"]]
-        seen = set(stack)
-        while stack:
-            for n in stack.pop().all_input_nodes:
-                if n not in seen:
-                    seen.add(n)
-                    stack.append(n)
-        return {str(n.target) for n in seen if n.op == "get_attr"}
+        return {
+            str(node.target)
+            for node, events in self.givers.items()
+            if any(e.method in surgery.methods.get(e.path, ()) for e in events)
+        }
 
 
 def _makes_floats(node: fx.Node) -> bool:

@@ -13,7 +13,8 @@ from reptool.analyse import Analysis
 from reptool.forms import Form
 from reptool.ops import Affine, Op
 from reptool.surgery.site import Site
-from reptool.trace import Event, Trace
+from reptool.trace import Event, Trace, all_events
+from reptool.walk import nodes_in
 
 if TYPE_CHECKING:
     from reptool.fallback import Fallbacks
@@ -95,6 +96,22 @@ class Traced:
                     self._getattrs.setdefault(path, []).append(n)
                     self._getattrs.setdefault(path.rpartition(".")[0], []).append(n)
         return self._getattrs.get(owner, [])
+
+    @cached_property
+    def givers(self) -> dict[fx.Node, list[Event]]:
+        """Parameters and buffers that a call inside gives to its caller, also in a constant made of them."""
+        found: dict[fx.Node, list[Event]] = {}
+        for event in all_events(self.trace.top):
+            stack = [n for n in nodes_in(event.output) if n.meta["const"]] if event is not self.trace.top else []
+            seen = set(stack)
+            while stack:
+                node = stack.pop()
+                if node.op == "get_attr":
+                    found.setdefault(node, []).append(event)
+                fresh = [n for n in node.all_input_nodes if n not in seen]
+                seen.update(fresh)
+                stack += fresh
+        return found
 
     def const_users(self, node: fx.Node, *, sizes: bool = False) -> list[fx.Node]:
         """Operations on data that a constant ends up in, also by its `sizes` alone if asked."""
