@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +76,30 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
     _silence(model, prefix, surgery)
 
 
+class _Written(torch.fx.Proxy):
+    """A value that code writes into: with fx's own, ``x += y`` would be another value and ``x[0] = y`` an error."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _writing(function: Callable[..., Any]) -> Callable[[_Written, Any], Any]:
+    def write(self: _Written, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return write
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"):
+    setattr(_Written, f"__{_name}__", _writing(getattr(operator, _name)))
+
+
 class _Flat(torch.fx.Tracer):
     """Follows one forward and opens no module."""
+
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        """A value that may be written."""
+        return _Written(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Every module stays one node."""

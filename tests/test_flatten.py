@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import reptool
 from reptool.errors import InputError, SpecializedError
@@ -135,3 +135,35 @@ def test_hooks_are_kept_or_refused(kind: str, path: str) -> None:
     else:
         x = torch.randn(2, 3, 6, 5)
         torch.testing.assert_close(reptool.deploy(model, flatten=True)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class Writing(nn.Module):
+    """Writes into a value of which it holds a piece, behind branches for which the forward is written anew."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.a, self.b, self.bn = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        """By one of the forms."""
+        y = torch.relu(self.bn(self.a(x) + self.b(x)))
+        piece = y[:, :2]
+        if self.form == "item":
+            y[:, 1:] = x
+        elif self.form == "add":
+            y += x.mean()
+        else:
+            y *= x[:, :1]
+        return y + piece.sum()
+
+
+@pytest.mark.parametrize("form", ["item", "add", "mul"])
+def test_values_that_are_written_are_written_in_the_graph(form: str) -> None:
+    model, x = ready(Writing(form)).double(), torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    flat = reptool.deploy(model, x, flatten=True, exclude=["a"])
+    deployed = reptool.deploy(fx.GraphModule(flat, flat.graph).eval(), x)
+    assert len(reptool.report(deployed).regions) == 1
+    for given in (x, torch.randn(3, 3, 4, 7, dtype=torch.float64)):
+        for other in (flat, deployed):
+            torch.testing.assert_close(other(given), model(given), rtol=1e-10, atol=1e-10)
