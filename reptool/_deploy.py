@@ -18,13 +18,15 @@ from reptool._report import Report
 from reptool.accept import Affine, Patterns, check_model, prepared, required
 from reptool.already import is_marked, mark
 from reptool.apply import LoadGuard, write
+from reptool.dice import kept_dice
 from reptool.engine import Plan, make_plan
 from reptool.errors import InputError, UnsupportedModelError
 from reptool.kept import kept_modules, kept_tensors
-from reptool.measuring import Values, compare_whole, measured_unit, reference_of
+from reptool.measuring import Values, compare_whole, measured_unit, reference_of, whole_error
 from reptool.options import Options
 from reptool.rehearse import rehearse
 from reptool.reporting import check_requirements, report_of
+from reptool.tensors import cloned
 from reptool.undo import undone_on_error
 
 MAX_FLAT_ROUNDS = 4
@@ -114,7 +116,9 @@ def deploy(
     if verify:
         found.rehearsed = rehearse(model, target, plan)
     if verify and reference is not None and args is not None:
-        compare_whole(target, args, kwargs, reference, found)
+        compare_whole(
+            target, args, kwargs, reference, found, lambda: _exactly(model, args, kwargs, options, found, reference[1])
+        )
     if flatten:
         return _flattened(model, target, args, kwargs, found, options, verify)
     if inplace and verify:
@@ -204,6 +208,24 @@ def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Values], found
     if isinstance(earlier, Report) and not found.regions:
         return
     target.__dict__["_reptool_report"] = found
+
+
+def _exactly(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options, found: Report, wanted: Any
+) -> float:
+    """The error of the same surgery in float64, where rounding is not seen; infinity where it is not the same."""
+    try:
+        wide = full_copy(model).double()
+        plan = make_plan(wide, cloned(args, True), cloned(kwargs, True), options, values=True, cast=True)
+        measured = {unit.prefix: measured_unit(unit, False) for unit in plan.units}
+        same = report_of(wide, plan, measured)
+        if [(r.layer, r.rules) for r in same.regions] != [(r.layer, r.rules) for r in found.regions]:
+            return float("inf")
+        _write_all(wide, plan, measured, same)
+        with torch.no_grad(), kept_dice():
+            return whole_error(wide(*cloned(args, True), **cloned(kwargs, True)), wanted)
+    except Exception:  # a model that fixes a dtype in its code
+        return float("inf")
 
 
 def _flattened(

@@ -61,6 +61,8 @@ class Report:
         kept: weights and bytes kept for that, which are not among `parameters`.
         rehearsed: modules with regenerated methods that were run beside the original ones on made-up inputs.
         model_error: whole-model error on the example inputs: (deployed, original) against float64.
+        model_error_float64: that of the model deployed in float64, where `model_error` alone tells nothing, as in
+            outputs that hang on rounding.
     """
 
     model: str
@@ -77,6 +79,7 @@ class Report:
     kept: tuple[int, int] = (0, 0)
     rehearsed: int = 0
     model_error: tuple[float, float] | None = None
+    model_error_float64: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `to_json` writes it."""
@@ -133,6 +136,8 @@ class Report:
             yield Text(
                 f"whole model against float64: deployed {self.model_error[0]:.2e}, original {self.model_error[1]:.2e}"
             )
+        if self.model_error_float64 is not None:
+            yield Text(f"deployed in float64 {self.model_error_float64:.2e}: the output hangs on rounding")
 
     def __str__(self) -> str:
         console = Console(width=140, record=True, file=StringIO())

@@ -791,3 +791,31 @@ def test_a_whole_model_that_differs_is_found_although_every_region_is_exact(monk
         reptool.deploy(model, images(), inplace=True)
     assert same_state(model, before)
     assert reptool.deploy(model) is not model
+
+
+class Sides(nn.Module):
+    """Says of every value on which side of an edge it lies: rounding decides for those that lie on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.register_buffer("edge", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One above the edge, zero below."""
+        return (self.norm(self.conv(x)) > self.edge).to(x.dtype)
+
+
+def test_an_output_that_hangs_on_rounding_is_checked_in_float64() -> None:
+    model, x = ready(Sides()), images()
+    with torch.no_grad():
+        fused = reptool.deploy(nn.Sequential(model.conv, model.norm).eval())(x)
+        own, exact = model.norm(model.conv(x)), copy.deepcopy(model).double()
+        exact = exact.norm(exact.conv(x.double()))
+        model.edge.copy_(own[(exact < own) & (own < fused)][0])  # only the deployed model is above it
+    deployed = reptool.deploy(model, x)
+    found = reptool.report(deployed)
+    assert found.model_error == (pytest.approx(1.0), 0.0)
+    assert found.model_error_float64 == 0.0
+    assert "hangs on rounding" in str(found)
+    assert isinstance(deployed.norm, nn.Identity)
