@@ -13,6 +13,9 @@ from reptool.refocus import Refocusing as Refocusing
 from reptool.refusal import Code as Code
 from reptool.refusal import Refusal as Refusal
 from reptool.rules import RULES as RULES
+from reptool.runtime.legacy import keep_old_addresses
+
+keep_old_addresses()
 
 __version__ = "0.1.0"
 __all__ = [

@@ -17,15 +17,16 @@ from reptool._copies import full_copy
 from reptool._report import Report
 from reptool.accept import Affine, Patterns, check_model, prepared, required
 from reptool.already import is_marked, mark
-from reptool.apply import LoadGuard, write
+from reptool.apply import write
 from reptool.dice import kept_dice
 from reptool.engine import Plan, make_plan
 from reptool.errors import InputError, UnsupportedModelError
-from reptool.kept import kept_modules, kept_tensors
 from reptool.measuring import Values, compare_whole, measured_unit, reference_of, whole_error
 from reptool.options import Options
 from reptool.rehearse import rehearse
 from reptool.reporting import check_requirements, report_of
+from reptool.runtime.hooks import LoadGuard
+from reptool.runtime.originals import kept_modules, kept_tensors
 from reptool.tensors import cloned
 from reptool.undo import undone_on_error
 

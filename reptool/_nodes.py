@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
+import torch
 from torch import fx
 from torch._ops import OpOverload, OpOverloadPacket
 
@@ -15,23 +17,8 @@ def barrier(value: Any) -> Any:
 
 
 _INT_METHODS = {"dim", "numel", "nelement", "ndimension", "element_size", "item", "stride"}
-_SEQUENCES = {
-    "chunk",
-    "split",
-    "unbind",
-    "tensor_split",
-    "split_with_sizes",
-    "meshgrid",
-    "broadcast_tensors",
-    "unique",
-    "topk",
-    "sort",
-    "nonzero_tuple",
-    "lstm",
-    "gru",
-    "max_pool2d_with_indices",
-    "unravel_index",
-}
+_LISTS = {"broadcast_tensors", "meshgrid", "nonzero_tuple", "unique", "unravel_index"}
+"""Python functions of torch that give several tensors; of the dispatcher's own, its schemas tell."""
 _ARITHMETIC = {
     "add",
     "sub",
@@ -102,8 +89,11 @@ def tensor_kind(node: fx.Node) -> str:
             return "size" if len(node.args) == 1 and not node.kwargs else "number"
         if name in _INT_METHODS:
             return "number"
-    if name in _SEQUENCES:
+    given = _given(node, name)
+    if given is not None and given != 1:
         _remember_length(node, name)
+        if given > 1:
+            node.meta.setdefault("length", given)
         return "sequence"
     inputs = [n.meta.get("kind") for n in node.all_input_nodes]
     if node.target is operator.getitem:
@@ -128,6 +118,72 @@ def tensor_kind(node: fx.Node) -> str:
     if "unknown" in inputs and name in _ARITHMETIC and "tensor" not in inputs:
         return "unknown"
     return "tensor"
+
+
+def _given(node: fx.Node, name: str) -> int | None:
+    """How many values an operation gives: 0 for a list of them, None where nothing says so."""
+    if name in _LISTS:
+        return 0
+    if node.op not in ("call_function", "call_method") or not name.isidentifier() or name.startswith("_"):
+        return None
+    args = tuple(_kind_of(a) for a in node.args)
+    return _returns(name, args, tuple((k, _kind_of(v)) for k, v in sorted(node.kwargs.items())))
+
+
+def _kind_of(value: Any) -> str:
+    """What an argument is, as far as it tells overloads apart."""
+    if isinstance(value, fx.Node):
+        kind = value.meta.get("kind")
+        return "Tensor" if kind == "tensor" else "number" if kind == "number" else "any"
+    if isinstance(value, (tuple, list)):
+        return "List"
+    return {bool: "bool", int: "int", float: "float", str: "str"}.get(type(value), "any")
+
+
+_FITS = {
+    "Tensor": {"Tensor"}, "number": {"int", "float", "number"}, "int": {"int", "number", "float"},
+    "bool": {"bool", "int", "number"}, "float": {"float", "number"}, "str": {"str"}, "List": {"List"},
+}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def _returns(name: str, args: tuple[str, ...], kwargs: tuple[tuple[str, str], ...]) -> int | None:
+    """As `_given`, by the schemas that such arguments fit."""
+    packet = getattr(torch.ops.aten, name, None)
+    counts: set[int] = set()
+    for schema in [getattr(packet, n)._schema for n in packet.overloads()] if packet is not None else ():
+        if not schema.arguments or not _tensors(schema.arguments[0].type) or not _fits(schema, args, kwargs):
+            continue
+        several = [str(r.type).startswith("List") for r in schema.returns]
+        counts.add(0 if several == [True] else len(several))
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _tensors(kind: Any) -> bool:
+    return "Tensor" in str(kind)
+
+
+def _fits(schema: Any, args: tuple[str, ...], kwargs: tuple[tuple[str, str], ...]) -> bool:
+    """Whether arguments of these kinds fit a schema and leave nothing out that it needs."""
+    named = dict(kwargs)
+    if len(args) > len(schema.arguments) or not named.keys() <= {a.name for a in schema.arguments}:
+        return False
+    for position, argument in enumerate(schema.arguments):
+        kind = args[position] if position < len(args) else named.get(argument.name)
+        if kind is None:
+            if not argument.has_default_value():
+                return False
+        elif kind != "any" and not _takes(str(argument.type), kind):
+            return False
+    return True
+
+
+def _takes(wanted: str, kind: str) -> bool:
+    """Whether a parameter of this type takes an argument of this kind."""
+    plain = wanted.removeprefix("Optional[")
+    if plain.startswith("List["):
+        return kind == "List" or (kind == "int" and plain.startswith("List[int"))
+    return plain.rstrip("]") in _FITS[kind]
 
 
 def _remember_length(node: fx.Node, name: str) -> None:

@@ -1,4 +1,10 @@
-"""`Value`: what a model's code computes with while it is being captured."""
+"""`Value`: what a model's code computes with while it is being captured.
+
+A symbolic tensor *is* a tensor to every C function that may get hold of it (`TensorValue`): what honours
+``__torch_function__`` is written into the graph, and what reads a tensor without asking it (an autograd function, a
+legacy constructor, DLPack) reaches the dispatcher, which raises. So no code reads memory that is not there, and no
+capture ends the process. Sizes, numbers and objects of unknown type are plain `Value`s.
+"""
 
 from __future__ import annotations
 
@@ -12,58 +18,36 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from reptool.runtime.containers import Leaf
+from reptool.trace import Unanswerable
+
 if TYPE_CHECKING:
     from reptool.writing import Writing
 
-_PROPERTIES = frozenset(
-    [
-        "shape",
-        "ndim",
-        "dtype",
-        "device",
-        "layout",
-        "requires_grad",
-        "is_cuda",
-        "is_mps",
-        "is_cpu",
-        "is_meta",
-        "is_sparse",
-        "is_quantized",
-        "itemsize",
-        "nbytes",
-        "names",
-        "T",
-        "mT",
-        "H",
-        "mH",
-        "data",
-        "real",
-        "imag",
-        "grad",
-        "grad_fn",
-        "is_leaf",
-    ]
-)
 _FIXED = frozenset(["dtype", "device", "layout", "ndim", "requires_grad", "is_cuda", "is_meta", "itemsize", "shape"])
 _UNPACK = dis.opmap["UNPACK_SEQUENCE"]
+
+
+_PROPERTIES = frozenset(n for n in dir(Tensor) if not n.startswith("_") and not callable(getattr(Tensor, n)))
+_OWN = frozenset({"node", "hand_over"})
 
 
 class Asked(Exception):
     """Raised where an answer would have to be known."""
 
 
-class Value:
-    """A symbolic value: every operation on it is written into the recorder's graph."""
+class Symbolic(Leaf):
+    """What all symbolic values do: every operation on one is written into its recorder's graph."""
 
-    __slots__ = ("__weakref__", "_node", "_recorder")
+    __slots__ = ()
 
-    def __init__(self, node: fx.Node | None, recorder: Writing) -> None:
-        object.__setattr__(self, "_node", node)
-        object.__setattr__(self, "_recorder", recorder)
+    _node: fx.Node | None
+    _recorder: Writing
 
     @property
     def node(self) -> fx.Node:
         """The node that computes this value."""
+        assert self._node is not None
         return self._node
 
     def hand_over(self, node: fx.Node, recorder: Writing) -> None:
@@ -71,17 +55,8 @@ class Value:
         object.__setattr__(self, "_node", node)
         object.__setattr__(self, "_recorder", recorder)
 
-    # a tensor to everybody who asks `isinstance(x, torch.Tensor)`
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        if self._node is not None and self._node.op == "placeholder":
-            self._recorder.asked_for_type(self._node, sys._getframe(1))
-        return Tensor if self.node.meta.get("kind") == "tensor" else Value
-
     def __repr__(self) -> str:
         return f"Value({self.node.name})"
-
-    __hash__ = object.__hash__
 
     @classmethod
     def __torch_function__(
@@ -92,19 +67,27 @@ class Value:
         if torch.overrides.is_tensor_method_or_property(func):
             name = getattr(func, "__name__", "")
             if name == "__get__":
-                owner = getattr(func, "__self__", None)
-                return recorder.emit("call_function", getattr, (args[0], getattr(owner, "__name__", "")), {})
+                return args[0]._property(getattr(getattr(func, "__self__", None), "__name__", ""))
+            if name in ("__array__", "numpy"):
+                raise recorder.refused(Unanswerable("the code takes a tensor's numbers into numpy"))
             return recorder.emit("call_method", name, args, kwargs or {})
         return recorder.emit("call_function", func, args, kwargs or {})
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):
-            raise AttributeError(name)
+    def __array_function__(self, func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
+        return self._recorder.emit("call_function", func, args, kwargs)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        function = ufunc if method == "__call__" else getattr(ufunc, method)
+        return self._recorder.emit("call_function", function, inputs, kwargs)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise self._recorder.refused(Unanswerable(f"numpy takes the numbers of {self._node} into an array"))
+
+    def _property(self, name: str) -> Any:
+        """A property of a tensor."""
         if name in _FIXED and self.node.meta.get("listed"):
             return getattr(self.node.meta["tensor"], name)
-        if name in _PROPERTIES and self.node.meta.get("kind") == "tensor":
-            return self._recorder.emit("call_function", getattr, (self, name), {})
-        return Attribute(self, name)
+        return self._recorder.emit("call_function", getattr, (self, name), {})
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise Asked(f"the forward writes the attribute {name!r} of a tensor")
@@ -158,8 +141,62 @@ class Value:
     def __round__(self, digits: int | None = None) -> Any:
         return self._recorder.emit("call_function", round, (self,) if digits is None else (self, digits), {})
 
-    def __deepcopy__(self, memo: Any) -> Value:
+    def __deepcopy__(self, memo: Any) -> Symbolic:
         return self
+
+
+class Value(Symbolic):
+    """A size, a number, a sequence, or something of unknown type."""
+
+    __slots__ = ("__weakref__", "_node", "_recorder")
+
+    def __init__(self, node: fx.Node | None, recorder: Writing) -> None:
+        object.__setattr__(self, "_node", node)
+        object.__setattr__(self, "_recorder", recorder)
+
+    def __hash__(self) -> int:
+        return int(self._recorder.ask(self.node, "hash", hash))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        return Attribute(self, name)
+
+
+class TensorValue(Symbolic, Tensor):  # type: ignore[misc]  # a repr without a tensor's optional argument
+    """A tensor."""
+
+    @staticmethod
+    def __new__(cls, node: fx.Node, recorder: Writing) -> TensorValue:
+        """An empty tensor whose every property is asked of this class."""
+        made: TensorValue = Tensor._make_wrapper_subclass(
+            cls, (0,), dispatch_sizes_strides_policy="sizes", dispatch_device=True, dispatch_layout=True
+        )
+        object.__setattr__(made, "_node", node)
+        object.__setattr__(made, "_recorder", recorder)
+        return made
+
+    def __init__(self, node: fx.Node, recorder: Writing) -> None:
+        pass
+
+    __hash__ = object.__hash__
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        recorder = _recorder_of(args) or _recorder_of(tuple((kwargs or {}).values()))
+        error = Unanswerable(f"{func} gets a symbolic tensor from code that cannot be followed")
+        raise error if recorder is None else recorder.refused(error)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("_") or name in _OWN:
+            return object.__getattribute__(self, name)
+        if name in _PROPERTIES:
+            return self._property(name)
+        if not hasattr(Tensor, name) and (self.node.op != "placeholder" or self._recorder.knows_inputs):
+            raise AttributeError(f"a tensor has no attribute {name!r}")  # of other inputs nobody showed what they are
+        return Attribute(self, name)
 
 
 class Attribute(Value):
@@ -167,7 +204,7 @@ class Attribute(Value):
 
     __slots__ = ("_name", "_owner")
 
-    def __init__(self, owner: Value, name: str) -> None:
+    def __init__(self, owner: Symbolic, name: str) -> None:
         super().__init__(None, owner._recorder)
         object.__setattr__(self, "_owner", owner)
         object.__setattr__(self, "_name", name)
@@ -178,15 +215,19 @@ class Attribute(Value):
         if self._node is None:
             made = self._recorder.emit("call_function", getattr, (self._owner, self._name), {})
             object.__setattr__(self, "_node", made.node)
-        return self._node
+        return super().node
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._recorder.emit("call_method", self._name, (self._owner, *args), kwargs)
 
 
+KINDS = frozenset({Value, TensorValue, Attribute})
+"""The types of symbolic values; asked by ``type(v) in KINDS``, since code may make `isinstance` say anything."""
+
+
 def _recorder_of(args: tuple[Any, ...]) -> Writing | None:
     for a in args:
-        if type(a) is Value or type(a) is Attribute:
+        if type(a) in KINDS:
             return a._recorder
         if type(a) in (tuple, list):
             inner = _recorder_of(tuple(a))
@@ -263,8 +304,11 @@ def _install() -> None:
     def reflected(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda self, other: self._recorder.emit("call_function", function, (other, self), {})
 
+    def unary(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self: self._recorder.emit("call_function", function, (self,), {})
+
     def inplace(function: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-        def run(self: Value, other: Any) -> Any:
+        def run(self: Symbolic, other: Any) -> Any:
             mutates = self.node.meta.get("kind") in ("tensor", "unknown")
             return self._recorder.emit("call_function", function if mutates else plain, (self, other), {})
 
@@ -273,14 +317,16 @@ def _install() -> None:
     for name in _BINARY + _COMPARE:
         plain = getattr(operator, name)
         bare = name.rstrip("_")
-        setattr(Value, f"__{bare}__", binary(plain))
+        setattr(Symbolic, f"__{bare}__", binary(plain))
         if name in _BINARY:
-            setattr(Value, f"__r{bare}__", reflected(plain))
-            setattr(Value, f"__i{bare}__", inplace(getattr(operator, f"i{bare}"), plain))
+            setattr(Symbolic, f"__r{bare}__", reflected(plain))
+            setattr(Symbolic, f"__i{bare}__", inplace(getattr(operator, f"i{bare}"), plain))
     for name in _UNARY:
         function = getattr(operator, name)
-        setattr(Value, f"__{name}__", lambda self, _f=function: self._recorder.emit("call_function", _f, (self,), {}))
-    Value.__getitem__ = binary(operator.getitem)  # type: ignore[misc]
+        setattr(
+            Symbolic, f"__{name}__", lambda self, _f=function: self._recorder.emit("call_function", _f, (self,), {})
+        )
+    Symbolic.__getitem__ = binary(operator.getitem)  # type: ignore[misc]
 
 
 _install()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,30 +11,12 @@ from torch import Tensor, nn
 
 from reptool._copies import as_values
 from reptool._weights import set_plain
-from reptool.delivered import derive, has_own_conversions
-from reptool.errors import AbsorbedStateError
-from reptool.kept import KEPT, keep
 from reptool.lower import new_layer, set_values
-from reptool.method_text import Method
-from reptool.rank_guard import set_guard
+from reptool.runtime.hooks import set_guard
+from reptool.runtime.method import Method
+from reptool.runtime.originals import KEPT, keep
+from reptool.runtime.subclass import derive, has_own_conversions
 from reptool.surgery import Site, Surgery
-
-
-@dataclass
-class LoadGuard:
-    """A load_state_dict pre-hook: keys of absorbed layers raise, even with ``strict=False``."""
-
-    absorbed: frozenset[str]
-
-    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        """Raise for a checkpoint of the original model."""
-        found = sorted(k for k in self.absorbed if prefix + k in state)
-        if found:
-            raise AbsorbedStateError(
-                f"the checkpoint holds {len(found)} entries of layers that deploy() absorbed, "
-                f"such as {prefix + found[0]!r}; "
-                "load it into the original model and deploy that again"
-            )
 
 
 def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tuple[Tensor, Tensor | None]]) -> None:
@@ -111,6 +92,9 @@ def _rewrite_graph_module(module: torch.fx.GraphModule, methods: tuple[Method, .
     own = module.__class__
     module.__class__ = derive(own, methods)
     graph = _Flat().trace(module)
+    for node in graph.nodes:
+        if isinstance(node.type, str):  # an annotation that nobody evaluated: fx would look for it as an object
+            node.type = None
     module.__class__ = own
     module.graph = graph
 

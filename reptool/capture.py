@@ -18,13 +18,22 @@ import torch
 from torch import fx, nn
 
 from reptool._nodes import barrier
-from reptool._value import Value
+from reptool._value import Symbolic
 from reptool.function_text import behind
-from reptool.module_kinds import calls_itself, catches, foreign_hooks, own_methods, package_of, stock_forward
+from reptool.module_kinds import (
+    calls_itself,
+    catches,
+    foreign_hooks,
+    given_by,
+    own_methods,
+    package_of,
+    stock_forward,
+)
 from reptool.outside import kept_outside, written_constants, written_contents
 from reptool.patches import dice_state, dice_untouched, patched
+from reptool.runtime.containers import mapped
 from reptool.trace import CaptureLimitError, Event, Input, Question, Trace, Unanswerable
-from reptool.walk import map_values, nodes_in, only_tensors, rebuilt
+from reptool.walk import map_values, nodes_in, only_tensors
 from reptool.writing import Writing
 
 MAX_DEPTH = 120
@@ -54,8 +63,7 @@ class Recorder(Writing):
         if path in self.opaque or path in self.named or stock_forward(module):
             out: Any = self._leaf(module, path, args, kwargs, hooked)
         elif self.closed is not None and self.closed(path):
-            out = self._leaf(module, path, args, kwargs, hooked)
-            out.node.meta["kind"] = self.closed(path)
+            out = self._leaf(module, path, args, kwargs, hooked, self.closed(path))
         else:
             out = self._open(module, path, args, kwargs, hooked)
         last = self.stack[-1].items[-1]
@@ -93,23 +101,23 @@ class Recorder(Writing):
     def _barriers(self, value: Any) -> Any:
         return map_values(value, lambda v: self.emit("call_function", barrier, (v,), {}))
 
-    def _leaf(self, module: nn.Module, path: str, args: Any, kwargs: Any, hooked: bool) -> Value:
+    def _leaf(self, module: nn.Module, path: str, args: Any, kwargs: Any, hooked: bool, kind: str = "") -> Symbolic:
         if not args and kwargs.keys() == {"input"} and not hooked and stock_forward(module):
             args, kwargs = (kwargs["input"],), {}
-        out = self.emit("call_module", path, args, kwargs)
+        opened = path in self.opaque or (path in self.named and not stock_forward(module))
+        if opened or isinstance(module, torch.jit.ScriptModule):
+            kind = "unknown"
+        out = self.emit("call_module", path, args, kwargs, kind or given_by(module))
         out.node.meta["module"] = module
         out.node.meta["hooked"] = hooked
-        if path in self.opaque or (path in self.named and not stock_forward(module)):
-            out.node.meta.update(kind="unknown", opaque=self.opaque.get(path, ""))
-        elif isinstance(module, torch.jit.ScriptModule):
-            out.node.meta["kind"] = "unknown"
+        if opened:
+            out.node.meta["opaque"] = self.opaque.get(path, "")
         return out
 
-    def call_scripted(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Record a call of a compiled function as one node that nothing is known of."""
-        out = self.emit("call_function", _Scripted(function), args, kwargs)
-        out.node.meta["kind"] = "unknown"
-        return out
+    def call_opaque(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record a call of code that is not followed (compiled, an autograd function) as one node of unknown kind."""
+        self.functions.add(function)
+        return self.emit("call_function", function, args, kwargs, "unknown")
 
     def _open(self, module: nn.Module, path: str, args: Any, kwargs: Any, hooked: bool) -> Any:
         mark = len(self.stack[-1].items)
@@ -133,8 +141,18 @@ class Recorder(Writing):
             return self._leaf(module, path, args, kwargs, hooked)
         self.stack.pop()
         self._close(event, out)
+        if self._is_one_opaque_call(event):
+            del self.stack[-1].items[mark:]
+            self._erase_after(before)
+            self.opaque[path] = "it runs nothing but code that cannot be followed"
+            return self._leaf(module, path, args, kwargs, hooked)
         self._hand_up(event)
         return out
+
+    def _is_one_opaque_call(self, event: Event) -> bool:
+        """Whether a call gives what one opaque function makes: then the module as a whole is opaque."""
+        made = [n for n in event.nodes() if not n.meta["const"]]
+        return len(made) == 1 and event.output is made[0] and made[0].target in self.functions
 
     def _ask_for_errors(self, event: Event) -> None:
         """A method that catches errors does something else where an operation fails."""
@@ -246,9 +264,9 @@ class Recorder(Writing):
                 self.evaluate(node)
 
     def _placeholders(self, value: Any) -> Any:
-        return rebuilt(value, lambda v: self._placeholder(v) if isinstance(v, Input) else v)
+        return mapped(value, lambda v: self._placeholder(v) if isinstance(v, Input) else v)
 
-    def _placeholder(self, value: Input) -> Value:
+    def _placeholder(self, value: Input) -> Symbolic:
         node = self.graph.create_node("placeholder", value.name)
         node.meta.update(event=self.stack[-1], const=False, kind=value.kind)
         if value.fake is not None:
@@ -267,18 +285,6 @@ class _Unregistered:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
-
-
-class _Scripted:
-    """A function compiled by ``torch.jit.script``: it must never see a symbolic value."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-        self.__name__ = f"scripted_{getattr(function, 'name', 'function')}"
-        self.__module__ = __name__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
 
 
 class _Watched:

@@ -19,7 +19,6 @@ from reptool.fallback import Fallbacks
 from reptool.forms import Form
 from reptool.handed_out import handed_out
 from reptool.inputs import placeholders, unknown_inputs
-from reptool.kept import KEPT
 from reptool.lower import values as layer_values
 from reptool.module_kinds import stock_forward, watched_classes
 from reptool.opaque import Responses, named_paths
@@ -28,6 +27,7 @@ from reptool.options import Options, allowed_by
 from reptool.ownership import Ownership, ownership
 from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
+from reptool.runtime.originals import KEPT
 from reptool.settled import drop_settled
 from reptool.showing import Call, made_up, seen_calls
 from reptool.surgery import Site, Surgeon, Surgery

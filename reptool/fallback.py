@@ -19,9 +19,10 @@ from torch import Tensor, fx, nn
 from reptool.capture import Recorder
 from reptool.function_text import behind
 from reptool.guards import CannotGuardError, Guard, guard
-from reptool.kept import KEPT
-from reptool.method_text import CannotCutError, specialized_method
 from reptool.refusal import Code, Refusal
+from reptool.rewrite.constants import CannotCutError
+from reptool.rewrite.method_source import specialized_method
+from reptool.runtime.originals import KEPT
 
 if TYPE_CHECKING:
     from reptool.choose import Region

@@ -10,10 +10,10 @@ from typing import Any
 from torch import fx, nn
 
 from reptool.capture import Recorder
-from reptool.delivered import _expect
 from reptool.errors import InputError
 from reptool.inputs import placeholders, unknown_inputs
 from reptool.module_kinds import calls_itself, foreign_hooks
+from reptool.runtime.expect import _expect
 from reptool.trace import Event, all_events
 from reptool.twice import mark_state
 from reptool.walk import nodes_in
@@ -141,7 +141,7 @@ def _structure(value: Any, known: dict[fx.Node, fx.Node]) -> Any:
         return known[value]
     if isinstance(value, (tuple, list)):
         parts = [_structure(v, known) for v in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return type(value)(*parts) if hasattr(type(value), "_fields") else type(value)(parts)
     if isinstance(value, dict):
         return {k: _structure(v, known) for k, v in value.items()}
     if value is None or isinstance(value, (int, float, str, bool)):

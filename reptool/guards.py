@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from reptool._nodes import name_of
 from reptool.capture import Recorder
-from reptool.kept import Like
+from reptool.runtime.originals import Like
 from reptool.trace import Event, Question, Unanswerable
 from reptool.walk import nodes_in
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from reptool.errors import InputError
+from reptool.runtime.containers import leaves, mapped, parts, with_parts
 from reptool.trace import Input, fake
-from reptool.walk import rebuilt
 
 
 def example_arguments(example_inputs: Any, model: nn.Module) -> tuple[tuple[Any, ...] | None, dict[str, Any]]:
@@ -74,11 +74,8 @@ def placeholders(value: Any, name: str) -> Any:
     """Example inputs as placeholders that know what they stand for."""
     if isinstance(value, Tensor):
         return Input(name or "input", partial(fake, value.detach()))
-    if isinstance(value, tuple):
-        made = [placeholders(v, f"{name}_{i}") for i, v in enumerate(value)]
-        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
-    if isinstance(value, list):
-        return [placeholders(v, f"{name}_{i}") for i, v in enumerate(value)]
-    if type(value) is dict:
-        return {k: placeholders(v, f"{name}_{k}".strip("_") if isinstance(k, str) else name) for k, v in value.items()}
-    return rebuilt(value, lambda v: placeholders(v, name) if isinstance(v, Tensor) else v)
+    held = parts(value)
+    if held is None or not any(isinstance(v, Tensor) for v in leaves(value)):
+        return mapped(value, lambda v: v)
+    names = [f"{name}_{s.name}".strip("_") if isinstance(s.name, (int, str)) else name for s, _ in held]
+    return with_parts(value, [placeholders(v, n) for n, (_, v) in zip(names, held, strict=True)])

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from reptool._weights import is_weight_hook
 from reptool.function_text import behind
-from reptool.rank_guard import RankGuard
+from reptool.runtime.hooks import hook_rank
 
 
 def stock_forward(module: nn.Module) -> bool:
@@ -26,6 +26,14 @@ def stock_forward(module: nn.Module) -> bool:
     if not home.startswith(("torch.nn.modules", "torch.ao.nn")):
         return False
     return not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+
+
+_SEVERAL = (nn.RNNBase, nn.MultiheadAttention, nn.LSTMCell, nn.AdaptiveLogSoftmaxWithLoss)
+
+
+def given_by(module: nn.Module) -> str:
+    """What kind of value a module gives that is not opened: 'tensor', or 'sequence' for several."""
+    return "sequence" if isinstance(module, _SEVERAL) or getattr(module, "return_indices", False) else "tensor"
 
 
 _METHODS: dict[type, tuple[str, ...]] = {}
@@ -84,7 +92,7 @@ _GLOBAL_HOOKS = (
 
 def foreign_hooks(module: nn.Module) -> bool:
     """Whether hooks that are neither the model's weights' own nor reptool's watch a module."""
-    pre = [h for h in module._forward_pre_hooks.values() if not is_weight_hook(h) and not isinstance(h, RankGuard)]
+    pre = [h for h in module._forward_pre_hooks.values() if not is_weight_hook(h) and hook_rank(h) is None]
     return any(getattr(nn.modules.module, n, None) for n in _GLOBAL_HOOKS) or bool(
         pre or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import dis
-import inspect
 import math
 import random
 import sys
@@ -17,7 +16,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from reptool._value import Attribute, Value
+from reptool._value import KINDS
 from reptool.module_kinds import stock_forward
 from reptool.trace import Question, Unanswerable
 from reptool.walk import nodes_in
@@ -64,45 +63,40 @@ def dice_untouched(before: tuple[Any, ...]) -> bool:
     return same
 
 
-def _nothing_to_keep(*_: Any, **__: Any) -> Iterator[None]:
-    """In place of checkpointing, which keeps what it needs to run a function again."""
-    yield
-
-
-class _CalledAtOnce:
-    """In place of checkpointing by an autograd function."""
-
-    @staticmethod
-    def apply(function: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
-        return function(*args)
-
-
-_APPLY: Any = inspect.getattr_static(torch.autograd.Function, "apply")
+_BASE: Any = torch._C._FunctionBase
+_INSIDE: Any = torch.autograd.function._SingleLevelFunction
+"""Where every `apply` of an autograd function ends up, also one that was stored earlier (``swish = Swish.apply``)."""
 
 
 @contextmanager
 def patched(recorder: Recorder) -> Iterator[None]:
-    """While tracing: module calls, parameter reads, attribute writes and a few functions go through the recorder."""
+    """While tracing: module calls, parameter reads, attribute writes and a few functions go through the recorder.
+
+    The patches stand for the whole process; what other threads run meanwhile, and what runs while the recorder is not
+    tracing, gets the functions as they were.
+    """
     call, read, write = nn.Module.__call__, nn.Module.__getattr__, nn.Module.__setattr__
     saved: list[tuple[Any, str, Any]] = []
 
     def traced_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return recorder.call_module(self, args, kwargs) if recorder.active else call(self, *args, **kwargs)
+        return recorder.call_module(self, args, kwargs) if recorder.tracing else call(self, *args, **kwargs)
 
     def traced_read(self: nn.Module, name: str) -> Any:
         found = read(self, name)
-        if recorder.active and isinstance(found, Tensor) and (name in self._parameters or name in self._buffers):
+        if isinstance(found, Tensor) and recorder.tracing and (name in self._parameters or name in self._buffers):
             return recorder.parameter(self, name, found)
         return found
 
     written: list[tuple[nn.Module, str, Any]] = []
 
     def traced_write(self: nn.Module, name: str, value: Any) -> None:
-        if recorder.active:
+        if recorder.tracing:
             event = recorder.stack[-1]
             kept = list(nodes_in(value))
             if isinstance(value, nn.Module) and self._modules.get(name) is not value:
                 raise Unanswerable(f"the forward puts another module in the place of {name!r}")
+            if callable(value) and not isinstance(value, nn.Module) and callable(getattr(type(self), name, None)):
+                raise recorder.refused(Unanswerable(f"the forward puts another function in the place of {name!r}"))
             if _reads_attribute(sys._getframe(1).f_code, name):
                 event.questions.append(Question("own state", name, None))
             if stock_forward(self) and not _is_set_to(self, name, value):
@@ -116,12 +110,12 @@ def patched(recorder: Recorder) -> Iterator[None]:
         write(self, name, value)
 
     def replace(owner: Any, name: str, new: Any) -> None:
-        saved.append((owner, name, inspect.getattr_static(owner, name)))
+        saved.append((owner, name, vars(owner).get(name, saved)))
         setattr(owner, name, new)
 
     def lifted(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if recorder.active and (any(map(_holds, args)) or any(map(_holds, kwargs.values()))):
+            if (any(map(_holds, args)) or any(map(_holds, kwargs.values()))) and recorder.tracing:
                 return recorder.emit("call_function", function, args, kwargs)
             return function(*args, **kwargs)
 
@@ -130,20 +124,25 @@ def patched(recorder: Recorder) -> Iterator[None]:
 
     def drawn(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            return (
-                recorder.emit("call_function", function, args, kwargs) if recorder.active else function(*args, **kwargs)
-            )
+            if recorder.tracing:
+                return recorder.emit("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
 
         return wrapper
 
     def asked(function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             answer = function(*args, **kwargs)
-            if recorder.active and not str(sys._getframe(1).f_globals.get("__name__")).startswith("torch."):
+            if recorder.tracing and not str(sys._getframe(1).f_globals.get("__name__")).startswith("torch."):
                 recorder.stack[-1].questions.append(Question("mode", function.__name__, answer))
             return answer
 
         return wrapper
+
+    def asked_type(value: Any, kinds: Any, instance: Callable[..., bool] = isinstance) -> bool:
+        if type(value) in KINDS and recorder.tracing:
+            return recorder.is_instance(value, kinds, sys._getframe(1))
+        return instance(value, kinds)
 
     try:
         for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
@@ -158,9 +157,10 @@ def patched(recorder: Recorder) -> Iterator[None]:
             replace(nn.Module, name, _listing(recorder, getattr(nn.Module, name)))
         replace(nn.Module, "state_dict", _withheld(recorder, nn.Module.state_dict))
         replace(torch.jit.ScriptFunction, "__call__", _compiled(recorder, torch.jit.ScriptFunction.__call__))
-        replace(torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _nothing_to_keep)
-        replace(torch.utils.checkpoint, "CheckpointFunction", _CalledAtOnce)
-        replace(torch.autograd.Function, "apply", classmethod(_not_followed))
+        checkpoint = torch.utils.checkpoint
+        replace(checkpoint, "_checkpoint_without_reentrant_generator", _not_kept(recorder))
+        replace(checkpoint, "CheckpointFunction", _at_once(recorder))
+        replace(_INSIDE, "apply", _followed_by(recorder))
         for name in DRAWS:
             replace(torch, name, drawn(getattr(torch, name)))
         for name in _MODES:
@@ -172,12 +172,50 @@ def patched(recorder: Recorder) -> Iterator[None]:
             replace(math, name, lifted(getattr(math, name)))
         for name in ("max", "min"):
             replace(builtins, name, lifted(getattr(builtins, name)))
+        replace(builtins, "isinstance", asked_type)
         yield
     finally:
         for owner, name, old in reversed(saved):
-            setattr(owner, name, old)
+            delattr(owner, name) if old is saved else setattr(owner, name, old)
         for module, name, old in reversed(written):  # the next run finds the model as it was
             vars(module).pop(name, None) if old is written else vars(module).__setitem__(name, old)
+
+
+def _not_kept(recorder: Recorder) -> Callable[..., Iterator[None]]:
+    """Checkpointing keeps what it needs to run a function again: nothing, while tracing."""
+    keeps = torch.utils.checkpoint._checkpoint_without_reentrant_generator
+
+    def generator(*args: Any, **kwargs: Any) -> Iterator[None]:
+        if not recorder.tracing:
+            return keeps(*args, **kwargs)
+        return iter([None])
+
+    return generator
+
+
+def _at_once(recorder: Recorder) -> Any:
+    """Checkpointing by an autograd function, which while tracing is a plain call."""
+    reentrant = torch.utils.checkpoint.CheckpointFunction
+
+    class Checkpoint:
+        @staticmethod
+        def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+            return function(*args) if recorder.tracing else reentrant.apply(function, preserve, *args)
+
+    return Checkpoint
+
+
+def _followed_by(recorder: Recorder) -> Any:
+    """An autograd function is one operation of unknown kind."""
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if recorder.tracing and (any(True for _ in nodes_in(args)) or any(True for _ in nodes_in(kwargs))):
+            if any(isinstance(a, nn.Module) for a in (*args, *kwargs.values())):
+                raise recorder.refused(Unanswerable(f"the autograd function {cls.__name__} is given a module to run"))
+            return recorder.call_opaque(cls.apply, args, kwargs)
+        return _BASE.apply.__get__(None, cls)(*args, **kwargs)
+
+    return classmethod(apply)
 
 
 def _listing(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,7 +223,7 @@ def _listing(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., 
 
     def listing(self: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         for name, tensor in function(self, *args, **kwargs):
-            yield name, recorder.listed(self, name, tensor) if recorder.active else tensor
+            yield name, recorder.listed(self, name, tensor) if recorder.tracing else tensor
 
     return listing
 
@@ -194,7 +232,7 @@ def _not_deleted(recorder: Recorder, delete: Callable[..., Any]) -> Callable[...
     """What a forward takes away from a module would be missing in the next run."""
 
     def deleted(self: nn.Module, name: str) -> None:
-        if recorder.active and name in {**self._parameters, **self._buffers, **self._modules}:
+        if recorder.tracing and name in {**self._parameters, **self._buffers, **self._modules}:
             raise Unanswerable(f"the forward deletes {name!r} of a module")
         delete(self, name)
 
@@ -205,7 +243,7 @@ def _withheld(recorder: Recorder, function: Callable[..., Any]) -> Callable[...,
     """A ``state_dict`` hands out the tensors themselves: what is done to them could not be seen."""
 
     def withheld(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if recorder.active:
+        if recorder.tracing:
             raise Unanswerable("the forward asks for its state_dict")
         return function(self, *args, **kwargs)
 
@@ -216,8 +254,8 @@ def _compiled(recorder: Recorder, function: Callable[..., Any]) -> Callable[...,
     """Calls of functions compiled by ``torch.jit.script``."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if recorder.active and any(True for _ in nodes_in((args, kwargs))):
-            return recorder.call_scripted(self, args, kwargs)
+        if recorder.tracing and any(True for _ in nodes_in((args, kwargs))):
+            return recorder.call_opaque(self, args, kwargs)
         return function(self, *args, **kwargs)
 
     return call
@@ -225,7 +263,7 @@ def _compiled(recorder: Recorder, function: Callable[..., Any]) -> Callable[...,
 
 def _unchecked(recorder: Recorder, check: Callable[..., Any]) -> Callable[..., Any]:
     """The rank check of a norm: passed while tracing, made again by the norm at run time."""
-    return lambda self, value: None if recorder.active else check(self, value)
+    return lambda self, value: None if recorder.tracing else check(self, value)
 
 
 def _reads_attribute(code: Any, name: str) -> bool:
@@ -241,14 +279,7 @@ def _is_set_to(module: nn.Module, name: str, value: Any) -> bool:
     return now is value or (plain and type(now) is type(value) and bool(now == value))
 
 
-def _not_followed(cls: Any, *args: Any, **kwargs: Any) -> Any:
-    """An autograd function takes tensors only: a symbolic value in its hands would crash the interpreter."""
-    if any(map(_holds, args)) or any(map(_holds, kwargs.values())):
-        raise Unanswerable(f"{cls.__name__} is an autograd function, which is not followed")
-    return _APPLY.__get__(None, cls)(*args, **kwargs)
-
-
 def _holds(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
-        return any(type(v) is Value or type(v) is Attribute for v in value)
-    return type(value) is Value or type(value) is Attribute
+        return any(type(v) in KINDS for v in value)
+    return type(value) in KINDS

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from reptool._copies import full_copy
 from reptool.engine import Plan, Unit
 from reptool.errors import VerificationError
+from reptool.runtime.containers import mapped
 from reptool.tensors import cloned, tensors_in
 from reptool.trace import Event
 
@@ -140,18 +141,14 @@ def _run(module: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def _inputs(value: Any, unit: Unit, generator: torch.Generator, made: dict[fx.Node, Tensor], size: Sizes) -> Any:
-    if isinstance(value, fx.Node):
-        if value not in made:
-            made[value] = _input(value, unit, generator, size)
-        return made[value]
-    if isinstance(value, (tuple, list)):
-        parts = [_inputs(v, unit, generator, made, size) for v in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    if type(value) is dict:
-        return {k: _inputs(v, unit, generator, made, size) for k, v in value.items()}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise _UnknownInputError
+    def leaf(v: Any) -> Any:
+        if not isinstance(v, fx.Node):
+            return v
+        if v not in made:
+            made[v] = _input(v, unit, generator, size)
+        return made[v]
+
+    return mapped(value, leaf)
 
 
 def _input(node: fx.Node, unit: Unit, generator: torch.Generator, size: Sizes) -> Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from reptool.walk import rebuilt
+from reptool.runtime.containers import leaves, mapped
 
 
 def cloned(value: Any, double: bool = False) -> Any:
@@ -17,17 +17,9 @@ def cloned(value: Any, double: bool = False) -> Any:
             return leaf
         return leaf.detach().double().clone() if double and leaf.is_floating_point() else leaf.detach().clone()
 
-    return rebuilt(value, clone)
+    return mapped(value, clone)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
     """Every floating tensor of a nested output, in order."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        return [t for v in value.values() for t in tensors_in(v)]
-    if isinstance(value, (tuple, list)):
-        return [t for v in value for t in tensors_in(v)]
-    if hasattr(value, "__dict__") and not isinstance(value, nn.Module):
-        return [t for v in vars(value).values() for t in tensors_in(v)]
-    return []
+    return [v for v in leaves(value) if isinstance(v, Tensor) and v.is_floating_point()]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from reptool.errors import ReptoolError
+from reptool.runtime.containers import Leaf
 
 
 class CaptureLimitError(ReptoolError):
@@ -90,7 +91,7 @@ class Trace:
 
 
 @dataclass
-class Input:
+class Input(Leaf):
     """A placeholder to be: its name, and how to make a fake of it (None when nothing is known)."""
 
     name: str

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import reptool
 from reptool.errors import InputError, SpecializedError
-from reptool.kept import KEPT, Kept
 from reptool.refusal import Code
+from reptool.runtime.originals import KEPT, Kept
 from reptool.testing import assert_equivalent, randomize
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reptool.capture import Recorder
 from reptool.guards import CannotGuardError, guard
 from reptool.inputs import placeholders
-from reptool.kept import fits
+from reptool.runtime.originals import fits
 
 
 class Asks(nn.Module):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert, name_of
-from reptool.method_text import Method
 from reptool.ops import Affine, Concat, Op, Pieces, Stack, Sum, View
-from reptool.rank_guard import guarded_rank
 from reptool.refusal import Code, Refusal
-from reptool.regenerate import Cutter, Edits, is_dead
+from reptool.rewrite.codegen import Cutter, Edits, is_dead
+from reptool.runtime.hooks import guarded_rank
+from reptool.runtime.method import Method
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.traced import Traced, is_plain_identity
 from reptool.trace import Event

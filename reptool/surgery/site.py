@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from reptool.choose import Region
 from reptool.lower import Geometry, Place
-from reptool.method_text import Method
+from reptool.runtime.method import Method
 from reptool.trace import Event
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from reptool.function_text import behind
-from reptool.method_text import guarded_method
 from reptool.modes import MAX_TRIES, given, is_switch, offered, other_settings, own_settings, without, words_of
 from reptool.module_kinds import stock_forward
 from reptool.refusal import Code, Refusal
+from reptool.rewrite.method_source import guarded_method
 from reptool.surgery import Site, Surgery
 from reptool.trace import Event, Input, all_events
 from reptool.walk import nodes_in

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reptool.choose import Region
-from reptool.method_text import Method
 from reptool.refusal import Code, Refusal
+from reptool.runtime.method import Method
 from reptool.surgery import Site
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from reptool.delivered import CONVERSIONS
 from reptool.function_text import behind
 from reptool.modes import SETTINGS, kinds_of
+from reptool.runtime.subclass import CONVERSIONS
 from reptool.wiring.handing import WALKS, asked_for, hands_on
 
 _NOT_DATA = (

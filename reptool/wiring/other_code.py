@@ -15,10 +15,10 @@ from torch import nn
 
 from reptool.asked_kinds import asked_kinds
 from reptool.listing import lists_tensors
-from reptool.method_text import sealed_method
 from reptool.module_kinds import stock_forward
 from reptool.readings import WEIGHTS, computes_from
 from reptool.refusal import Code, Refusal
+from reptool.rewrite.method_source import sealed_method
 from reptool.surgery import Site, Surgeon, Surgery
 from reptool.trace import all_events
 from reptool.wiring.changed import Changed, may_use, runs_modules

@@ -1,7 +1,7 @@
 """The models in the files beside this one, which were deployed and pickled by reptool 0.1.0 before its classes moved.
 
-Their pickles name what they need of reptool: derived classes, methods, guards, kept originals, reports. All of it has to be
-found under those names as long as anybody holds such a file.
+Their pickles name what they need of reptool: derived classes, methods, guards, kept originals, reports. All of it has
+to be found under those names as long as anybody holds such a file.
 """
 
 from __future__ import annotations

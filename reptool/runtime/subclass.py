@@ -1,11 +1,17 @@
-"""Delivered classes: a user's class with methods written anew, which keeps its name and pickles."""
+"""Derived classes: a user's class with methods written anew, which keeps its name, its pickles and its registries.
+
+Deriving runs no code of the user's: neither a metaclass nor an ``__init_subclass__`` sees the new class, so that what
+registers classes by name goes on naming the user's own.
+"""
 
 from __future__ import annotations
 
+import abc
 import copyreg
 import functools
-import importlib
 import inspect
+import linecache
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +19,10 @@ import torch
 from torch import fx, nn
 
 from reptool.errors import SpecializedError
-from reptool.kept import Like, as_it_was, holds
-from reptool.method_text import Method
+from reptool.runtime.containers import filled, read_key
+from reptool.runtime.expect import _bound, _expect, _expect_given, _sealed
+from reptool.runtime.method import Method, find
+from reptool.runtime.originals import Like, as_it_was, holds
 
 CONVERSIONS = (
     "fuse",
@@ -34,41 +42,6 @@ CONVERSIONS = (
 )
 REBUILDS = "from_pretrained"  # of transformers and huggingface_hub: a class that builds the layers it was written with
 CONVERTED = ("is_fused", "is_deployed", "is_reparameterized")
-
-
-def _sealed(where: str) -> None:
-    """The body of a method that deploying left without its parts."""
-    raise SpecializedError(
-        f"{where} uses layers one by one that deploy() fused, which would give other values; exclude them "
-        "(deploy(model, exclude=...)), or call it on the original model"
-    )
-
-
-def _expect(name: str, value: Any, *seen: Any) -> None:
-    """The guard of a deployed method: an argument it was specialized for."""
-    if isinstance(value, fx.Proxy):  # a graph is being made of the method: the guard belongs into it
-        value.tracer.create_proxy("call_function", _expect, (name, value, *seen), {})
-        return
-    if torch.is_tensor(value) or value not in seen:
-        traced = seen[0]
-        shown = f"a tensor of shape {tuple(value.shape)}" if torch.is_tensor(value) else repr(value)
-        own = name.startswith("self.")
-        what = "set it before deploying" if own else f"deploy the model with example_inputs that pass {name}"
-        raise SpecializedError(
-            f"this method was deployed for {name}={traced!r} and called with {name}={shown}; {what}, "
-            "or exclude this module"
-        )
-
-
-def _expect_given(name: str, value: Any, default: Any, count: int | None) -> None:
-    """The guard of an optional argument that was given when the model was deployed."""
-    missing = len(value) != count if count is not None else not torch.is_tensor(value) and value is default
-    if missing:
-        what = f"{count} arguments in {name}" if count is not None else f"an argument {name}"
-        raise SpecializedError(
-            f"this method was deployed for {what}; deploy the model with example_inputs as it is called here, "
-            "or exclude this module"
-        )
 
 
 def _converted(self: nn.Module, *_: Any, **__: Any) -> nn.Module:
@@ -96,7 +69,9 @@ def has_own_conversions(cls: type) -> bool:
 
 
 _CLASSES: dict[Any, type] = {}
-BUILTIN_NAMES: dict[str, Any] = {
+ORIGINAL = "_reptool_original_"
+"""In front of the name of a method that was put behind a guard: the method as it was."""
+SCOPE: dict[str, Any] = {
     "inf": float("inf"),
     "nan": float("nan"),
     "device": torch.device,
@@ -104,17 +79,20 @@ BUILTIN_NAMES: dict[str, Any] = {
     "torch": torch,
     "fx_pytree": fx._pytree,
     "pytree": torch.utils._pytree,
+    "_expect": _expect,
+    "_expect_given": _expect_given,
+    "_sealed": _sealed,
+    "_holds": holds,
+    "_like": Like,
+    "_as_it_was": as_it_was,
+    "_filled": filled,
+    "_read_key": read_key,
 }
-
-
-def find(module: str, qualname: str) -> Any:
-    """What a module holds under a qualified name."""
-    found = importlib.import_module(module)
-    return functools.reduce(getattr, qualname.split("."), found) if qualname else found
+"""What every method may name. Sources in pickles of earlier releases name some of it that none is written with now."""
 
 
 def _member(module: str, qualname: str, name: str) -> Any:
-    """A member of an enumeration."""
+    """A member of an enumeration, as sources in pickles of reptool 0.1.0 name it."""
     return getattr(find(module, qualname), name)
 
 
@@ -125,45 +103,65 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
         cls: the class of the user's module.
         methods: what is written anew.
         plain: derive from `nn.Module` instead (a norm whose normalization was absorbed is no norm any more).
+
+    Raises:
+        TypeError: the class cannot be derived from without running code of the user's.
     """
     if "_reptool_derived" in cls.__dict__:
         cls, earlier, was_plain = cls._reptool_derived  # type: ignore[attr-defined]
         fresh = {m.name for m in methods}
         methods = (*(m for m in earlier if m.name not in fresh), *methods)
         plain = plain or was_plain
-    key = (cls, tuple((m.name, m.source, m.names) for m in methods), plain)
-    if key in _CLASSES:
-        return _CLASSES[key]
+    key = (cls, tuple(m.key() for m in methods), plain)
+    if key not in _CLASSES:
+        _CLASSES[key] = _without_their_code(cls, _body(cls, methods, plain), nn.Module if plain else cls)
+    return _CLASSES[key]
+
+
+def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]:
+    """The namespace of a derived class."""
     body: dict[str, Any] = {n: _converted for n in CONVERSIONS if callable(getattr(cls, n, None))}
     body |= {n: _is_converted for n in CONVERTED if body and inspect.isfunction(getattr(cls, n, None))}
     if inspect.ismethod(getattr(cls, REBUILDS, None)):
         body[REBUILDS] = classmethod(_not_rebuilt)
     for method in methods:
-        scope = {name: find(module, qualname) for name, module, qualname in method.names}
-        scope.update(
-            BUILTIN_NAMES,
-            _expect=_expect,
-            _expect_given=_expect_given,
-            _sealed=_sealed,
-            _original=getattr(cls, method.name),
-            _member=_member,
-            _bound=_binder(getattr(cls, method.name)),
-        )
-        scope.update(_holds=holds, _like=Like, _as_it_was=as_it_was)
-        exec(compile(method.source, f"<reptool {cls.__name__}.{method.name}>", "exec"), scope)
-        function = scope[method.name]
-        original = getattr(cls, method.name)
-        _give_defaults(function, inspect.signature(original))
-        function.__doc__ = original.__doc__
-        function.__qualname__ = original.__qualname__
-        body[method.name] = function
+        body[method.name] = _compiled(cls, method)
+        body[ORIGINAL + method.name] = inspect.getattr_static(cls, method.name)
     body["__reduce_ex__"] = _reduce
     body["_reptool_derived"] = (cls, methods, plain)
     body["__module__"], body["__qualname__"], body["__doc__"] = cls.__module__, cls.__qualname__, cls.__doc__
     if plain and "extra_repr" not in body:
         body["extra_repr"] = nn.Module.extra_repr
-    made = type(cls)(cls.__name__, (nn.Module,) if plain else (cls,), body)
-    _CLASSES[key] = made
+    return body
+
+
+def _compiled(cls: type, method: Method) -> Callable[..., Any]:
+    """The function that a method's source defines, with what the original says of itself."""
+    original = getattr(cls, method.name)
+    scope = {**SCOPE, "_original": original, "_member": _member, "_bound": functools.partial(_bound, original)}
+    scope |= method.scope()
+    file = f"<reptool {cls.__qualname__}.{method.name} {zlib.crc32(method.source.encode()):08x}>"
+    exec(compile(method.source, file, "exec"), scope)
+    linecache.cache[file] = (len(method.source), None, method.source.splitlines(keepends=True), file)
+    function: Callable[..., Any] = scope[method.name]
+    _give_defaults(function, inspect.signature(original))
+    function.__doc__ = original.__doc__
+    function.__qualname__ = original.__qualname__
+    function.__module__ = cls.__module__
+    function.__annotations__ = dict(getattr(inspect.unwrap(original), "__annotations__", {}))
+    return function
+
+
+def _without_their_code(cls: type, body: dict[str, Any], base: type) -> type:
+    """A subclass of `base` of which neither a metaclass nor an ``__init_subclass__`` of the user's hears."""
+    kind, name = type(cls), cls.__name__
+    if next(c for c in base.__mro__ if "__init_subclass__" in vars(c)) is object:
+        made = type.__new__(kind, name, (base,), body)
+    else:
+        made = type.__new__(kind, name, (nn.Module,), body)
+        made.__bases__ = (base,)
+    if isinstance(made, abc.ABCMeta):
+        abc._abc_init(made)  # type: ignore[attr-defined]
     return made
 
 
@@ -176,17 +174,6 @@ def _give_defaults(function: Any, signature: inspect.Signature) -> None:
     named = {n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
     function.__defaults__ = tuple(v for n, v in defaults.items() if n not in named) or None
     function.__kwdefaults__ = {n: v for n, v in defaults.items() if n in named} or None
-
-
-def _binder(original: Any) -> Callable[..., dict[str, Any]]:
-    """What gives the arguments of a call of a method by name, the defaults included."""
-
-    def bound(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        arguments = inspect.signature(original).bind(*args, **kwargs)
-        arguments.apply_defaults()
-        return arguments.arguments
-
-    return bound
 
 
 def _reduce(self: nn.Module, protocol: Any) -> Any:

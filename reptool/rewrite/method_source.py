@@ -2,58 +2,59 @@
 
 from __future__ import annotations
 
-import enum
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from reptool.function_text import behind
-from reptool.refusal import Code
+from reptool.rewrite.constants import CannotCutError, Constants
+from reptool.runtime.method import Method
+from reptool.runtime.subclass import ORIGINAL
 
 if TYPE_CHECKING:
     from reptool.guards import Guard
 
 
-class CannotCutError(Exception):
-    """A method cannot be printed from its trace; the message says why.
+@dataclass
+class Check:
+    """A value that a method must find as it was when it was written.
 
     Args:
-        message: why.
-        code: the kind of refusal it becomes.
+        name: what it is, as errors name it.
+        read: the expression that reads it.
+        seen: what it may be.
     """
 
-    def __init__(self, message: str, code: Code = Code.METHOD) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass
-class Method:
-    """A regenerated method: its source, what its names mean, and constants its module must hold."""
-
     name: str
-    source: str
-    names: tuple[tuple[str, str, str], ...]  # (name in the source, module, qualified name)
-    buffers: tuple[str, ...] = ()
-    read: frozenset[str] = frozenset()  # paths of the modules whose parameters it reads
+    read: str
+    seen: tuple[Any, ...]
+
+    def scripted(self) -> str | None:
+        """The same as an expression of TorchScript; None where it has none."""
+        if not all(v is None or type(v) in (bool, int, float, str) for v in self.seen):
+            return None
+        tests = dict.fromkeys(f"{self.read} is None" if v is None else f"{self.read} == {v!r}" for v in self.seen)
+        return " or ".join(tests)
 
 
-def literal(value: Any, name: str) -> str:
-    """A constant argument as text."""
-    if isinstance(value, enum.Enum) and "<locals>" not in type(value).__qualname__:
-        return f"_member({type(value).__module__!r}, {type(value).__qualname__!r}, {value.name!r})"
-    if _is_text(value) or (type(value) in (tuple, list) and all(map(_is_text, value))):
-        return repr(value)
-    if type(value) in (dict, set) and all(map(_is_text, [*value, *value.values()] if type(value) is dict else value)):
-        return repr(value)
-    raise CannotCutError(f"its argument {name!r} is a {type(value).__name__}")
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a constant is what its `repr` says."""
-    return value is None or type(value) in (bool, int, float, str)
+def checks(wanted: Sequence[Check], constants: Constants) -> list[str]:
+    """Statements that raise where one of the values is another."""
+    if not wanted:
+        return []
+    eager = []
+    for check in wanted:
+        seen = dict.fromkeys(constants.text(v, f"its argument {check.name!r}") for v in check.seen)
+        eager.append(f"        _expect({check.name!r}, {check.read}, {', '.join(seen)})")
+    scripted = [f"        assert {text}" for check in wanted if (text := check.scripted())]
+    head = f"{constants.function(torch.jit.is_scripting)}()"
+    if not scripted:
+        return [f"    if not {head}:", *eager]
+    return [f"    if {head}:", *scripted, "    else:", *eager]
 
 
 def header_of(signature: inspect.Signature) -> str:
@@ -81,23 +82,27 @@ def guarded_method(
         settings: attributes of the module that must be what they were.
     """
     signature, read = inspect.signature(getattr(cls, name)), _reader(getattr(cls, name))
+    constants = Constants([*signature.parameters, "self"])
+    wanted = [Check(n, read(n), tuple(values)) for n, values in seen.items()]
+    wanted += [Check(f"self.{n}", f"self.{n}", (value,)) for n, value in settings.items()]
     try:
-        known = {n: ", ".join(dict.fromkeys(literal(v, n) for v in values)) for n, values in seen.items()}
-        checks = [f"    _expect({n!r}, {read(n)}, {values})" for n, values in known.items()]
+        lines = checks(wanted, constants)
         for n, value in given.items():
             count = len(value) if isinstance(value, tuple) else None
-            default = "None" if count is not None else literal(signature.parameters[n].default, n)
-            checks.append(f"    _expect_given({n!r}, {read(n)}, {default}, {count})")
-        checks += [f"    _expect({f'self.{n}'!r}, self.{n}, {literal(v, n)})" for n, v in settings.items()]
+            default = "None" if count is not None else constants.text(signature.parameters[n].default, n)
+            lines.append(f"    _expect_given({n!r}, {read(n)}, {default}, {count})")
         header = header_of(signature)
     except CannotCutError:
         return None
-    passed = ", ".join(["self", *(_pass_on(p) for p in list(signature.parameters.values())[1:])])
+    passed = ", ".join(_pass_on(p) for p in list(signature.parameters.values())[1:])
     if is_decorated(getattr(cls, name)):
-        header = passed = _AS_GIVEN
-        checks = [_BIND, *checks]
-    lines = [f"def {name}({header}):", *checks, f"    return _original({passed})"]
-    return Method(name, "\n".join(lines) + "\n", ())
+        header, passed = _AS_GIVEN, "*args, **kwargs"
+        lines = [_BIND, *lines]
+    return _method(name, [f"def {name}({header}):", *lines, f"    return self.{ORIGINAL}{name}({passed})"], constants)
+
+
+def _method(name: str, lines: Sequence[str], constants: Constants) -> Method:
+    return Method(name, "\n".join(lines) + "\n", constants.names, constants=constants.values)
 
 
 def specialized_method(cls: type, name: str, made: Method | None, guards: Sequence[Guard], training: bool) -> Method:
@@ -117,20 +122,29 @@ def specialized_method(cls: type, name: str, made: Method | None, guards: Sequen
     read: Callable[[str], str] = str
     header = header_of(signature)
     given = [_pass_on(p) for p in list(signature.parameters.values())[1:]]
-    bind = ""
+    lines: list[str] = []
     if made is None and is_decorated(getattr(cls, name)):
-        header, given, read, bind = _AS_GIVEN, ["*args", "**kwargs"], _reader(getattr(cls, name)), f"{_BIND}\n"
+        header, given, read = _AS_GIVEN, ["*args", "**kwargs"], _reader(getattr(cls, name))
+        lines = [_BIND]
     original = f"return _as_it_was(self).{name}({', '.join(given)})"
     if not guards:
-        return Method(name, f"def {name}({header}):\n    {original}\n", ())
+        return Method(name, f"def {name}({header}):\n    {original}\n")
+    constants = Constants({*signature.parameters, "self", *re.findall(r"\w+", made.source if made else "")})
+    if training:
+        lines = [*checks([Check("training", "self.training", (False,))], constants), *lines]
     plain = "".join(f"{read(n)}, " for n in guards[0].names)
-    seen = "".join(f",\n            {g.values!r}" for g in guards)
-    lines = "    _expect('training', self.training, False)\n" if training else ""
-    lines += f"{bind}    if not _holds(({plain}){seen}):\n        {original}\n"
+    seen = "".join(f", {constants.keep(g.values, '_g')}" for g in guards)
+    lines += [f"    if not _holds(({plain}){seen}):", f"        {original}"]
     if made is None:
-        return Method(name, f"def {name}({header}):\n{lines}    return _original({', '.join(['self', *given])})\n", ())
+        last = f"    return self.{ORIGINAL}{name}({', '.join(given)})"
+        return _method(name, [f"def {name}({header}):", *lines, last], constants)
     first, _, rest = made.source.partition("\n")
-    return replace(made, source=f"{first}\n{lines}{rest}")
+    return replace(
+        made,
+        source="\n".join([first, *lines, rest]),
+        names=tuple(dict.fromkeys((*made.names, *constants.names))),
+        constants=(*made.constants, *constants.values),
+    )
 
 
 def sealed_method(cls: type, name: str, where: str) -> Method | None:
@@ -139,7 +153,7 @@ def sealed_method(cls: type, name: str, where: str) -> Method | None:
         header = header_of(inspect.signature(getattr(cls, name)))
     except CannotCutError:
         return None
-    return Method(name, f"def {name}({header}):\n    _sealed({f'{where}.{name}'!r})\n", ())
+    return Method(name, f"def {name}({header}):\n    _sealed({f'{where}.{name}'!r})\n")
 
 
 _AS_GIVEN = "self, *args, **kwargs"

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dis
 import inspect
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from types import CellType, FunctionType
 from typing import Any
 
@@ -19,12 +18,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert, name_of
-from reptool.delivered import BUILTIN_NAMES, find
 from reptool.function_text import behind
-from reptool.method_text import CannotCutError, Method, header_of, literal
 from reptool.modes import names_in, offered, own_settings
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
+from reptool.rewrite.constants import CannotCutError, Constants
+from reptool.rewrite.method_source import Check, checks, header_of
+from reptool.rewrite.printer import Printer, read_item
+from reptool.runtime.containers import Place, Template, filled, leaves, mapped, parts, read_key
+from reptool.runtime.method import Method
 from reptool.trace import Event, all_events
 from reptool.walk import nodes_in
 
@@ -88,6 +90,8 @@ class Cutter:
         self.now = 0.0  # where in the trace what is written down stands
         self.buffers: list[str] = []
         self.read: set[str] = set()
+        self.header: str = ""
+        self.parameters: tuple[str, ...] = ()
 
     def method(self) -> Method | Refusal:
         """The method's new source, or why it cannot be written."""
@@ -107,7 +111,7 @@ class Cutter:
             raise CannotCutError(f"it asks for the {q.what} of {q.node}")
         if self.event.effects:
             raise CannotCutError(f"it {self.event.effects[0]}")
-        parameters, guards = self._parameters(function)
+        guards = self._parameters(function)
         for item in self.event.items:
             if isinstance(item, Event):
                 self._call(item)
@@ -118,16 +122,14 @@ class Cutter:
         guards += self._settings()
         self.now = max((self.reads.position[n] + 1 for n in self.event.nodes()), default=self.now)
         self.graph.output(self._lookup_all(self.event.output))
-        return self._print(parameters, guards)
+        return self._print(guards)
 
-    def _settings(self) -> list[str]:
+    def _settings(self) -> list[Check]:
         """Checks of the module's attributes that the text no longer reads: what they were was written into it."""
         names = {n for e in self._written_out(self.event) for n in names_in(getattr(type(e.module), e.method))}
         found = own_settings(self.event.module, names, names)
-        lines = ["    _expect('training', self.training, False)"] if "training" in found else []
-        return lines + [
-            f"    _expect({f'self.{n}'!r}, self.{n}, {literal(v, n)})" for n, v in found.items() if n != "training"
-        ]
+        out = [Check("training", "self.training", (False,))] if "training" in found else []
+        return out + [Check(f"self.{n}", f"self.{n}", (v,)) for n, v in found.items() if n != "training"]
 
     def _written_out(self, event: Event) -> Iterator[Event]:
         """A call, and those of the module's own methods that are not made any more."""
@@ -139,7 +141,7 @@ class Cutter:
                 yield from self._written_out(item)
 
     # --- the signature
-    def _parameters(self, function: Callable[..., Any]) -> tuple[str, list[str]]:
+    def _parameters(self, function: Callable[..., Any]) -> list[Check]:
         signature = inspect.signature(function)
         try:
             bound = signature.bind(self.event.module, *self.event.args, **self.event.kwargs)
@@ -147,44 +149,42 @@ class Cutter:
             raise CannotCutError(f"its call does not fit its signature ({error})") from error
         given = set(bound.arguments)
         bound.apply_defaults()
-        guards: list[str] = []
-        header = header_of(signature)
+        guards: list[Check] = []
+        self.header, self.parameters = header_of(signature), tuple(signature.parameters)[1:]
         for name in list(signature.parameters)[1:]:
             parameter, value = signature.parameters[name], bound.arguments[name]
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 if value:
                     raise CannotCutError(f"it takes *{name}")
-                guards.append(f"    _expect({name!r}, {name}, {value!r})")
+                guards.append(Check(name, name, (value,)))
                 continue
             if not any(True for _ in nodes_in(value)):
                 if self.assumed and (self.event.parent is not None or name not in given):
                     raise CannotCutError(f"whether it is called with {name!r} is not known")
                 if not self.fallback and offered(self.event, parameter, value, name in given, self.prefix):
                     raise CannotCutError(f"its callers may switch {name!r}", Code.SPECIALIZED)
-                guards.append(f"    _expect({name!r}, {name}, {literal(value, name)})")
+                guards.append(Check(name, name, (value,)))
                 continue
-            self._unpack(value, self.graph.placeholder(name))
-        return header, guards
+            made = self.graph.placeholder(name)
+            made.meta["kind"] = "tensor" if isinstance(value, fx.Node) else None
+            self._unpack(value, made)
+        return guards
 
-    def _unpack(self, value: Any, made: Any) -> None:
+    def _unpack(self, value: Any, made: fx.Node) -> None:
         """Map the nodes inside a structure to reads of `made`."""
         if isinstance(value, fx.Node):
+            made.meta.setdefault("kind", value.meta.get("kind"))
             self.map[value] = made
-        elif isinstance(value, (tuple, list)):
-            for i, v in enumerate(value):
-                if any(True for _ in nodes_in(v)):
-                    self._unpack(v, self.graph.call_function(_getitem, (made, i)))
-        elif isinstance(value, Mapping):
-            for k, v in value.items():
-                if any(True for _ in nodes_in(v)):
-                    self._unpack(v, self.graph.call_function(_getitem, (made, k)))
-        elif is_dataclass(value):
-            for f in fields(value):
-                v = getattr(value, f.name)
-                if any(True for _ in nodes_in(v)):
-                    self._unpack(v, self.graph.call_function(getattr, (made, f.name)))
-        elif any(True for _ in nodes_in(value)):
-            raise CannotCutError(f"a {type(value).__name__} goes in or out")
+            return
+        for step, part in parts(value) or ():
+            if not any(True for _ in nodes_in(part)):
+                continue
+            if step.kind == "attribute":
+                read = self.graph.call_function(getattr, (made, step.name))
+            else:
+                direct = step.kind == "index" or type(value) is dict
+                read = self.graph.call_function(read_item if direct else read_key, (made, step.name))
+            self._unpack(part, read)
 
     # --- the body
     def _call(self, child: Event) -> None:
@@ -235,14 +235,16 @@ class Cutter:
             if node in self.edits.promoted:
                 dtype = self.graph.call_function(torch.result_type, (self.map[node], 1.0))
                 self.map[node] = self.graph.call_method("to", (self.map[node], dtype))
-        elif node.op == "call_module":
-            self.map[node] = self.graph.create_node(
-                "call_module", self._relative(str(node.target)), *self._arguments(node)
-            )
         elif name_of(node) == "barrier":
             self.map[node] = self._lookup(node, node.args[0])  # type: ignore[arg-type]
         else:
-            self.map[node] = self.graph.create_node(node.op, node.target, *self._arguments(node), type_expr=None)
+            target = self._relative(str(node.target)) if node.op == "call_module" else node.target
+            self.map[node] = self._made(node.op, target, *self._arguments(node), node.meta.get("kind"))
+
+    def _made(self, op: str, target: Any, args: Any, kwargs: Any, kind: str | None) -> fx.Node:
+        made = self.graph.create_node(op, target, args, kwargs)
+        made.meta["kind"] = kind
+        return made
 
     def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
         return (
@@ -260,27 +262,38 @@ class Cutter:
         if outer is not None:
             source = self.graph.call_function(nn.functional.pad, (source, list(outer), constants["outer_mode"]))
         rest = {k: v for k, v in constants.items() if not k.startswith("outer") and k != "cast"}
-        self.map[node] = self.graph.call_function(function, (source, *read), rest)
+        self.map[node] = self._made("call_function", function, (source, *read), rest, "tensor")
 
     def _lookup_all(self, value: Any) -> Any:
+        """What an argument or output is now: nodes looked up, containers of other classes built anew at every call."""
         if isinstance(value, fx.Node):
             return self._lookup(None, value)
-        if isinstance(value, tuple):
-            made = [self._lookup_all(v) for v in value]
-            return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
-        if isinstance(value, list):
-            return [self._lookup_all(v) for v in value]
+        held = parts(value)
+        if held is None:
+            return value
+        if type(value) in (tuple, list):
+            return type(value)(map(self._lookup_all, value))
         if type(value) is dict:
             return {k: self._lookup_all(v) for k, v in value.items()}
         if isinstance(value, slice):
             return slice(*map(self._lookup_all, (value.start, value.stop, value.step)))
-        if (
-            value is None
-            or isinstance(value, (int, float, str, bool, torch.dtype, torch.device, torch.memory_format))
-            or value is ...
-        ):
-            return value
-        raise CannotCutError(f"a {type(value).__name__} cannot be written down")
+        if hasattr(type(value), "_fields"):
+            return type(value)(*map(self._lookup_all, value))
+        return self._built(value)
+
+    def _built(self, value: Any) -> fx.Node:
+        """A structure of the user's own classes, from the values in it."""
+        found = list(dict.fromkeys(v for v in leaves(value) if isinstance(v, fx.Node)))
+        if not found and not isinstance(value, (tuple, list, dict)):
+            raise CannotCutError(f"a {type(value).__name__} cannot be written down")
+        check = Constants()
+        for leaf in leaves(value):
+            if not isinstance(leaf, fx.Node):
+                check.text(leaf, f"what a {type(value).__name__} holds")
+        places = {node: Place(i) for i, node in enumerate(found)}
+        structure = mapped(value, lambda v: places[v] if isinstance(v, fx.Node) else v)
+        values: list[Any] = [Template(structure), *(self._lookup(None, n) for n in found)]
+        return self.graph.call_function(filled, tuple(values))
 
     def _lookup(self, user: fx.Node | None, node: fx.Node) -> Any:
         seen = self.reads.of(user, node) if user is not None else self.reads.at(self.now, node)
@@ -309,64 +322,25 @@ class Cutter:
         else:
             args, kwargs = self._arguments(node)
             target_ = self._relative(str(node.target)) if node.op == "call_module" else node.target
-            self.map[node] = self.graph.create_node(node.op, target_, args, kwargs)
+            self.map[node] = self._made(node.op, target_, args, kwargs, node.meta.get("kind"))
         return self.map[node]
 
     # --- the text
-    def _print(self, header: str, guards: list[str]) -> Method:
+    def _print(self, guards: list[Check]) -> Method:
         for node in reversed(list(self.graph.nodes)):
-            pure = (
-                node.op in ("get_attr", "call_function", "call_method") and not node.users and node.target is _getitem
-            )
-            if pure:
+            if not node.users and node.op == "call_function" and node.target in (read_item, read_key):
                 self.graph.erase_node(node)
-        code = self.graph.python_code("self")
-        lines = code.src.strip("\n").split("\n")
-        start = next(i for i, line in enumerate(lines) if line.startswith("def "))
-        body = [re.sub(r";\s+[\w, =]+= None\s*$", "", line) for line in lines[start + 1 :]]
-        source = "\n".join([f"def {self.event.method}({header}):", *guards, *body]) + "\n"
-        names = []
-        for name, value in code.globals.items():
-            if name not in BUILTIN_NAMES:
-                names.append((name, *_address(value)))
+        constants = Constants([*self.parameters, "self", *(n.name for n in self.graph.nodes)])
+        lines = [*checks(guards, constants), *Printer(self.graph, self.parameters, constants).body()]
+        source = "\n".join([f"def {self.event.method}({self.header}):", *lines]) + "\n"
         return Method(
-            self.event.method, source, tuple(sorted(names)), tuple(dict.fromkeys(self.buffers)), frozenset(self.read)
+            self.event.method,
+            source,
+            constants.names,
+            tuple(dict.fromkeys(self.buffers)),
+            frozenset(self.read),
+            constants.values,
         )
-
-
-def _getitem(value: Any, key: Any) -> Any:
-    """Read one element of a call's result."""
-    return value[key]
-
-
-def _address(value: Any) -> tuple[str, str]:
-    """Module and qualified name under which a global of the source is found again."""
-    if inspect.ismodule(value):
-        return value.__name__, ""
-    module, name = (
-        getattr(value, "__module__", None),
-        getattr(value, "__qualname__", None) or getattr(value, "__name__", None),
-    )
-    candidates = [
-        (module, name),
-        ("torch", name),
-        ("torch._C._nn", name),
-        ("torch.nn.functional", name),
-        ("operator", name),
-        ("math", name),
-        ("builtins", name),
-        ("torch.special", name),
-        ("torch._C", name),
-    ]
-    for where, what in candidates:
-        if where is None or what is None:
-            continue
-        try:
-            if find(where, what) is value:
-                return where, what
-        except (ImportError, AttributeError):
-            continue
-    raise CannotCutError(f"{value!r} cannot be imported again")
 
 
 def check_rewritable(function: Callable[..., Any]) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 import reptool
 from reptool.errors import SpecializedError
-from reptool.rank_guard import guarded_rank
+from reptool.runtime.hooks import guarded_rank
 from reptool.testing import assert_equivalent, randomize
 
 

@@ -98,7 +98,7 @@ class Kept(nn.Module):
     @property
     def original(self) -> type:
         """The class that the module had."""
-        from reptool.delivered import derive
+        from reptool.runtime.subclass import derive
 
         found: type = derive(*self.origin) if len(self.origin) > 1 else self.origin[0]
         return found

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from reptool.kept import KEPT, Kept, Like, as_it_was, fits, holds, keep, kept_modules, kept_tensors
+from reptool.runtime.originals import KEPT, Kept, Like, as_it_was, fits, holds, keep, kept_modules, kept_tensors
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""What a method written anew expects of a call: the arguments and settings that it was written for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from reptool.errors import SpecializedError
+
+
+def _sealed(where: str) -> None:
+    """The body of a method that deploying left without its parts."""
+    raise SpecializedError(
+        f"{where} uses layers one by one that deploy() fused, which would give other values; exclude them "
+        "(deploy(model, exclude=...)), or call it on the original model"
+    )
+
+
+def _expect(name: str, value: Any, *seen: Any) -> None:
+    """The guard of a deployed method: an argument it was specialized for."""
+    if isinstance(value, fx.Proxy):  # a graph is being made of the method: the guard belongs into it
+        value.tracer.create_proxy("call_function", _expect, (name, value, *seen), {})
+        return
+    if torch.is_tensor(value) or value not in seen:
+        traced = seen[0]
+        shown = f"a tensor of shape {tuple(value.shape)}" if torch.is_tensor(value) else repr(value)
+        own = name.startswith("self.")
+        what = "set it before deploying" if own else f"deploy the model with example_inputs that pass {name}"
+        raise SpecializedError(
+            f"this method was deployed for {name}={traced!r} and called with {name}={shown}; {what}, "
+            "or exclude this module"
+        )
+
+
+def _expect_given(name: str, value: Any, default: Any, count: int | None) -> None:
+    """The guard of an optional argument that was given when the model was deployed."""
+    missing = len(value) != count if count is not None else not torch.is_tensor(value) and value is default
+    if missing:
+        what = f"{count} arguments in {name}" if count is not None else f"an argument {name}"
+        raise SpecializedError(
+            f"this method was deployed for {what}; deploy the model with example_inputs as it is called here, "
+            "or exclude this module"
+        )
+
+
+def _bound(original: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call of a method by name, the defaults included."""
+    arguments = inspect.signature(original).bind(*args, **kwargs)
+    arguments.apply_defaults()
+    return arguments.arguments

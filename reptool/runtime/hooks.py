@@ -1,0 +1,113 @@
+"""Hooks of a deployed model: the rank a layer was fused for, and the state that it has no more.
+
+The hooks on ranks are plain functions with annotations, one for each rank, since `torch.jit.script` compiles the hooks
+of a module from their source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Tuple  # noqa: UP035 - TorchScript reads this annotation
+
+import torch
+from torch import Tensor, nn
+
+from reptool.errors import AbsorbedStateError, SpecializedError
+
+
+@dataclass
+class LoadGuard:
+    """A load_state_dict pre-hook: keys of absorbed layers raise, even with ``strict=False``."""
+
+    absorbed: frozenset[str]
+
+    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Raise for a checkpoint of the original model."""
+        found = sorted(k for k in self.absorbed if prefix + k in state)
+        if found:
+            raise AbsorbedStateError(
+                f"the checkpoint holds {len(found)} entries of layers that deploy() absorbed, "
+                f"such as {prefix + found[0]!r}; "
+                "load it into the original model and deploy that again"
+            )
+
+
+# --- ranks ----------------------------------------------------------------------------------------------------------
+def expects_2_dimensions(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
+    """A forward pre-hook of a layer that was fused for inputs of 2 dimensions."""
+    if torch.jit.is_scripting():
+        assert input[0].dim() == 2, "this layer was fused by reptool for inputs of 2 dimensions"
+    else:
+        _check(input, 2)
+
+
+def expects_3_dimensions(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
+    """A forward pre-hook of a layer that was fused for inputs of 3 dimensions."""
+    if torch.jit.is_scripting():
+        assert input[0].dim() == 3, "this layer was fused by reptool for inputs of 3 dimensions"
+    else:
+        _check(input, 3)
+
+
+def expects_4_dimensions(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
+    """A forward pre-hook of a layer that was fused for inputs of 4 dimensions."""
+    if torch.jit.is_scripting():
+        assert input[0].dim() == 4, "this layer was fused by reptool for inputs of 4 dimensions"
+    else:
+        _check(input, 4)
+
+
+def expects_5_dimensions(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
+    """A forward pre-hook of a layer that was fused for inputs of 5 dimensions."""
+    if torch.jit.is_scripting():
+        assert input[0].dim() == 5, "this layer was fused by reptool for inputs of 5 dimensions"
+    else:
+        _check(input, 5)
+
+
+def _check(given: Any, rank: int) -> None:
+    if not given:
+        raise SpecializedError(f"this layer was fused for inputs of {rank} dimensions; call it with its input in place")
+    if given[0].dim() != rank:
+        raise SpecializedError(
+            f"this layer was fused for inputs of {rank} dimensions and got {given[0].dim()}; "
+            "deploy with example_inputs of that rank, or exclude it"
+        )
+
+
+_BY_RANK: dict[int, Callable[..., None]] = {
+    2: expects_2_dimensions,
+    3: expects_3_dimensions,
+    4: expects_4_dimensions,
+    5: expects_5_dimensions,
+}
+_RANKS = {hook: rank for rank, hook in _BY_RANK.items()}
+
+
+@dataclass
+class RankGuard:
+    """The same as an object, as models hold it that were pickled by reptool 0.1.0."""
+
+    rank: int
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Raise for another rank."""
+        _check(args, self.rank)
+
+
+def hook_rank(hook: Any) -> int | None:
+    """The rank that a hook asks for, None for a hook of somebody else."""
+    return hook.rank if isinstance(hook, RankGuard) else _RANKS.get(hook) if callable(hook) else None
+
+
+def guarded_rank(module: nn.Module) -> int | None:
+    """The rank a module is guarded for, None where any is right."""
+    ranks = map(hook_rank, module._forward_pre_hooks.values())
+    return next((rank for rank in ranks if rank is not None), None)
+
+
+def set_guard(module: nn.Module, rank: int) -> None:
+    """Guard a module for inputs of one rank, once."""
+    if guarded_rank(module) is None:
+        module.register_forward_pre_hook(_BY_RANK[rank])
