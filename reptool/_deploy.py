@@ -18,22 +18,33 @@ from reptool._report import Report
 from reptool.accept import Affine, Patterns, check_model, prepared, required
 from reptool.already import is_marked, mark
 from reptool.apply import write
-from reptool.dice import kept_dice
-from reptool.engine import Plan, make_plan
-from reptool.errors import InputError, UnsupportedModelError
-from reptool.measuring import Values, compare_whole, measured_unit, reference_of, whole_error
+from reptool.engine import make_plan
+from reptool.errors import InputError, RegionWarning, UnsupportedModelError, VerificationError, warn
 from reptool.options import Options
-from reptool.rehearse import rehearse
+from reptool.refusal import Code
 from reptool.reporting import check_requirements, report_of
+from reptool.running import own_code, users_code
 from reptool.runtime.hooks import LoadGuard
 from reptool.runtime.originals import kept_modules, kept_tensors
 from reptool.tensors import cloned
 from reptool.undo import undone_on_error
+from reptool.units import GivenUp, Plan
+from reptool.verify.methods import Rehearsal
+from reptool.verify.regions import EXACT, Checked, checked_unit
+from reptool.verify.whole_model import (
+    ROUNDING,
+    InexactError,
+    compare_whole,
+    movement,
+    reference_of,
+    whole_error,
+)
 
 MAX_FLAT_ROUNDS = 4
 
 
 @torch.inference_mode(mode=False)  # layers made inside of it could not be trained afterwards
+@own_code()
 def deploy(
     model: nn.Module,
     example_inputs: Any = None,
@@ -107,29 +118,147 @@ def deploy(
         check_requirements(report(model), needed)
         return model if inplace else full_copy(model)
     reference = None if args is None else reference_of(model, args, kwargs, verify)
-    plan = make_plan(model, args, kwargs, options, values=True, cast=True)
-    measured = {unit.prefix: measured_unit(unit, verify) for unit in plan.units}
-    found = report_of(model, plan, measured)
-    check_requirements(found, needed)
-    target = model if inplace and not verify else full_copy(model)
-    with undone_on_error(target):
-        _write_all(target, plan, measured, found)
-    if verify:
-        found.rehearsed = rehearse(model, target, plan)
-    if verify and reference is not None and args is not None:
-        compare_whole(
-            target, args, kwargs, reference, found, lambda: _exactly(model, args, kwargs, options, found, reference[1])
-        )
+    work = _Work(model, args, kwargs, options, verify, needed)
+    target = work.written(inplace, reference)
     if flatten:
-        return _flattened(model, target, args, kwargs, found, options, verify)
-    if inplace and verify:
-        with undone_on_error(model):
-            _write_all(model, plan, measured, found)
-        target = model
+        return _flattened(model, target, work.found, work)
     mark(target, example_inputs, options)
     return target
 
 
+class _FailedError(Exception):
+    """A method that was written computes something else."""
+
+
+class _Work:
+    """One deployment: plan, check and write until all that is written holds; what does not is given up by itself.
+
+    Args:
+        model: the original.
+        args: example positional inputs or None.
+        kwargs: example keyword inputs.
+        options: what to do.
+        verify: whether regions and the whole model are measured.
+        needed: requirements.
+    """
+
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any], options: Options, verify: bool,
+        needed: list[str],
+    ) -> None:  # fmt: skip
+        self.model, self.args, self.kwargs, self.options = model, args, kwargs, options
+        self.verify, self.needed = verify, needed
+        self.given_up = GivenUp()
+        self.found = Report(type(model).__name__)
+
+    def written(self, inplace: bool, reference: tuple[Any, Any] | None) -> nn.Module:
+        """The deployed model: the original itself if `inplace`, else a copy."""
+        while True:
+            plan, checked = self.planned(self.model)
+            self.found = report_of(self.model, plan, checked)
+            check_requirements(self.found, self.needed)
+            rehearsal = Rehearsal(self.model, plan, self.args is not None)
+            if rehearsal.failed:
+                self._give_up(rehearsal.failed)
+                continue
+            try:
+                return self._held(plan, checked, rehearsal, inplace, reference)
+            except _FailedError:
+                failed = rehearsal.failed
+            if rehearsal.is_rounding(self.model):
+                return self._held(plan, checked, rehearsal, inplace, reference)
+            self._give_up(failed)
+
+    def _held(
+        self, plan: Plan, checked: dict[str, Checked], rehearsal: Rehearsal, inplace: bool,
+        reference: tuple[Any, Any] | None,
+    ) -> nn.Module:  # fmt: skip
+        """What was written, if it holds; otherwise the model is as it was."""
+        try:
+            return self._attempt(plan, checked, rehearsal, inplace, reference)
+        except InexactError:
+            assert reference is not None
+            self._check_in_float64(reference[1])
+            return self._attempt(plan, checked, rehearsal, inplace, None)
+
+    def _attempt(
+        self, plan: Plan, checked: dict[str, Checked], rehearsal: Rehearsal, inplace: bool,
+        reference: tuple[Any, Any] | None,
+    ) -> nn.Module:  # fmt: skip
+        target = self.model if inplace else full_copy(self.model)
+        with undone_on_error(target):
+            _write_all(target, plan, checked, self.found)
+            self.found.rehearsed = rehearsal.against(target)
+            if rehearsal.failed:
+                raise _FailedError
+            if self.verify and reference is not None:
+                assert self.args is not None
+                compare_whole(target, self.args, self.kwargs, reference, self.found)
+        return target
+
+    def planned(self, model: nn.Module) -> tuple[Plan, dict[str, Checked]]:
+        """A plan all of whose regions hold, with the values of their layers."""
+        while True:
+            plan = make_plan(model, self.args, self.kwargs, self.options, True, True, self.given_up)
+            checked: dict[str, Checked] = {}
+            failed = GivenUp()
+            for unit in plan.units:
+                checked[unit.prefix], bad = checked_unit(unit, self.verify)
+                failed.add(bad)
+            if not failed:
+                return plan, checked
+            self._give_up(failed)
+
+    def _give_up(self, failed: GivenUp) -> None:
+        for refusal in (r for r in failed.refusals() if r.code is not Code.NOT_RUN):
+            told = f"{refusal.sentence}; it was left as it is, and the rest is deployed. Please report this"
+            warn(told, RegionWarning)
+        if self.given_up.holds(failed):
+            raise VerificationError(f"what was given up came back: {failed.refusals()[0]}")
+        self.given_up.add(failed)
+
+    def _check_in_float64(self, exact: Any) -> None:
+        """An output that hangs on rounding (boxes are sorted, pixels get classes): the same surgery in float64 decides.
+
+        Raises:
+            VerificationError: it is off there, too.
+        """
+        off = float("inf") if exact is None else self._error_in_float64(exact)
+        self.found.model_error_float64 = off
+        if off <= EXACT or off <= ROUNDING * self._movement(exact):
+            return
+        assert self.found.model_error is not None
+        error, own = self.found.model_error
+        raise VerificationError(
+            f"the deployed {self.found.model} is off by {error:.3g} on example_inputs (the original itself by "
+            f"{own:.3g}); nothing was changed. Every region was exact by itself: a region is used in a way that was "
+            "not seen. Exclude parts to find it and report this"
+        )
+
+    def _movement(self, exact: Any) -> float:
+        try:
+            return 0.0 if exact is None else movement(self.model, self.args, self.kwargs, exact)
+        except Exception:  # a model that does not run for inputs that are moved
+            return 0.0
+
+    def _error_in_float64(self, wanted: Any) -> float:
+        """The error of the same surgery in float64; infinity where it is not the same."""
+        try:
+            wide = full_copy(self.model).double()
+            args, kwargs = cloned(self.args, True), cloned(self.kwargs, True)
+            plan = make_plan(wide, args, kwargs, self.options, True, True, self.given_up)
+            checked = {unit.prefix: checked_unit(unit, False)[0] for unit in plan.units}
+            same = report_of(wide, plan, checked)
+            if [(r.layer, r.rules) for r in same.regions] != [(r.layer, r.rules) for r in self.found.regions]:
+                return float("inf")
+            _write_all(wide, plan, checked, same)
+            with torch.no_grad(), users_code():
+                return whole_error(wide(*cloned(args), **cloned(kwargs)), wanted)
+        except Exception:  # a model that fixes a dtype in its code
+            return float("inf")
+
+
+@own_code()
 def explain(
     model: nn.Module,
     example_inputs: Any = None,
@@ -187,7 +316,7 @@ def report(deployed: nn.Module) -> Report:
     return found
 
 
-def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Values], found: Report) -> None:
+def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Checked], found: Report) -> None:
     before = set(target.state_dict())
     for unit in plan.units:
         write(target, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()})
@@ -211,47 +340,21 @@ def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Values], found
     target.__dict__["_reptool_report"] = found
 
 
-def _exactly(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options, found: Report, wanted: Any
-) -> float:
-    """The error of the same surgery in float64, where rounding is not seen; infinity where it is not the same."""
-    try:
-        wide = full_copy(model).double()
-        plan = make_plan(wide, cloned(args, True), cloned(kwargs, True), options, values=True, cast=True)
-        measured = {unit.prefix: measured_unit(unit, False) for unit in plan.units}
-        same = report_of(wide, plan, measured)
-        if [(r.layer, r.rules) for r in same.regions] != [(r.layer, r.rules) for r in found.regions]:
-            return float("inf")
-        _write_all(wide, plan, measured, same)
-        with torch.no_grad(), kept_dice():
-            return whole_error(wide(*cloned(args, True), **cloned(kwargs, True)), wanted)
-    except Exception:  # a model that fixes a dtype in its code
-        return float("inf")
-
-
-def _flattened(
-    model: nn.Module,
-    target: nn.Module,
-    args: tuple[Any, ...] | None,
-    kwargs: dict[str, Any],
-    found: Report,
-    options: Options,
-    verify: bool,
-) -> nn.Module:
+def _flattened(model: nn.Module, target: nn.Module, found: Report, work: _Work) -> nn.Module:
     """One GraphModule; what only the borders of modules and methods had kept apart is fused in it too."""
     from reptool.flatten import flatten_model
 
-    flat: nn.Module = flatten_model(target, args, kwargs)
+    flat: nn.Module = flatten_model(target, work.args, work.kwargs)
     gone, first = set(model.state_dict()) - set(target.state_dict()), set(flat.state_dict())
+    work.given_up = GivenUp()
     for _ in range(MAX_FLAT_ROUNDS):
-        plan = make_plan(flat, args, kwargs, options, values=True, cast=True)
+        plan, checked = work.planned(flat)
         if not any(unit.surgery.sites for unit in plan.units):
             break
-        measured = {unit.prefix: measured_unit(unit, verify) for unit in plan.units}
-        found.regions += report_of(flat, plan, measured).regions
+        found.regions += report_of(flat, plan, checked).regions
         for unit in plan.units:
-            write(flat, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()})
-        flat = flatten_model(flat, args, kwargs)
+            write(flat, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in checked[unit.prefix].items()})
+        flat = flatten_model(flat, work.args, work.kwargs)
     flat.register_load_state_dict_pre_hook(LoadGuard(frozenset(gone | (first - set(flat.state_dict())))))
     flat.__dict__["_reptool_report"] = copy.deepcopy(found)
     return flat

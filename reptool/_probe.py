@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import random
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reptool._weights import is_weight_hook
 from reptool.refusal import Code, Refusal
+from reptool.running import Generators, users_device
 
 
 class Stop(Exception):
@@ -69,11 +69,10 @@ class Probe:
     def __call__(self, x: Tensor) -> Tensor:
         """Run once. Raises `Stop` for what no function does; errors of the module itself come through."""
         self.runs += 1
-        given, dice = x.detach().clone(), _dice()
-        with torch.no_grad():
+        given, generators = x.detach().clone(), Generators()
+        with torch.no_grad(), users_device():
             y = self.module(x)
-        if not _same(dice, _dice()):
-            _set(dice)
+        if not generators.untouched():
             raise Stop(Code.OPAQUE, "it draws random numbers")
         if not isinstance(y, Tensor):
             raise Stop(Code.OPAQUE, f"it returns a {type(y).__name__}, not one tensor")
@@ -202,21 +201,6 @@ def _numbers(values: Any, depth: int = 0) -> Iterator[float]:
                 yield abs(float(value))
         elif isinstance(value, (tuple, list, frozenset)) and depth < 3:
             yield from _numbers(value, depth + 1)
-
-
-# --- random numbers -------------------------------------------------------------------------------------------------
-def _dice() -> tuple[Any, ...]:
-    return torch.get_rng_state(), random.getstate(), numpy.random.get_state()
-
-
-def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    return bool(torch.equal(a[0], b[0]) and a[1] == b[1] and a[2][2] == b[2][2] and (a[2][1] == b[2][1]).all())
-
-
-def _set(dice: tuple[Any, ...]) -> None:
-    torch.set_rng_state(dice[0])
-    random.setstate(dice[1])
-    numpy.random.set_state(dice[2])
 
 
 # --- what is executed -----------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
         if isinstance(module, torch.fx.GraphModule):
             _rewrite_graph_module(module, tuple(methods.values()))
         else:
-            module.__class__ = derive(type(module), tuple(methods.values()), path in surgery.plain)
+            _set_class(module, derive(type(module), tuple(methods.values()), path in surgery.plain))
     for path, originals in kept.items():
         root.get_submodule(path).add_module(KEPT, originals)
     _silence(model, prefix, surgery)
@@ -145,21 +145,32 @@ def _drop(module: nn.Module, path: str, dropped: set[str]) -> None:
                 table[name] = None
 
 
+def silenced(root: nn.Module, surgery: Surgery) -> list[str]:
+    """Paths of the modules whose own conversions become no-ops, since something inside of them was changed."""
+    changed = {s.slot if s.slot is not None else s.owner for s in surgery.sites}
+    above = {""}
+    for path in changed | set(surgery.identities) | set(surgery.methods):
+        while path:
+            path = path.rpartition(".")[0]
+            above.add(path)
+    modules = dict(root.named_modules())
+    return [p for p in sorted(above & set(modules)) if _converts(modules[p])]
+
+
+def _converts(module: nn.Module) -> bool:
+    return has_own_conversions(type(module)) and not isinstance(module, torch.fx.GraphModule)
+
+
 def _silence(model: nn.Module, prefix: str, surgery: Surgery) -> None:
     """The model's own conversions become no-ops on every module whose inside was changed."""
-    changed = (
-        {s.slot if s.slot is not None else s.owner for s in surgery.sites}
-        | set(surgery.identities)
-        | set(surgery.methods)
-    )
-    above: set[str] = {""}
-    for path in changed:
-        full = f"{prefix}.{path}".strip(".") if path else prefix
-        while full:
-            full = full.rpartition(".")[0]
-            above.add(full)
-    modules = dict(model.named_modules())
-    for path in above & set(modules):
-        module = modules[path]
-        if has_own_conversions(type(module)) and not isinstance(module, torch.fx.GraphModule):
-            module.__class__ = derive(type(module), ())
+    root = model.get_submodule(prefix)
+    enclosing = [model.get_submodule(prefix[:i]) for i, c in enumerate(prefix) if c == "."]
+    enclosing += [model] if prefix else []
+    inside = [root.get_submodule(p) for p in silenced(root, surgery)]
+    for module in (*(m for m in enclosing if _converts(m)), *inside):
+        _set_class(module, derive(type(module), ()))
+
+
+def _set_class(module: nn.Module, cls: type) -> None:
+    """Change the class of a module past whatever its own ``__setattr__`` does."""
+    object.__setattr__(module, "__class__", cls)

@@ -30,7 +30,8 @@ from reptool.module_kinds import (
     stock_forward,
 )
 from reptool.outside import kept_outside, written_constants, written_contents
-from reptool.patches import dice_state, dice_untouched, patched
+from reptool.patches import patched
+from reptool.running import Generators, users_device
 from reptool.runtime.containers import mapped
 from reptool.trace import CaptureLimitError, Event, Input, Question, Trace, Unanswerable
 from reptool.walk import map_values, nodes_in, only_tensors
@@ -210,8 +211,8 @@ class Recorder(Writing):
         self.stack = [top]
         args, kwargs = self._placeholders(args), self._placeholders(kwargs)
         top.args, top.kwargs = self.lower(args), self.lower(kwargs)
-        dice = dice_state()
-        with _LOCK, patched(self):
+        generators = Generators()
+        with _LOCK, patched(self), users_device():
             self.active = True
             try:
                 self._ask_for_errors(top)
@@ -227,7 +228,7 @@ class Recorder(Writing):
                 self.active, self.over = False, True
                 for owner, name in self.wrapped:
                     owner.__dict__.pop(name, None)
-                drawn = not dice_untouched(dice)
+                drawn = not generators.untouched()
         self._check_answers()
         self._check_constants()
         if drawn:

@@ -61,15 +61,34 @@ class Chooser:
         self._standing: dict[fx.Node, Price] = {}
         self._fused: dict[Form, Price] = {}
         self.options: dict[fx.Node, dict[fx.Node, Form]] = {}
-        self.dearer: dict[fx.Node, Refusal] = {}
+        self._all = self._islands()
+        self._home = {node: i for i, island in enumerate(self._all) for node in island}
+        self._chosen_in: dict[int, list[Region]] = {}
 
     def regions(self) -> list[Region]:
-        """The chosen regions of all islands, in graph order."""
-        chosen: list[Region] = []
-        for island in self._islands():
-            chosen += self._island(island)
+        """The chosen regions of all islands, in graph order; an island that was chosen is not chosen again."""
+        for i, island in enumerate(self._all):
+            if i not in self._chosen_in:
+                self._chosen_in[i] = self._island(island)
         position = self.found.reads.position
-        return sorted(chosen, key=lambda r: position[r.value])
+        return sorted((r for held in self._chosen_in.values() for r in held), key=lambda r: position[r.value])
+
+    def island_of(self, value: fx.Node) -> int:
+        """The number of the island in which a value lies."""
+        return self._home[value]
+
+    def choose_again(self, island: int) -> None:
+        """Forget what was chosen in an island: what is allowed there has changed."""
+        self._chosen_in.pop(island, None)
+        for node in self._all[island]:
+            self.best.pop(node, None)
+            self.options.pop(node, None)
+
+    def give_up(self, island: int) -> list[fx.Node]:
+        """Leave an island as it is; the values that would have been layers in it."""
+        values = [r.value for r in self._chosen_in.get(island, ())]
+        self._chosen_in[island] = []
+        return values
 
     def _islands(self) -> list[list[fx.Node]]:
         parent: dict[fx.Node, fx.Node] = {n: n for n in self.found.ops}

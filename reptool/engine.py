@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,67 +11,29 @@ from torch import fx, nn
 from reptool._copies import shallow_copy
 from reptool.analyse import Analysis, analyse
 from reptool.capture import Recorder
-from reptool.choose import Chooser, Region
 from reptool.distributing import Spreads
 from reptool.facts import Facts
 from reptool.fallback import Fallbacks
-from reptool.forms import Form
 from reptool.handed_out import handed_out
 from reptool.inputs import placeholders, unknown_inputs
-from reptool.lower import values as layer_values
 from reptool.module_kinds import stock_forward, watched_classes
 from reptool.opaque import Responses, named_paths
 from reptool.ops import Affine
-from reptool.options import Options, allowed_by
+from reptool.options import Options
 from reptool.ownership import Ownership, ownership
-from reptool.reads import Reads, resolve
+from reptool.planning import Planning
+from reptool.reads import resolve
 from reptool.refusal import Code, Refusal
 from reptool.runtime.originals import KEPT
 from reptool.settled import drop_settled
 from reptool.showing import Call, made_up, seen_calls
-from reptool.surgery import Site, Surgeon, Surgery
-from reptool.surgery.alike import alike
+from reptool.surgery import Site, Surgeon
 from reptool.trace import CaptureLimitError, Event, Trace, Unanswerable, all_events
 from reptool.twice import mark_state
+from reptool.units import GivenUp, Plan, Unit
 from reptool.wiring import Wiring
 
-MAX_ROUNDS = 60
-
-
-@dataclass
-class Unit:
-    """One traced module with everything worked out for it."""
-
-    prefix: str
-    trace: Trace
-    reads: Reads
-    facts: Facts
-    found: Analysis
-    surgery: Surgery
-    refusals: dict[fx.Node, Refusal]
-    questions: list[str] = field(default_factory=list)
-    closed: list[str] = field(default_factory=list)  # modules named as affine that were not fused
-
-    def gone(self) -> set[str]:
-        """Paths of the modules that a layer or an identity replaces."""
-        return {s.slot for s in self.surgery.sites if s.slot is not None} | set(self.surgery.identities)
-
-
-@dataclass
-class Plan:
-    """All units of a model, and what could not be followed."""
-
-    units: list[Unit] = field(default_factory=list)
-    untraced: dict[str, str] = field(default_factory=dict)
-    impulses: dict[str, str] = field(default_factory=dict)  # opaque modules that were read, and how
-    unseen: list[Refusal] = field(default_factory=list)  # modules named as affine that no code seen calls
-
-
-def layer_name(unit: Unit, site: Site) -> str:
-    """The full path of a region's layer, as reports and errors name it."""
-    path = site.slot if site.slot is not None else site.owner
-    full = ".".join(p for p in (unit.prefix, path) if p)
-    return full if site.slot is not None else f"{full or '<root>'} (functional)"
+NOTHING = GivenUp()
 
 
 def make_plan(
@@ -82,6 +43,7 @@ def make_plan(
     options: Options,
     values: bool,
     cast: bool = False,
+    given_up: GivenUp = NOTHING,
 ) -> Plan:
     """Work out everything for `model`, which stays untouched.
 
@@ -92,6 +54,7 @@ def make_plan(
         options: what to do.
         values: whether values may be looked at (not on the meta device).
         cast: whether each layer's values are worked out; one whose values do not fit its dtype is then left alone.
+        given_up: regions that must not be formed, and why.
     """
     plan = Plan()
     scratch = shallow_copy(model)
@@ -127,7 +90,7 @@ def make_plan(
             plan.untraced[f"{prefix}.{path}" if prefix else path] = why
         unit = _unit(
             recorder, trace, options, (values, cast), owned.under(prefix), _above(scratch, prefix), plan,
-            responses.under(prefix),
+            responses.under(prefix), given_up,
         )  # fmt: skip
         plan.units.append(unit)
         gone = unit.gone()
@@ -203,6 +166,7 @@ def _unit(
     above: dict[str, nn.Module],
     plan: Plan,
     responses: Responses,
+    given_up: GivenUp,
 ) -> Unit:
     values, cast = known
     reads = resolve(trace.graph)
@@ -216,9 +180,9 @@ def _unit(
     spreads = Spreads(trace)
     while True:
         found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy())
-        surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize)
+        surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize, given_up.methods)
         wiring = Wiring(surgeon, above, {*plan.untraced, *unread}, values)
-        surgery, refusals = _planned(surgeon, wiring, options, cast)
+        surgery, refusals = Planning(surgeon, wiring, options, cast, given_up).done()
         if spreads.settled(surgeon, surgery, refusals):
             break
     refusals.update(spreads.refused)
@@ -245,37 +209,6 @@ def _blocked(recorder: Recorder, trace: Trace) -> dict[fx.Node, Refusal]:
     return blocked
 
 
-def _planned(surgeon: Surgeon, wiring: Wiring, options: Options, cast: bool) -> tuple[Surgery, dict[fx.Node, Refusal]]:
-    """Choose regions until all of them can be carried out; the others with the reason."""
-    found = surgeon.found
-    rejected: dict[fx.Node, dict[frozenset[fx.Node], Refusal]] = {}
-    refusals: dict[fx.Node, Refusal] = {}
-    chosen, common = allowed_by(options, found, rejected, surgeon.trace), alike(surgeon)
-
-    def allowed(node: fx.Node, form: Form) -> Refusal | None:
-        return chosen(node, form) or common(node, form)
-
-    for _ in range(MAX_ROUNDS):
-        sites, problems = _sites(Chooser(found, allowed, options.force).regions(), surgeon)
-        if not problems:
-            made = surgeon.operate(sites)
-            if isinstance(made, Surgery):
-                other = wiring.check(made)
-                problems = other.problems or (_unfit(made.sites) if cast else {})
-                if made.fallbacks is not None:
-                    problems = problems or made.fallbacks.finish(made) or made.fallbacks.write(made)
-                if not problems:
-                    for path, methods in other.methods.items():
-                        made.methods.setdefault(path, {}).update(methods)
-                    return made, refusals
-            else:
-                problems = {s.region: made[s.region.value] for s in sites if s.region.value in made}
-        for region, refusal in _largest(problems, found).items():
-            refusals[region.value] = refusal
-            rejected.setdefault(region.value, {})[region.form.ops] = refusal
-    return Surgery(), refusals
-
-
 def _is_cut(found: Analysis, node: fx.Node, refusal: Refusal) -> bool:
     """Whether all that was refused is a layer for each piece of what one layer computes: no more than there was."""
     op = found.ops.get(node)
@@ -289,47 +222,6 @@ def _specializer(
     """What works out the fallbacks of a surgery on this trace."""
     calls = list(all_events(trace.top))
     return lambda sites, aliases: Fallbacks(recorder, calls, sites, aliases, owned.held, options.force)
-
-
-def _unfit(sites: list[Site]) -> dict[Region, Refusal]:
-    """Regions whose values do not fit a layer of that dtype; NaN and infinity are the caller's to repair."""
-    out: dict[Region, Refusal] = {}
-    for site in sites:
-        assert site.place is not None
-        kernel = site.region.form.kernel()
-        found = kernel if isinstance(kernel, Refusal) else layer_values(kernel, site.place)
-        if isinstance(found, tuple):
-            site.cast = found
-        elif found.code is not Code.NON_FINITE:
-            out[site.region] = found.at(site.region.value.name)
-    return out
-
-
-def _largest(problems: dict[Region, Refusal], found: Analysis) -> dict[Region, Refusal]:
-    """Of regions that are in each other's way, the largest alone: without it the others may stand.
-
-    Regions are in each other's way where they hold the same operation or the same module or tensor.
-    """
-    out: dict[Region, Refusal] = {}
-    taken: set[object] = set()
-    for region in sorted(problems, key=lambda r: -len(r.form.ops)):
-        held: set[object] = {*region.form.ops, *(o for n in region.form.ops for o in found.ops[n].owners)}
-        if not taken & held:
-            out[region] = problems[region]
-        taken |= held
-    return out
-
-
-def _sites(regions: list[Region], surgeon: Surgeon) -> tuple[list[Site], dict[Region, Refusal]]:
-    sites: list[Site] = []
-    problems: dict[Region, Refusal] = {}
-    for region in regions:
-        site = surgeon.site(region)
-        if isinstance(site, Refusal):
-            problems[region] = site
-        else:
-            sites.append(site)
-    return sites, problems or surgeon.check(sites)
 
 
 def _questions(trace: Trace) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class ReptoolError(Exception):
     """Base class of all errors raised by reptool."""
@@ -19,6 +22,10 @@ class VerificationError(ReptoolError):
     """A collapsed region or the whole model does not compute what the original computes."""
 
 
+class RegionWarning(UserWarning):
+    """A region that was planned failed its check and was left as it was; the rest of the model is deployed."""
+
+
 class RequirementError(ReptoolError):
     """`require=` asked for something the deployed model does not fulfil."""
 
@@ -29,3 +36,14 @@ class SpecializedError(ReptoolError, RuntimeError):
 
 class AbsorbedStateError(ReptoolError, RuntimeError):
     """A checkpoint holds keys of layers that were absorbed by `deploy`; load it before deploying."""
+
+
+_BETWEEN = ("reptool.", "torch.", "contextlib")
+
+
+def warn(message: str, kind: type[Warning]) -> None:
+    """Warn the line of the user's code that called reptool."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(_BETWEEN):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, kind, stacklevel=level)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import operator
 from collections.abc import Mapping
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from reptool.capture import Recorder
 from reptool.errors import InputError
 from reptool.inputs import placeholders, unknown_inputs
 from reptool.module_kinds import calls_itself, foreign_hooks
-from reptool.runtime.expect import _expect
+from reptool.rewrite.constants import address, is_text
+from reptool.runtime.expect import _expect, called
 from reptool.trace import Event, all_events
 from reptool.twice import mark_state
 from reptool.walk import nodes_in
@@ -63,15 +66,7 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
     if trace.opaque:
         path, why = next(iter(trace.opaque.items()))
         raise InputError(f"flatten=True cannot follow {path!r} ({why}); deploy without flatten")
-    graph = fx.Graph()
-    known = _parameters(graph, trace.top)
-    for node in trace.graph.nodes:
-        if node.op == "output":
-            graph.output(_structure(trace.top.output, known))
-        elif node not in known:
-            known[node] = graph.node_copy(node, lambda n: known[n])
-            known[node].meta = {}
-    holder = nn.Module()
+    graph, holder = fx.Graph(), nn.Module()
     holder.__dict__.update(
         {
             k: dict(v) if isinstance(v, dict) else v
@@ -81,6 +76,12 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
     )
     for name, tensor in trace.constants.items():
         holder.register_buffer(name, tensor.detach().clone(), persistent=False)
+    known, named = _parameters(graph, trace.top), _Named(graph, holder)
+    for node in trace.graph.nodes:
+        if node.op == "output":
+            graph.output(_structure(trace.top.output, known))
+        elif node not in known:
+            known[node] = named.copied(node, known)
     made = fx.GraphModule(holder, graph, type(model).__name__)
     for node in reversed(list(made.graph.nodes)):
         if node.op == "get_attr" and not node.users:
@@ -91,6 +92,70 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
         if module is made or type(module) is nn.Module:
             module.training = model.training
     return made
+
+
+class _Named:
+    """Nodes whose targets and constants fx prints: what it would print as something else becomes an attribute.
+
+    Args:
+        graph: the graph that is written.
+        holder: the module whose attributes it reads.
+    """
+
+    def __init__(self, graph: fx.Graph, holder: nn.Module) -> None:
+        self.graph, self.holder = graph, holder
+        self.moved: dict[str, str] = {}
+        self.kept: dict[int, str] = {}
+
+    def copied(self, node: fx.Node, known: dict[fx.Node, fx.Node]) -> fx.Node:
+        """A node in the new graph."""
+        args, kwargs = (fx.node.map_aggregate(a, lambda v: self._value(v, known)) for a in (node.args, node.kwargs))
+        if node.op in ("call_module", "get_attr"):
+            return self.graph.create_node(node.op, self._target(str(node.target)), args, kwargs)  # type: ignore[arg-type]
+        if node.op == "call_function" and not _is_operator(node.target) and address(node.target) is None:
+            return self.graph.call_function(called, (self._attribute(node.target), *args), kwargs)  # type: ignore[arg-type]
+        return self.graph.create_node(node.op, node.target, args, kwargs)  # type: ignore[arg-type]
+
+    def _value(self, value: Any, known: dict[fx.Node, fx.Node]) -> Any:
+        if isinstance(value, fx.Node):
+            return known[value]
+        plain = is_text(value) or isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format))
+        return value if plain or type(value) in (float, torch.Size) else self._attribute(value)
+
+    def _attribute(self, value: Any) -> fx.Node:
+        """A constant as an attribute of the module."""
+        if id(value) not in self.kept:
+            name = self._free("_value")
+            setattr(self.holder, name, value)
+            self.kept[id(value)] = name
+        return self.graph.get_attr(self.kept[id(value)])
+
+    def _target(self, path: str) -> str:
+        """A path as fx reads it: what has a name that it cannot print is moved to the top."""
+        if all(part.isdigit() or (part.isidentifier() and not keyword.iskeyword(part)) for part in path.split(".")):
+            return path
+        if path not in self.moved:
+            owner, _, name = path.rpartition(".")
+            value, free = getattr(self.holder.get_submodule(owner), name), self._free("_moved")
+            persistent = name not in self.holder.get_submodule(owner)._non_persistent_buffers_set
+            if isinstance(value, nn.Parameter):
+                self.holder.register_parameter(free, value)
+            elif isinstance(value, Tensor):
+                self.holder.register_buffer(free, value, persistent)
+            else:
+                setattr(self.holder, free, value)
+            self.moved[path] = free
+        return self.moved[path]
+
+    def _free(self, lead: str) -> str:
+        count = 0
+        while hasattr(self.holder, f"{lead}{count}"):
+            count += 1
+        return f"{lead}{count}"
+
+
+def _is_operator(function: Any) -> bool:
+    return getattr(operator, getattr(function, "__name__", ""), None) is function
 
 
 def _parameters(graph: fx.Graph, top: Event) -> dict[fx.Node, fx.Node]:
@@ -139,11 +204,11 @@ def _unpack(graph: fx.Graph, value: Any, made: fx.Node, known: dict[fx.Node, fx.
 def _structure(value: Any, known: dict[fx.Node, fx.Node]) -> Any:
     if isinstance(value, fx.Node):
         return known[value]
-    if isinstance(value, (tuple, list)):
-        parts = [_structure(v, known) for v in value]
-        return type(value)(*parts) if hasattr(type(value), "_fields") else type(value)(parts)
-    if isinstance(value, dict):
+    if type(value) in (tuple, list) or hasattr(type(value), "_fields"):
+        made = [_structure(v, known) for v in value]
+        return type(value)(*made) if hasattr(type(value), "_fields") else type(value)(made)
+    if type(value) is dict:
         return {k: _structure(v, known) for k, v in value.items()}
-    if value is None or isinstance(value, (int, float, str, bool)):
+    if is_text(value) or type(value) is float:
         return value
     raise InputError(f"flatten=True cannot return a {type(value).__name__}; deploy without flatten")

@@ -28,15 +28,10 @@ class Options:
     affine: Names = ()
 
 
-def allowed_by(
-    options: Options, found: Analysis, rejected: dict[fx.Node, dict[frozenset[fx.Node], Refusal]], trace: Trace
-) -> Callable[[fx.Node, Form], Refusal | None]:
+def allowed_by(options: Options, found: Analysis, trace: Trace) -> Callable[[fx.Node, Form], Refusal | None]:
     """A function that says why an option forbids a form; None where none does."""
 
     def allowed(node: fx.Node, form: Form) -> Refusal | None:
-        refusal = rejected.get(node, {}).get(form.ops)
-        if refusal is not None:
-            return refusal
         if options.rules is not None:
             extra = rules_of(form, found) - options.rules
             if extra:

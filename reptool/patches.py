@@ -5,13 +5,11 @@ from __future__ import annotations
 import builtins
 import dis
 import math
-import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
@@ -39,28 +37,6 @@ _SCALARS = (
 DRAWS = ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson")
 _MODES = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled")
 _MATH = ("ceil", "floor", "sqrt", "prod", "log", "log2", "trunc")
-
-
-def dice_state() -> tuple[Any, ...]:
-    """The state of the random number generators that a forward may draw from."""
-    return torch.get_rng_state(), random.getstate(), numpy.random.get_state()
-
-
-def dice_untouched(before: tuple[Any, ...]) -> bool:
-    """Whether nothing was drawn since; if something was, the generators are set back."""
-    torch_state, python_state, numpy_state = before
-    now = dice_state()
-    same = bool(
-        torch.equal(now[0], torch_state)
-        and now[1] == python_state
-        and now[2][2] == numpy_state[2]
-        and (now[2][1] == numpy_state[1]).all()
-    )
-    if not same:
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        numpy.random.set_state(numpy_state)
-    return same
 
 
 _BASE: Any = torch._C._FunctionBase

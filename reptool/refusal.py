@@ -41,8 +41,13 @@ class Code(str, Enum):
     SPECIALIZED = "specialized"
     UNTRACEABLE = "untraceable"
     METHOD = "method"
+    BUDGET = "budget"
     EXCLUDED = "excluded"
     RULE_OFF = "rule-off"
+    # --- what was made, run beside the original (verify/), and what it would take (budget.py)
+    UNVERIFIED = "unverified"
+    NOT_RUN = "not-run"
+    TOO_LARGE = "too-large"
     # --- lowering (lower.py)
     OVERFLOW = "overflow"
     NON_FINITE = "non-finite"

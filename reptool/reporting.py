@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import fx, nn
 
 from reptool._report import FusedRegion, Report
-from reptool.engine import Plan, Unit, layer_name
 from reptool.errors import RequirementError
 from reptool.lower import Geometry
-from reptool.measuring import Values
 from reptool.rules import rules_of
+from reptool.units import Plan, Unit, layer_name
+from reptool.verify.regions import Checked
 
 
-def report_of(model: nn.Module, plan: Plan, measured: dict[str, Values]) -> Report:
+def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked]) -> Report:
     """The report on a plan and what was measured."""
     out = Report(type(model).__name__, untraced=dict(plan.untraced), refusals=list(plan.unseen))
     norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from reptool._copies import full_copy
-from reptool.dice import kept_dice
 from reptool.module_kinds import stock_forward
+from reptool.running import users_code
 from reptool.trace import Input, fake
 
 MADE_UP = 64  # pixels along every axis of an image nobody showed
@@ -43,7 +43,7 @@ def seen_calls(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         if path and not stock_forward(module):
             watch(path, module)
     try:
-        with torch.no_grad(), kept_dice():
+        with torch.no_grad(), users_code():
             copied(*args, **kwargs)
     except Exception:  # what was seen until then was seen
         pass

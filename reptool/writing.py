@@ -19,7 +19,7 @@ from reptool.module_kinds import calls_itself
 from reptool.outside import contents_of, held_by, written_so_far
 from reptool.patches import DRAWS
 from reptool.reads import mutated_argument, writes_many
-from reptool.runtime.containers import Place, Template, filled, mapped, parts, with_parts
+from reptool.runtime.containers import Place, filled, mapped, parts, template_of, with_parts
 from reptool.trace import VALUE, CaptureLimitError, Event, Question, Unanswerable
 from reptool.walk import leaves_in
 
@@ -185,7 +185,7 @@ class Writing:
         if not found:
             return value
         places = {id(v): Place(i) for i, v in enumerate(found)}
-        template = Template(mapped(value, lambda v: places.get(id(v), v)))
+        template = template_of(mapped(value, lambda v: places.get(id(v), v)))
         return self.emit("call_function", filled, (template, *found), {}, "unknown").node
 
     def tensor(self, tensor: Tensor) -> fx.Node:

@@ -18,7 +18,14 @@ from torch.nn.utils.parametrizations import weight_norm
 import reptool
 from reptool import RULES, Code
 from reptool.blocks import DiverseBranchBlock, RepNeXtUnit, RepVGGBlock
-from reptool.errors import InputError, ReptoolError, RequirementError, UnsupportedModelError, VerificationError
+from reptool.errors import (
+    InputError,
+    RegionWarning,
+    ReptoolError,
+    RequirementError,
+    UnsupportedModelError,
+    VerificationError,
+)
 from reptool.testing import assert_equivalent, count_operations, randomize
 
 
@@ -739,14 +746,21 @@ def test_one_wrong_tap_is_found_before_anything_is_written(
         return weight
 
     monkeypatch.setattr("reptool.kernel.Kernel.grouped_weight", planted)
-    with pytest.raises(VerificationError, match=r"region '0' \(conv_bn\) is off by .* at input size \(\d+, \d+\)"):
+    with pytest.raises(RegionWarning, match=r"region '0' \(conv_bn\) is off by .* at input size \(\d+, \d+\)"):
         reptool.deploy(model, inplace=True)
     assert same_state(model, before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RegionWarning)
+        deployed = reptool.deploy(model, inplace=True)
+    assert same_state(model, before)
+    assert [r.code for r in reptool.report(deployed).refusals] == [Code.UNVERIFIED]
+    assert not reptool.report(deployed).regions
     assert reptool.deploy(model, verify=False) is not model
 
 
 def test_a_wrong_bias_or_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reptool import lower, verify
+    from reptool import lower
+    from reptool.verify import regions
 
     model = ready(nn.Sequential(conv(3, 4, padding_mode="reflect"), nn.BatchNorm2d(4)))
 
@@ -761,18 +775,30 @@ def test_a_wrong_bias_or_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> No
 
     for name, change in (("values", shifted), ("new_layer", zeros)):
         with monkeypatch.context() as patch:
-            patch.setattr(verify, name, change)
-            with pytest.raises(VerificationError, match="conv_bn"):
+            patch.setattr(regions, name, change)
+            with pytest.raises(RegionWarning, match="conv_bn"):
                 reptool.deploy(model)
     assert reptool.deploy(model) is not model
 
 
 def test_a_cast_that_loses_too_much_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reptool import verify
+    from reptool.verify import regions
 
-    monkeypatch.setattr(verify, "CAST", 1e-3)
-    with pytest.raises(VerificationError, match=r"after the cast to torch\.float32.*wider dtype"):
+    monkeypatch.setattr(regions, "CAST", 1e-3)
+    with pytest.raises(RegionWarning, match=r"after the cast to torch\.float32.*wider dtype"):
         reptool.deploy(ready(nn.Sequential(conv(3, 4), nn.BatchNorm2d(4))))
+
+
+class _Unrehearsed:
+    """Runs no method."""
+
+    failed: dict[Any, Any] = {}  # noqa: RUF012 - nobody writes it
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def against(self, target: nn.Module) -> int:
+        return 0
 
 
 def test_a_whole_model_that_differs_is_found_although_every_region_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -780,13 +806,13 @@ def test_a_whole_model_that_differs_is_found_although_every_region_is_exact(monk
 
     def miswritten(model: nn.Module, *given: Any) -> None:
         write(model, *given)
-        with torch.no_grad():
-            model.head.bias.add_(0.1)  # type: ignore[operator, union-attr]
+        model.head.bias = nn.Parameter(model.head.bias.detach() + 0.1)  # type: ignore[operator, union-attr]
 
     write = _deploy.write
     monkeypatch.setattr(_deploy, "write", miswritten)
     model = ready(Net())
     before = state(model)
+    monkeypatch.setattr(_deploy, "Rehearsal", _Unrehearsed)
     with pytest.raises(VerificationError, match=r"Net is off by .* nothing was changed"):
         reptool.deploy(model, images(), inplace=True)
     assert same_state(model, before)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import reptool
 from reptool import Code
-from reptool.errors import VerificationError
+from reptool.errors import RegionWarning
 from reptool.fusions.distribute import distribute_over_sum
 from reptool.testing import assert_equivalent, randomize
 
@@ -599,7 +599,7 @@ def test_a_wrong_share_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         return [(s * 1.01, t) for s, t in distribute_over_sum(*args)]
 
     monkeypatch.setattr("reptool.spread.distribute_over_sum", wrong)
-    with pytest.raises(VerificationError, match=r"distribute.* is off by"):
+    with pytest.raises(RegionWarning, match=r"distribute.* is off by"):
         reptool.deploy(two(added, conv(3, 8), conv(5, 8, 1), BN8()))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import reptool
 from reptool import fusions
-from reptool.errors import VerificationError
+from reptool.errors import RegionWarning
 from reptool.testing import randomize
 
 
@@ -158,11 +158,14 @@ def test_a_wrong_formula_makes_deploy_wrong(monkeypatch: pytest.MonkeyPatch, cas
     assert getattr(module, name).__module__ == f"reptool.fusions.{file}"
     assert len(reptool.report(reptool.deploy(model, x, force=force)).regions) == 1 + isinstance(model, Apart)
     monkeypatch.setattr(module, name, wrong(getattr(module, name)))
-    with pytest.raises(VerificationError, match="is off by"):
+    with pytest.raises(RegionWarning, match="is off by"):
         reptool.deploy(model, x, force=force)
+    try:
+        deployed = reptool.deploy(model, x, force=force, verify=False)
+    except RegionWarning:
+        return  # a method was written anew: that one is run in any case, and shows it
     with torch.no_grad():
-        off = reptool.deploy(model, x, force=force, verify=False)(x) - model(x)
-    assert float(off.abs().max()) > 1e-4
+        assert float((deployed(x) - model(x)).abs().max()) > 1e-4
 
 
 def test_every_file_of_fusions_is_called_by_the_engine() -> None:

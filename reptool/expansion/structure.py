@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptool._copies import shallow_copy
-from reptool.engine import Plan, make_plan
+from reptool.engine import make_plan
 from reptool.inputs import example_arguments
 from reptool.options import Options
 from reptool.ownership import ownership
+from reptool.units import Plan
 
 from .where import CONVS, ancestors
 

@@ -25,7 +25,7 @@ from reptool.refusal import Code, Refusal
 from reptool.rewrite.constants import CannotCutError, Constants
 from reptool.rewrite.method_source import Check, checks, header_of
 from reptool.rewrite.printer import Printer, read_item
-from reptool.runtime.containers import Place, Template, filled, leaves, mapped, parts, read_key
+from reptool.runtime.containers import Place, filled, leaves, mapped, parts, read_key, template_of
 from reptool.runtime.method import Method
 from reptool.trace import Event, all_events
 from reptool.walk import nodes_in
@@ -292,7 +292,7 @@ class Cutter:
                 check.text(leaf, f"what a {type(value).__name__} holds")
         places = {node: Place(i) for i, node in enumerate(found)}
         structure = mapped(value, lambda v: places[v] if isinstance(v, fx.Node) else v)
-        values: list[Any] = [Template(structure), *(self._lookup(None, n) for n in found)]
+        values: list[Any] = [template_of(structure), *(self._lookup(None, n) for n in found)]
         return self.graph.call_function(filled, tuple(values))
 
     def _lookup(self, user: fx.Node | None, node: fx.Node) -> Any:

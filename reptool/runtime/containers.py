@@ -6,9 +6,9 @@ the class it was, with the attributes it had; no constructor of the user's runs.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import enum
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 MAX_DEPTH = 8
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that a ``class`` statement made
 
 
 class Leaf:
@@ -52,7 +53,8 @@ def parts(value: Any) -> list[tuple[Step, Any]] | None:
     if isinstance(value, (list, tuple)):
         return [*((Step("index", i), v) for i, v in enumerate(tuple(value))), *_attributes(value)]
     if isinstance(value, dict):
-        return [*((Step("key", k), dict.__getitem__(value, k)) for k in dict.keys(value)), *_attributes(value)]
+        keys = [(Step("key", k), dict.__getitem__(value, k)) for k in dict.keys(value)]
+        return [*keys, *_attributes(value)]
     if isinstance(value, slice):
         return [(Step("attribute", n), getattr(value, n)) for n in ("start", "stop", "step")]
     if is_dataclass(value) or (hasattr(value, "__dict__") and not callable(value)):
@@ -61,53 +63,83 @@ def parts(value: Any) -> list[tuple[Step, Any]] | None:
 
 
 def _attributes(value: Any) -> list[tuple[Step, Any]]:
+    both = _mirrored(value)
+    return [(Step("attribute", n), v) for n, v in _named(value).items() if n not in both]
+
+
+def _named(value: Any) -> dict[str, Any]:
+    """The attributes of an object, also those in slots of a dataclass."""
     held = dict(getattr(value, "__dict__", {}))
     if is_dataclass(value):
-        held |= {f.name: getattr(value, f.name) for f in fields(value) if hasattr(value, f.name)}
-        if isinstance(value, dict):  # a `ModelOutput` holds its fields as items too
-            held = {n: v for n, v in held.items() if not (n in value and dict.__getitem__(value, n) is v)}
-    return [(Step("attribute", n), v) for n, v in held.items()]
+        for f in fields(value):
+            with contextlib.suppress(Exception):
+                held.setdefault(f.name, object.__getattribute__(value, f.name))
+    return held
+
+
+def _mirrored(value: Any) -> frozenset[str]:
+    """Names under which a dictionary holds the same as an item and as an attribute, as a `ModelOutput` does."""
+    if not isinstance(value, dict):
+        return frozenset()
+    return frozenset(n for n, v in _named(value).items() if dict.get(value, n, Step) is v)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a container is apart from the values it holds.
+
+    Args:
+        cls: its class.
+        steps: how it holds each value, in the order of `parts`.
+        factory: of a `defaultdict`.
+        mirrored: keys that are attributes as well.
+        itself: whether a dictionary is its own ``__dict__``.
+    """
+
+    cls: type
+    steps: tuple[Step, ...]
+    factory: Callable[[], Any] | None = None
+    mirrored: frozenset[str] = frozenset()
+    itself: bool = False
+
+    def holding(self, values: Sequence[Any]) -> Any:
+        """A container of this shape, made without running code of its class."""
+        if self.cls is slice:
+            return slice(*values)
+        pairs = list(zip(self.steps, values, strict=True))
+        made = self._empty([v for s, v in pairs if s.kind == "index"], {s.name: v for s, v in pairs if s.kind == "key"})
+        if self.itself:
+            object.__setattr__(made, "__dict__", made)
+            return made
+        for step, value in pairs:
+            if step.kind == "attribute" or (step.kind == "key" and step.name in self.mirrored):
+                object.__setattr__(made, step.name, value)
+        return made
+
+    def _empty(self, items: list[Any], keyed: dict[Any, Any]) -> Any:
+        builtin: Any = next(c for c in self.cls.__mro__ if not c.__flags__ & _HEAP_TYPE)  # whose memory it is
+        if issubclass(self.cls, tuple):
+            return builtin.__new__(self.cls, items)
+        made = builtin.__new__(self.cls)
+        if issubclass(self.cls, defaultdict):
+            made.default_factory = self.factory
+        if issubclass(self.cls, list):
+            list.extend(made, items)
+        for key, value in keyed.items():
+            builtin.__setitem__(made, key, value)
+        return made
+
+
+def shape_of(value: Any) -> Shape:
+    """The shape of a container."""
+    factory = value.default_factory if isinstance(value, defaultdict) else None
+    steps = tuple(step for step, _ in parts(value) or ())
+    return Shape(type(value), steps, factory, _mirrored(value), getattr(value, "__dict__", None) is value)
 
 
 def with_parts(value: Any, new: Sequence[Any]) -> Any:
     """A container like `value` that holds other values, in the order of `parts`."""
-    steps = [step for step, _ in parts(value) or ()]
-    items = [v for step, v in zip(steps, new, strict=True) if step.kind == "index"]
-    keyed = {step.name: v for step, v in zip(steps, new, strict=True) if step.kind == "key"}
-    named = {step.name: v for step, v in zip(steps, new, strict=True) if step.kind == "attribute"}
-    if isinstance(value, slice):
-        return slice(*new)
-    made = _empty(value, items, keyed)
-    for name, held in named.items():
-        object.__setattr__(made, name, held)
-    if is_dataclass(value) and isinstance(value, dict):
-        for name, held in keyed.items():
-            if name in vars(value):
-                object.__setattr__(made, name, held)
-    return made
-
-
-def _empty(value: Any, items: list[Any], keyed: dict[Any, Any]) -> Any:
-    """A container of the same class with these items and no attributes; code of the class is not run."""
-    cls = type(value)
-    if isinstance(value, tuple):
-        return tuple.__new__(cls, items)
-    if isinstance(value, list):
-        made: Any = list.__new__(cls)
-        list.extend(made, items)
-        return made
-    if isinstance(value, dict):
-        base: Any = next(b for b in (OrderedDict, defaultdict, dict) if isinstance(value, b))
-        made = base.__new__(cls)
-        if isinstance(value, defaultdict):
-            made.default_factory = value.default_factory
-        for key, held in keyed.items():
-            base.__setitem__(made, key, held)
-        return made
-    try:
-        return object.__new__(cls)
-    except TypeError:  # its class is made in C
-        return copy.copy(value)
+    return shape_of(value).holding(new)
 
 
 def leaves(value: Any, depth: int = 0) -> Iterator[Any]:
@@ -146,27 +178,33 @@ class Place(Leaf):
     number: int
 
 
+@dataclass(frozen=True)
 class Template(Leaf):
-    """A structure with numbered places, as one constant: `filled` puts values into them.
+    """A structure with numbered places, as data: `filled` puts values into them.
 
     Args:
-        structure: containers whose leaves are constants and `Place`s.
+        shape: of the outermost container.
+        held: what it holds: templates, places and constants.
     """
 
-    def __init__(self, structure: Any) -> None:
-        self.structure = structure
+    shape: Shape
+    held: tuple[Any, ...]
 
-    def __repr__(self) -> str:
-        return f"Template({self.structure!r})"
+
+def template_of(value: Any) -> Any:
+    """A structure whose leaves are places and constants, as a template; a leaf as it is."""
+    held = parts(value)
+    return value if held is None else Template(shape_of(value), tuple(template_of(v) for _, v in held))
 
 
 def filled(template: Template, *values: Any) -> Any:
     """The structure with these values in its places.
 
-    >>> filled(Template([Place(0), {"a": Place(1)}]), "x", "y")
+    >>> filled(template_of([Place(0), {"a": Place(1)}]), "x", "y")
     ['x', {'a': 'y'}]
     """
-    return mapped(template.structure, lambda v: values[v.number] if type(v) is Place else v)
+    kinds = {Template: lambda t: filled(t, *values), Place: lambda place: values[place.number]}
+    return template.shape.holding([kinds.get(type(v), lambda c: c)(v) for v in template.held])
 
 
 def read_key(value: Any, key: Any) -> Any:

@@ -52,3 +52,8 @@ def _bound(original: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str,
     arguments = inspect.signature(original).bind(*args, **kwargs)
     arguments.apply_defaults()
     return arguments.arguments
+
+
+def called(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function that a graph holds as an attribute, since it has no name of its own."""
+    return function(*args, **kwargs)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass
+@dataclass(frozen=True)
 class Method:
     """A method written anew.
 
@@ -29,6 +29,9 @@ class Method:
     buffers: tuple[str, ...] = ()
     read: frozenset[str] = frozenset()
     constants: tuple[tuple[str, Any], ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Method:
+        return self
 
     def scope(self) -> dict[str, Any]:
         """What the names in the source mean."""

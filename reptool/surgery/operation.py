@@ -249,6 +249,9 @@ class Operating(Traced):
                     stack.append(i)
 
     def _method_refused(self, event: Event) -> Refusal | None:
+        full = ".".join(p for p in (self.trace.prefix, event.path) if p)
+        if (full, event.method) in self.fixed:
+            return self.fixed[full, event.method]
         if isinstance(event.module, (nn.Sequential, nn.ModuleList)) and event.path:
             function = type(event.module).forward
             if function is nn.Sequential.forward:

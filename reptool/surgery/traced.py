@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from torch import fx, nn
@@ -12,6 +13,7 @@ from reptool._nodes import metadata_read, name_of
 from reptool.analyse import Analysis
 from reptool.forms import Form
 from reptool.ops import Affine, Op
+from reptool.refusal import Refusal
 from reptool.surgery.site import Site
 from reptool.trace import Event, Trace, all_events
 from reptool.walk import nodes_in
@@ -30,6 +32,7 @@ class Traced:
         tied: path of a tensor or module -> the other paths of shared tensors.
         held: paths of modules that are also kept in plain attributes.
         fallbacks: works out the fallbacks of a surgery; None where nothing may be specialized.
+        fixed: full path of a module and name of its method that must not be written anew, and why.
     """
 
     def __init__(
@@ -40,8 +43,9 @@ class Traced:
         tied: dict[str, set[str]],
         held: set[str],
         fallbacks: Callable[[list[Site], dict[str, list[str]]], Fallbacks] | None = None,
+        fixed: Mapping[tuple[str, str], Refusal] = MappingProxyType({}),
     ) -> None:
-        self.fallbacks = fallbacks
+        self.fallbacks, self.fixed = fallbacks, fixed
         self.trace, self.found, self.hooked, self.tied, self.held = trace, found, hooked, tied, held
         self.reads = found.reads
         self.calls: dict[str, list[fx.Node | Event]] = {}

@@ -72,7 +72,8 @@ class Flags:
             bad = that_matter(bad, {*flags, *held}, function, module)
             parts: frozenset[Site] = frozenset()
             if surgery.fallbacks is None:
-                parts = self._shown_between(state, path, name, base, bad)
+                asked = [f for f in bad if self._may_be_given(function, calls, f)]
+                parts = self._shown_between(state, path, name, base, asked) if len(asked) == len(bad) else frozenset()
                 parts |= self._offered(state, function, calls, base, bad)
             for site in parts:
                 found.problems[site.region] = between(site, path, name)
@@ -100,13 +101,22 @@ class Flags:
                     (site.region.value.name,),
                 )
 
+    @staticmethod
+    def _may_be_given(function: Callable[..., Any], calls: list[Event], flag: str) -> bool:
+        """Whether a flag is the model's own, or one that code inside of it gives: nobody else may pass it."""
+        signature = inspect.signature(function)
+        own = any(e.parent is None for e in calls)
+        return own or any(flag in signature.bind(e.module, *e.args, **e.kwargs).arguments for e in calls)
+
     def _settings(self, state: Changed, path: str, name: str, base: dict[str, Any]) -> dict[str, Any]:
         """Attributes of a module that make a method use its layers otherwise when they are set to something else."""
         module = self.surgeon.modules[path]
         read = self.reach.loads_of(type(module), name)
         found = own_settings(module, read.own, read.other)
-        if not found or self._tries > MAX_TRIES:
+        if not found:
             return {}
+        if self._tries > MAX_TRIES:
+            return found  # what was not tried may matter
         whole = self.runs.same(state, path, name, base)
         layers = None if whole else self._layers(state, path, name, base, {})
         if not whole and layers is None:

@@ -1,8 +1,9 @@
 """Verification: every region by itself, its own operations against its layer, at sizes that show every border.
 
-Before the cast in float64 to `EXACT`, relative to ``sum |W| |x| + |b|``; after it to `CAST` times the eps of the
-layer's dtype, or to `EXACT` where that is less. Per axis as many consecutive sizes are tried as the product of the
-strides, from the span of the kernel plus all paddings on, with H != W and two samples.
+Before the cast in float64 to `EXACT`, relative to the size of the terms (``sum |W| |x|``, the terms that the bias was
+summed from, and every value between); after it to `CAST` times the eps of the layer's dtype, or to `EXACT` where that
+is less. Per axis as many consecutive sizes are tried as the product of the strides, from the span of the kernel plus
+all paddings on, with H != W and two samples. A region that fails is refused by itself: the rest of the model is right.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from reptool.budget import BYTES, check_bytes, is_out_of_memory, smallest_size
 from reptool.choose import Region
+from reptool.errors import InputError
 from reptool.facts import Facts
 from reptool.kernel import Kernel
 from reptool.lower import Geometry, Place, new_layer, values
 from reptool.ops import Affine, Op, View
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
+from reptool.rules import rules_of
 from reptool.spread import Spread
+from reptool.surgery import Site
+from reptool.units import GivenUp, Unit, key_of, layer_name
 
 EXACT = 1e-10
 CAST = 64.0
@@ -84,8 +90,8 @@ class Reference(Originals):
         super().__init__(facts, reads)
         self.region, self.ops = region, ops
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The region's value for the root value `x`."""
+    def __call__(self, x: Tensor) -> tuple[Tensor, float]:
+        """The region's value for the root value `x`, and the largest value between the two."""
         memo: dict[fx.Node, Any] = {self.region.root: x}
         position = self.reads.position
         with torch.no_grad():
@@ -93,7 +99,8 @@ class Reference(Originals):
                 memo[node] = self.run(node, memo)
         out = memo[self.region.value]
         assert isinstance(out, Tensor)
-        return out
+        inner = (v for n, v in memo.items() if n is not self.region.root and isinstance(v, Tensor) and v.numel())
+        return out, max((float(v.abs().max()) for v in inner), default=0.0)
 
     def views(self, y: Tensor) -> Tensor:
         """The layer's output through the views that stay behind it."""
@@ -159,18 +166,18 @@ def test_sizes(kernel: Kernel, reference: list[Op]) -> list[tuple[int, ...]]:
         return [()]
     base, period = [], []
     for i, axis in enumerate(axes):
-        pads, stride = 0, 1
+        pads = 0
         for op in reference:
             if isinstance(op, Affine) and op.shape.axes and len(op.shape.axes) == len(axes):
-                a = op.shape.axes[i]
-                pads += abs(a.before) + abs(a.after)
-                stride *= a.stride
+                pads += abs(op.shape.axes[i].before) + abs(op.shape.axes[i].after)
+        pads = max(pads, abs(axis.before) + abs(axis.after))  # a crop behind a stride is as many times as wide
         least = axis.span + 1 + max(pads, 1)
         base.append(-(-least // axis.stride) * axis.stride)
         period.append(min(max(axis.stride, 1), MAX_SIZES))
     count = max(period)
     wider = [2 * (i + 1) * axis.stride for i, axis in enumerate(axes)]
-    return [tuple(b + i + k for i, b in zip([0, *wider], base, strict=False)) for k in range(count)]
+    sizes = [tuple(b + i + k for i, b in zip([0, *wider], base, strict=False)) for k in range(count)]
+    return [s for s in sizes if check_bytes(kernel, s, BATCH) <= BYTES] or [smallest_size(axes)]
 
 
 def measure(
@@ -190,43 +197,156 @@ def measure(
         if isinstance(v, Refusal):
             return v
     assert not isinstance(exact, Refusal) and not isinstance(cast, Refusal)
-    double = new_layer(shape, *exact)
-    absolute = new_layer(shape, exact[0].abs(), None if exact[1] is None else exact[1].abs())
-    delivered = new_layer(shape, cast[0].double().cpu(), None if cast[1] is None else cast[1].double().cpu())
-    reference = Reference(region, ops, facts, reads)
-    generator = torch.Generator().manual_seed(0)
-    found = Measured()
-    for size in test_sizes(kernel, [ops[n] for n in region.form.ops]):
-        x = _input(kernel, size, rank, generator)
-        try:
-            wanted = reference(x)
-        except RuntimeError:  # the original refuses this size (a concatenation of unequal maps, a map too small)
-            continue
-        with torch.no_grad():
-            got, scale, rounded = reference.views(double(x)), absolute(x.abs()), reference.views(delivered(x))
-        if wanted.shape != got.shape:
-            found.exact, found.size = float("inf"), size
-            return found, *cast
-        bound = float(scale.max()) + 1e-300
-        error, error_cast = (float((wanted - v).abs().max()) / bound for v in (got, rounded))
-        if not error <= found.exact:
-            found.exact, found.size = error, size
-        found.cast = max(found.cast, error_cast)
-        found.sizes += 1
+    try:
+        found = _compare(region, kernel, shape, exact, cast, Reference(region, ops, facts, reads), rank)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return Refusal(Code.TOO_LARGE, "checking it ran out of memory", (region.value.name,))
     if not found.sizes:
         return Refusal(Code.EXTENT, "the original runs at none of the sizes tried", (region.value.name,))
     return found, *cast
+
+
+Values = tuple[Tensor, Tensor | None]
+
+
+def _compare(
+    region: Region, kernel: Kernel, shape: Geometry, exact: Values, cast: Values, reference: Reference, rank: int | None
+) -> Measured:
+    terms = kernel.bias_terms if kernel.bias_terms is not None else kernel.bias
+    double = new_layer(shape, *exact)
+    absolute = new_layer(shape, exact[0].abs(), None if terms is None else terms.abs().cpu())
+    delivered = new_layer(shape, cast[0].double().cpu(), None if cast[1] is None else cast[1].double().cpu())
+    generator = torch.Generator().manual_seed(0)
+    found = Measured()
+    for size in test_sizes(kernel, [reference.ops[n] for n in region.form.ops]):
+        x = _input(kernel, size, rank, generator)
+        try:
+            wanted, between = reference(x)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            continue  # the original refuses this size (a concatenation of unequal maps, a map too small)
+        if not wanted.numel():
+            continue
+        with torch.no_grad():
+            got, scale, rounded = reference.views(double(x)), absolute(x.abs()), reference.views(delivered(x))
+        found.sizes += 1
+        if wanted.shape != got.shape:
+            found.exact, found.size = float("inf"), size
+            return found
+        bound = max(float(scale.max()), between) + 1e-300
+        error_exact, error_cast = (float((wanted - v).abs().max()) / bound for v in (got, rounded))
+        if not error_exact <= found.exact:
+            found.exact, found.size = error_exact, size
+        found.cast = max(found.cast, error_cast)
+    return found
+
+
+BATCH = 2
 
 
 def _input(kernel: Kernel, size: tuple[int, ...], rank: int | None, generator: torch.Generator) -> Tensor:
     channels = kernel.in_channels
     assert channels is not None
     if kernel.axes == ():
-        lead = [2] if rank is None or rank == 2 else [2, *range(3, 3 + rank - 2)]
+        lead = [BATCH] if rank is None or rank == 2 else [BATCH, *range(3, 3 + rank - 2)]
         return torch.randn(*lead, channels, dtype=torch.float64, generator=generator)
-    return torch.randn(2, channels, *size, dtype=torch.float64, generator=generator)
+    batch = BATCH if check_bytes(kernel, size, BATCH) <= BYTES else 1
+    return torch.randn(batch, channels, *size, dtype=torch.float64, generator=generator)
 
 
 def tolerance(dtype: torch.dtype) -> float:
     """Largest error allowed after the cast to `dtype`."""
     return max(CAST * torch.finfo(dtype).eps, EXACT)
+
+
+# --- all regions of a unit ------------------------------------------------------------------------------------------
+Checked = dict[Site, tuple[Measured | None, Tensor, Tensor | None]]
+"""The weights of every new layer, with the errors that were measured."""
+
+
+def checked_unit(unit: Unit, verify: bool) -> tuple[Checked, GivenUp]:
+    """The weights of every new layer with the errors that were measured, and the regions that failed.
+
+    Raises:
+        InputError: a weight of the model is NaN or infinite.
+    """
+    out: Checked = {}
+    failed = GivenUp()
+    for site in unit.surgery.sites:
+        found = _checked(unit, site, verify)
+        if isinstance(found, Refusal):
+            failed.regions[key_of(unit, site.region)] = found.at(site.region.value.name)
+        else:
+            out[site] = found
+    if verify and not failed:
+        failed.add(_failed_spreads(unit))
+    return out, failed
+
+
+def _checked(unit: Unit, site: Site, verify: bool) -> tuple[Measured | None, Tensor, Tensor | None] | Refusal:
+    assert site.place is not None
+    region = site.region
+    found: Any
+    if verify:
+        rank = unit.facts.rank(region.root)
+        found = measure(region, site.shape, site.place, unit.found.ops, unit.facts, unit.reads, rank)
+    else:
+        kernel = region.form.kernel()
+        made = site.cast or (values(kernel, site.place) if isinstance(kernel, Kernel) else kernel)
+        found = made if isinstance(made, Refusal) else (None, *made)
+    if isinstance(found, Refusal):
+        if found.code is Code.NON_FINITE:
+            bad = ", ".join(_not_finite(unit, site)) or region.value.name
+            raise InputError(
+                f"region {layer_name(unit, site)!r}: {found}: NaN or infinity in {bad}; repair or exclude it first"
+            )
+        return found
+    return _judged(found, unit, site) or found
+
+
+def _judged(found: tuple[Measured | None, Tensor, Tensor | None], unit: Unit, site: Site) -> Refusal | None:
+    """Why a region that was measured cannot stand."""
+    errors = found[0]
+    if errors is None:
+        return None
+    rules = ", ".join(sorted(rules_of(site.region.form, unit.found)))
+    where = f"region {layer_name(unit, site)!r} ({rules})"
+    if not errors.exact <= EXACT:
+        return Refusal(Code.UNVERIFIED, f"{where} is off by {errors.exact:.3g} at input size {errors.size}")
+    assert site.place is not None
+    if not errors.cast <= tolerance(site.place.dtype):
+        cast = f"after the cast to {site.place.dtype} at input size {errors.size}; deploy in a wider dtype"
+        return Refusal(Code.UNVERIFIED, f"{where} is off by {errors.cast:.3g} {cast}")
+    return None
+
+
+def _failed_spreads(unit: Unit) -> GivenUp:
+    """The regions that took shares of a norm which is another one where it stood."""
+    failed = GivenUp()
+    norms = {s.norm for s in unit.found.spreads}
+    for spread in unit.found.spreads:
+        error = measure_spread(spread, norms, unit.facts, unit.reads)
+        if error <= EXACT:
+            continue
+        where = str(spread.norm.target) if spread.norm.op == "call_module" else spread.norm.name
+        refusal = Refusal(Code.UNVERIFIED, f"the norm {where!r} (distribute) is off by {error:.3g} behind its parts")
+        for site in unit.surgery.sites:
+            if set(spread.shares) & site.region.form.ops:
+                failed.regions[key_of(unit, site.region)] = refusal.at(site.region.value.name)
+    return failed
+
+
+def _not_finite(unit: Unit, site: Site) -> list[str]:
+    """Paths of the tensors in a region that hold NaN or infinity."""
+    owners = [o for n in site.region.form.ops for o in unit.found.ops[n].owners]
+    root = unit.trace.root
+    return sorted(
+        f"{unit.prefix}.{name}".strip(".")
+        for name, tensor in (*root.named_parameters(), *root.named_buffers())
+        if any(name == o or name.startswith(f"{o}." if o else "") for o in owners)
+        and tensor.is_floating_point()
+        and not bool(tensor.isfinite().all())
+    )

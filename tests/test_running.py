@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 import reptool
-from reptool.dice import kept_dice
+from reptool.running import users_code
 from tests.traps import ConvBN, image, ready
 
 
 def test_the_generators_are_set_back() -> None:
-    with kept_dice():
+    with users_code():
         wanted = torch.rand(1), random.random(), numpy.random.rand()
     assert (torch.rand(1), random.random(), numpy.random.rand()) == wanted
 

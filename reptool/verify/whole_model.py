@@ -1,0 +1,116 @@
+"""The whole deployed model against the original, on the example inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reptool._copies import full_copy
+from reptool._report import Report
+from reptool.inputs import check_inputs_run
+from reptool.running import users_code
+from reptool.runtime.containers import mapped
+from reptool.tensors import cloned, tensors_in
+
+MODEL_FLOOR = 5e-6
+DRAWS = 3
+ROUNDING = 10  # two roundings of one model were seen to differ by a factor of 3; a wrong region is off by far more
+
+
+def reference_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: bool) -> tuple[Any, Any]:
+    """The model's own output, and its output in float64 (None where it cannot run there, or if it is not `wide`)."""
+    with users_code():
+        own = check_inputs_run(full_copy(model), cloned(args), cloned(kwargs))
+    if not wide:
+        return own, None
+    try:
+        double = full_copy(model).double()
+        with torch.no_grad(), users_code():
+            exact = double(*cloned(args, True), **cloned(kwargs, True))
+    except Exception:  # a model that fixes a dtype in its code
+        exact = None
+    return own, exact
+
+
+def difference(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference of two tensors of one shape, relative to the largest finite value of the second.
+
+    Infinities that are equal and NaN in the same places are no difference; NaN where one of the two has it alone.
+
+    >>> inf, nan = float("inf"), float("nan")
+    >>> round(difference(torch.tensor([1.0, inf, nan]), torch.tensor([2.0, inf, nan])), 6)
+    0.5
+    """
+    if not wanted.numel():
+        return 0.0
+    a, b = found.detach().double(), wanted.detach().double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    off = torch.where(same, 0.0, (a - b).abs())
+    scale = float(torch.where(b.isfinite(), b, 0.0).abs().max())
+    return float(off.max()) / (scale + 1e-12)
+
+
+def whole_error(found: Any, wanted: Any) -> float:
+    """The largest difference of two outputs, each relative to the largest value of its tensor."""
+    a, b = ([t.detach() for t in tensors_in(v)] for v in (found, wanted))
+    if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b, strict=False)):
+        return float("inf")
+    errors = [difference(x, y) for x, y in zip(a, b, strict=True)]
+    return next((e for e in errors if e != e), max(errors, default=0.0))
+
+
+def movement(model: nn.Module, args: Any, kwargs: Any, exact: Any) -> float:
+    """How far the original's own output moves in float64 when its inputs and weights move by a rounding step.
+
+    Args:
+        model: the original.
+        args: example positional inputs.
+        kwargs: example keyword inputs.
+        exact: its output in float64.
+
+    Returns:
+        The largest error of a few draws, as `whole_error`; infinity where it then runs no more.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        steps = torch.randint(-1, 2, leaf.shape, generator=generator).to(leaf)
+        return leaf * (1 + steps * torch.finfo(torch.float64).eps)
+
+    errors = []
+    for _ in range(DRAWS):
+        wide = full_copy(model).double()
+        for tensor in (*wide.parameters(), *wide.buffers()):
+            tensor.data = moved(tensor.data)
+        given = mapped(cloned((args, kwargs), True), moved)
+        with torch.no_grad(), users_code():
+            errors.append(whole_error(wide(*given[0], **given[1]), exact))
+    return max(errors)
+
+
+class InexactError(Exception):
+    """The deployed model differs by more than the original's own rounding explains."""
+
+
+def compare_whole(
+    target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reference: tuple[Any, Any], found: Report
+) -> None:
+    """Compare the whole deployed model with the original on the example inputs; the report keeps both errors.
+
+    Raises:
+        InexactError: they differ by more than rounding.
+    """
+    own, exact = reference
+    with torch.no_grad(), users_code():
+        out = full_copy(target)(*cloned(args), **cloned(kwargs))
+    dtypes = [t.dtype for t in tensors_in(own)] or [torch.float32]
+    floor = max(MODEL_FLOOR, 40 * max(torch.finfo(d).eps for d in dtypes))
+    wanted = own if exact is None else exact
+    error, base = whole_error(out, wanted), whole_error(own, wanted)
+    found.model_error = (error, base)
+    if not error <= max(ROUNDING * base, floor):
+        raise InexactError
