@@ -225,19 +225,22 @@ def _shapes(event: Event, unit: Unit, nodes: list[fx.Node]) -> Iterator[tuple[tu
 
 
 def _of_rank(event: Event, unit: Unit, node: fx.Node, rank: int, size: int) -> list[tuple[int, ...]]:
-    """Shapes of one rank: the channels are the second axis, or the last where that is known to be."""
-    positions = SIZES[rank][min(size, len(SIZES[rank]) - 1)] if rank in SIZES else ()
-    out = [(2, width, *positions) for width in _widths(unit, event, node, max(rank - 2, 0))] if rank in SIZES else []
-    last = unit.facts.channels(node, 0) if rank > 2 and rank in SIZES else None
-    return out if last is None else [*out, (2, *positions[: rank - 2], last)]
+    """Shapes of one rank: the channels are the second axis, or the last."""
+    if rank not in SIZES:
+        return []
+    positions = SIZES[rank][min(size, len(SIZES[rank]) - 1)]
+    second = [(2, width, *positions) for width in _widths(event, unit, node, max(rank - 2, 0))]
+    last = [(2, *positions[: rank - 2], width) for width in _widths(event, unit, node, 0)] if rank > 2 else []
+    return second + last
 
 
-def _widths(unit: Unit, event: Event, node: fx.Node, behind: int) -> list[int]:
+def _widths(event: Event, unit: Unit, node: fx.Node, behind: int) -> list[int]:
     """How many channels a value may have: those that are known, or what the layers that are called read."""
-    known = unit.facts.channels(node, behind) or unit.facts.channels_expected(node)
+    known = unit.facts.channels(node, behind) or unit.facts.width_expected(node, behind)
     if known is not None:
         return [known]
-    roots = [s.region.form.shape.in_channels for s in unit.surgery.sites if s.region.root is node]
+    sites = sorted(unit.surgery.sites, key=lambda s: s.region.root is not node)
+    roots = [s.region.form.shape.in_channels for s in sites[:6]]
     layers = [n.meta.get("module") for n in event.nodes() if n.op == "call_module"]
     read = (getattr(m, name, None) for m in layers for name in ("in_channels", "in_features", "num_features"))
     return list(dict.fromkeys(n for n in (*roots, *itertools.islice(read, 12), 3, 1, 2) if isinstance(n, int)))[:6]
