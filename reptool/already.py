@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from reptool.options import Options
-from reptool.testing._equivalence import tensors_in
+from reptool.running import tensors_in
 
 MARK = "_reptool_mark"
 _SIMPLE = (bool, int, float, str, type(None))

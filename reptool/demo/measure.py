@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from reptool.testing import count_operations, tensors_in
+from reptool.counting import count_operations
+from reptool.running import tensors_in
 
 __all__ = ["Measurement", "interleaved", "measure", "outputs_of", "predictions", "relative_error"]
 
