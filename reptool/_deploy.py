@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reptool._copies import full_copy
+from reptool._copies import full_copy, independent_copy
 from reptool._report import Report
 from reptool.accept import Affine, Patterns, check_model, prepared, required
 from reptool.already import is_marked, mark
@@ -104,13 +104,15 @@ def deploy(
     needed = required(require)
     if not flatten and is_marked(model, example_inputs, options):
         check_requirements(report(model), needed)
-        return model if inplace else full_copy(model)
-    reference = None if args is None else reference_of(model, args, kwargs, verify)
+        return model if inplace else independent_copy(model)
+    copies: dict[int, Any] = {}
+    target = model if inplace else independent_copy(model, copies)
+    reference = None if args is None else reference_of(model, args, kwargs, verify, copies)
     plan = make_plan(model, args, kwargs, options, values=True, cast=True)
     measured = {unit.prefix: measured_unit(unit, verify) for unit in plan.units}
     found = report_of(model, plan, measured)
     check_requirements(found, needed)
-    target = model if inplace and not verify else full_copy(model)
+    target = full_copy(model) if inplace and verify else target
     with undone_on_error(target):
         _write_all(target, plan, measured, found)
     if verify:
@@ -160,7 +162,7 @@ def explain(
     )
     known = not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     if known and args is not None:
-        reference_of(model, args, kwargs, wide=False)
+        reference_of(model, args, kwargs, wide=False, copies={})
     plan = make_plan(model, args, kwargs, options, values=known)
     return report_of(model, plan, {})
 

@@ -17,6 +17,7 @@ from reptool.errors import AbsorbedStateError
 from reptool.kept import KEPT, keep
 from reptool.lower import new_layer, set_values
 from reptool.method_text import Method
+from reptool.other_graphs import graphs_of, settle
 from reptool.rank_guard import set_guard
 from reptool.surgery import Site, Surgery
 
@@ -41,7 +42,7 @@ class LoadGuard:
 def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tuple[Tensor, Tensor | None]]) -> None:
     """Carry out a surgery on the submodule `prefix` of `model`."""
     root = model.get_submodule(prefix)
-    paths = _aliases(root)
+    paths, graphs = _aliases(root), graphs_of(root) if surgery.sites else {}
     memo = as_values(root) if surgery.keeping else {}
     kept = {p: keep(root.get_submodule(p), k.whole, k.parts, memo) for p, k in surgery.keeping.items()}
     for site in surgery.sites:
@@ -73,6 +74,7 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
             module.__class__ = derive(type(module), tuple(methods.values()), path in surgery.plain)
     for path, originals in kept.items():
         root.get_submodule(path).add_module(KEPT, originals)
+    settle(graphs)
     _silence(model, prefix, surgery)
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from reptool._copies import full_copy
 from reptool._report import Report
+from reptool.as_given import run_as_given
 from reptool.dice import kept_dice
 from reptool.engine import Unit, layer_name
-from reptool.errors import InputError, VerificationError
+from reptool.errors import InputError, UnsupportedModelError, VerificationError
 from reptool.inputs import check_inputs_run
 from reptool.kernel import Kernel
 from reptool.lower import values
@@ -23,6 +24,7 @@ from reptool.tensors import cloned, tensors_in
 from reptool.verify import EXACT, Measured, measure, measure_spread, tolerance
 
 MODEL_FLOOR = 5e-6
+ALIKE = 1e-3  # a model in two precisions, and a model and its copy
 ROUNDING = 10  # two roundings of one model were seen to differ by a factor of 3; a wrong region is off by far more
 Values = dict[Site, tuple[Measured | None, Tensor, Tensor | None]]
 
@@ -103,19 +105,47 @@ def _not_finite(unit: Unit, site: Site) -> list[str]:
     )
 
 
-def reference_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: bool) -> tuple[Any, Any]:
-    """The model's own output, and its output in float64 (None where it cannot run there, or if it is not `wide`)."""
+def reference_of(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: bool, copies: dict[int, Any]
+) -> tuple[Any, Any]:
+    """The output of the caller's own model, which stays as it is, and the output of a copy in float64.
+
+    Args:
+        model: the caller's own.
+        args: example positional inputs.
+        kwargs: example keyword inputs.
+        wide: whether the second is wanted; it is None where the model cannot run in float64.
+        copies: the memo of a copy of `model`, made here where it is empty.
+
+    Raises:
+        InputError: the model does not accept the inputs.
+        UnsupportedModelError: a copy of the model is another model.
+    """
+    copied: nn.Module = copies.get(id(model)) or full_copy(model, copies)
     with kept_dice():
-        own = check_inputs_run(full_copy(model), cloned(args), cloned(kwargs))
+        own = run_as_given(model, copies, lambda m: check_inputs_run(m, cloned(args), cloned(kwargs)))
     if not wide:
         return own, None
     try:
-        double = full_copy(model).double()
+        double = full_copy(copied).double()
         with torch.no_grad(), kept_dice():
             exact = double(*cloned(args, True), **cloned(kwargs, True))
     except Exception:  # a model that fixes a dtype in its code
         exact = None
+    if not (exact is not None and whole_error(own, exact) <= ALIKE):
+        _check_copied(copied, own, args, kwargs)
     return own, exact
+
+
+def _check_copied(copied: nn.Module, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A copy computes what the model computes, to the bit but for what threads add up in another order."""
+    with torch.no_grad(), kept_dice():
+        error = whole_error(full_copy(copied)(*cloned(args), **cloned(kwargs)), own)
+    if not error <= ALIKE:
+        raise UnsupportedModelError(
+            f"a copy of the {type(copied).__name__} computes something else than the model itself (off by {error:.3g} "
+            "on example_inputs), so that nothing can be tried on it; let copy.deepcopy copy its attributes as they are"
+        )
 
 
 def whole_error(found: Any, wanted: Any) -> float:

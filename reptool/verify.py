@@ -7,13 +7,13 @@ strides, from the span of the kernel plus all paddings on, with H != W and two s
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from reptool._copies import full_copy
 from reptool.choose import Region
 from reptool.facts import Facts
 from reptool.kernel import Kernel
@@ -146,8 +146,7 @@ def _read(norm: fx.Node, reads: Reads) -> fx.Node:
 
 
 def _double(module: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {id(v): v.detach().clone() for v in vars(module).values() if isinstance(v, Tensor)}
-    return copy.deepcopy(module, memo).double().cpu()
+    return full_copy(module).double().cpu()
 
 
 def test_sizes(kernel: Kernel, reference: list[Op]) -> list[tuple[int, ...]]:
