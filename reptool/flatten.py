@@ -67,7 +67,7 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
     known = _parameters(graph, trace.top)
     for node in trace.graph.nodes:
         if node.op == "output":
-            graph.output(_structure(trace.top.output, known))
+            graph.output(_structure(graph, trace.top.output, known))
         elif node not in known:
             known[node] = graph.node_copy(node, lambda n: known[n])
             known[node].meta = {}
@@ -136,14 +136,16 @@ def _unpack(graph: fx.Graph, value: Any, made: fx.Node, known: dict[fx.Node, fx.
         raise InputError(f"flatten=True cannot take a {type(value).__name__} apart; deploy without flatten")
 
 
-def _structure(value: Any, known: dict[fx.Node, fx.Node]) -> Any:
+def _structure(graph: fx.Graph, value: Any, known: dict[fx.Node, fx.Node]) -> Any:
     if isinstance(value, fx.Node):
         return known[value]
     if isinstance(value, (tuple, list)):
-        parts = [_structure(v, known) for v in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        parts = [_structure(graph, v, known) for v in value]
+        if hasattr(value, "_fields"):  # a call: older releases of fx print a named tuple by its bare name
+            return graph.call_function(type(value), tuple(parts))
+        return type(value)(parts)
     if isinstance(value, dict):
-        return {k: _structure(v, known) for k, v in value.items()}
+        return {k: _structure(graph, v, known) for k, v in value.items()}
     if value is None or isinstance(value, (int, float, str, bool)):
         return value
     raise InputError(f"flatten=True cannot return a {type(value).__name__}; deploy without flatten")

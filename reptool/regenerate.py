@@ -267,7 +267,9 @@ class Cutter:
             return self._lookup(None, value)
         if isinstance(value, tuple):
             made = [self._lookup_all(v) for v in value]
-            return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+            if hasattr(value, "_fields"):  # a call: older releases of fx print a named tuple by its bare name
+                return self.graph.call_function(type(value), tuple(made))
+            return tuple(made)
         if isinstance(value, list):
             return [self._lookup_all(v) for v in value]
         if type(value) is dict:
