@@ -25,7 +25,7 @@ from reptool.testing._equivalence import Inputs, _call, _cast
 from tests.networks import build, network_source
 
 FLOAT32_FACTOR, FLOAT32_FLOOR = 10.0, 3e-5
-"""Allowed float32 error: so many times what rounding can move the original's output, or this part of an output's size."""
+"""Allowed float32 error: so many times what rounding moves the original's output, or this part of an output's size."""
 MOVES = 4
 """Draws of a rounding step for every input, parameter and buffer."""
 TOO_SMALL = 4
@@ -157,7 +157,8 @@ def _check_float32(model: nn.Module, double: nn.Module, inputs: Inputs, deployed
         if not error <= FLOAT32_FACTOR * max(own, moves):
             shapes = [tuple(t.shape) for _, t in tensors_in(case)]
             raise Mismatch(
-                f"float32 at {shapes}: error {error:.3g}, that of the original {own:.3g}, rounding moves it by {moves:.3g}"
+                f"float32 at {shapes}: error {error:.3g}, that of the original {own:.3g}; "
+                f"rounding moves it by {moves:.3g}"
             )
 
 
