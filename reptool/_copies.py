@@ -20,7 +20,7 @@ import weakref
 from collections import OrderedDict, UserDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -31,10 +31,11 @@ _ATOMS = (type(None), bool, int, float, complex, str, bytes, type)
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, tuple, set, frozenset, deque)
 _COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 _MISSING = object()
+M = TypeVar("M", bound=nn.Module)
 MAX_NESTED = 5  # containers in containers that are looked into
 
 
-def shallow_copy(model: nn.Module) -> nn.Module:
+def shallow_copy(model: M) -> M:
     """A copy of a model's structure that shares its tensors, and what cannot be copied."""
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -43,7 +44,7 @@ def shallow_copy(model: nn.Module) -> nn.Module:
     return _Copy(memo).of(model)
 
 
-def full_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+def full_copy(model: M, memo: dict[int, Any] | None = None) -> M:
     """A copy to work on: it shares what cannot be copied, and nothing else.
 
     Args:
@@ -55,7 +56,7 @@ def full_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
     return _Copy(memo).of(model)
 
 
-def independent_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+def independent_copy(model: M, memo: dict[int, Any] | None = None) -> M:
     """A copy to hand out, which shares nothing with the model.
 
     Args:
@@ -92,10 +93,10 @@ class _Copy:
         self.memo, self.shares = memo, shares
         self.own: dict[int, dict[str, Any]] = {}
 
-    def of(self, model: nn.Module) -> nn.Module:
+    def of(self, model: M) -> M:
         """The copy of `model`."""
         if id(model) in self.memo:
-            found: nn.Module = self.memo[id(model)]
+            found: M = self.memo[id(model)]
             return found
         made: list[tuple[str, nn.Module, nn.Module]] = []
         for path, module in _reached(model):
@@ -114,10 +115,10 @@ class _Copy:
                 _give_code(module, shell)
         return self.memo[id(model)] if made else self._by_its_class(model)
 
-    def _by_its_class(self, model: nn.Module) -> nn.Module:
+    def _by_its_class(self, model: M) -> M:
         """A model whose objects only its class can make."""
         try:
-            found: nn.Module = copy.deepcopy(model, self.memo)
+            found: M = copy.deepcopy(model, self.memo)
         except Exception as error:
             raise UnsupportedModelError(
                 f"the {type(model).__name__} cannot be copied ({type(error).__name__}: {error})"

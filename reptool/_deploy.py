@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from reptool._copies import full_copy, independent_copy
 from reptool._report import Report
@@ -21,6 +21,7 @@ from reptool.apply import LoadGuard, write
 from reptool.dice import kept_dice
 from reptool.engine import Plan, make_plan
 from reptool.errors import InputError, UnsupportedModelError
+from reptool.given import names_itself
 from reptool.kept import kept_modules, kept_tensors
 from reptool.measuring import Values, compare_whole, measured_unit, reference_of, whole_error
 from reptool.options import Options
@@ -30,8 +31,64 @@ from reptool.tensors import cloned
 from reptool.undo import undone_on_error
 
 MAX_FLAT_ROUNDS = 4
+M = TypeVar("M", bound=nn.Module)
 
 
+@overload
+def deploy(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    inplace: bool = False,
+    verify: bool = True,
+    rules: str | Iterable[str] | None = None,
+    force: bool = False,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    require: str | Iterable[str] | None = None,
+    flatten: Literal[True],
+    keep_fallback: bool = False,
+    affine: Affine = None,
+) -> fx.GraphModule: ...
+
+
+@overload
+def deploy(
+    model: M,
+    example_inputs: Any = None,
+    *,
+    inplace: bool = False,
+    verify: bool = True,
+    rules: str | Iterable[str] | None = None,
+    force: bool = False,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    require: str | Iterable[str] | None = None,
+    flatten: Literal[False] = False,
+    keep_fallback: bool = False,
+    affine: Affine = None,
+) -> M: ...
+
+
+@overload
+def deploy(
+    model: M,
+    example_inputs: Any = None,
+    *,
+    inplace: bool = False,
+    verify: bool = True,
+    rules: str | Iterable[str] | None = None,
+    force: bool = False,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    require: str | Iterable[str] | None = None,
+    flatten: bool,
+    keep_fallback: bool = False,
+    affine: Affine = None,
+) -> M | fx.GraphModule: ...
+
+
+@names_itself
 @torch.inference_mode(mode=False)  # layers made inside of it could not be trained afterwards
 def deploy(
     model: nn.Module,
@@ -59,8 +116,8 @@ def deploy(
         verify: check every region in float64, before and after the cast.
         rules: names of the rules to apply (see `reptool.RULES`), default all.
         force: apply the rules also where the result is dearer.
-        include: module path patterns (``fnmatch``); only these are touched.
-        exclude: module path patterns that are left alone.
+        include: module path patterns (``fnmatch``) or classes of modules; only these and what is in them are touched.
+        exclude: module path patterns or classes of modules that are left alone.
         require: ``"no_batchnorm"``, ``"no_refusals"`` or ``"all_traced"``; what is left raises `RequirementError`.
         flatten: hand out one `torch.fx.GraphModule` instead of the user's model.
         keep_fallback: with `example_inputs`, also fuse where the code asked for a size, a flag or a dtype, and keep the
@@ -131,6 +188,7 @@ def deploy(
     return target
 
 
+@names_itself
 def explain(
     model: nn.Module,
     example_inputs: Any = None,
@@ -156,7 +214,7 @@ def explain(
     >>> [(r.layer, r.rules) for r in report.regions]
     [('0', ['conv_bn'])]
     """
-    check_model(model)
+    check_model(model, "explain")
     model, args, kwargs, options = prepared(
         model, example_inputs, rules, force, include, exclude, affine, keep_fallback
     )
@@ -167,6 +225,7 @@ def explain(
     return report_of(model, plan, {})
 
 
+@names_itself
 def report(deployed: nn.Module) -> Report:
     """What `deploy` did to a model it returned, with the errors it measured.
 
