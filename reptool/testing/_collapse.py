@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from reptool._copies import full_copy
 from reptool.counting import count_operations as count_operations
 from reptool.running import Inputs
 from reptool.testing._equivalence import _cast, assert_equivalent
+from reptool.testing._examples import example_for as example_for
 from reptool.testing._randomize import randomize
-
-
-def example_for(module: nn.Module) -> Tensor:
-    """An input for the first layer of `module` whose kind says what it reads."""
-    ranks = {
-        nn.Conv1d: 1,
-        nn.Conv2d: 2,
-        nn.Conv3d: 3,
-        nn.BatchNorm1d: 1,
-        nn.BatchNorm2d: 2,
-        nn.BatchNorm3d: 3,
-    }
-    channels: int | None = getattr(module, "in_channels", None)
-    for part in module.modules():
-        for kind, rank in ranks.items():
-            if isinstance(part, kind):
-                read = channels or getattr(part, "in_channels", None) or getattr(part, "num_features", None)
-                assert isinstance(read, int)
-                return torch.randn(2, read, *(12, 9, 7)[:rank])
-        if isinstance(part, nn.Linear):
-            return torch.randn(3, part.in_features)
-    raise ValueError("no convolution, linear layer or normalization to make inputs for: give `example_inputs`")
 
 
 def assert_collapses(
@@ -45,6 +25,9 @@ def assert_collapses(
     forbidden: tuple[str, ...] = ("batch norm", "pooling", "addition", "multiplication", "concatenation"),
     rtol: float = 1e-9,
     seed: int = 0,
+    extreme: bool = False,
+    scales: Sequence[float] = (),
+    variances: Sequence[float] = (),
     **options: Any,
 ) -> nn.Module:
     """Assert that `reptool.deploy` turns `module` into so many convolutions that compute the same.
@@ -54,12 +37,16 @@ def assert_collapses(
 
     Args:
         module: never modified.
-        example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments; made up when None.
+        example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments, which `deploy` is given too.
+            When None, inputs that the module runs on are made up, and `deploy` is given none.
         convolutions: how many must run.
         linears: how many matrix products must run.
         forbidden: kinds of operations (see `count_operations`) of which none may run.
         rtol: allowed error as a fraction of an output's size.
         seed: of the statistics.
+        extreme: as for `randomize`: some scales of norms zero or tiny, some variances tiny or large.
+        scales: as for `randomize`: further scales that channels of norms get, such as ``(0.0, -1.0, 1e6)``.
+        variances: as for `randomize`: further variances, such as ``(1e-12, 1e6)``.
         **options: for `reptool.deploy`.
 
     Returns:
@@ -68,13 +55,14 @@ def assert_collapses(
     Raises:
         AssertionError: what ran, or where the outputs differ.
     """
-    original = randomize(copy.deepcopy(module), seed).double().eval()
+    original = randomize(full_copy(module), seed, extreme=extreme, scales=scales, variances=variances).double().eval()
     inputs = _cast(example_for(module) if example_inputs is None else example_inputs, torch.float64)
+    shown = {} if example_inputs is None else {"example_inputs": inputs}
 
     from reptool import deploy  # imported late: this module also tests the parts that deploy is made of
 
     before = {key: value.clone() for key, value in original.state_dict().items()}
-    deployed: nn.Module = deploy(original, **options)
+    deployed: nn.Module = deploy(original, **shown, **options)
     ran, runs = count_operations(original, inputs), count_operations(deployed, inputs)
     assert runs["convolution"] == convolutions, (
         f"{runs['convolution']} convolutions run, not {convolutions}: {dict(runs)}"
