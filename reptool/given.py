@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.errors import InputError, ReptoolError, UnsupportedModelError
+from reptool.module_kinds import stock_forward
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,9 +72,10 @@ def _instead_of_a_model(given: Any, caller: str) -> str:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise for parameters and buffers that are arrays."""
+    """Raise for parameters and buffers that are arrays, and for arrays in their place in layers of torch."""
     for path, module in model.named_modules():
-        for name, value in (*module._parameters.items(), *module._buffers.items()):
+        own = vars(module).items() if stock_forward(module) else ()
+        for name, value in (*module._parameters.items(), *module._buffers.items(), *own):
             if isinstance(value, numpy.ndarray):
                 full = f"{path}.{name}" if path else name
                 raise InputError(f"{full!r} is a numpy array; give nn.Parameter(torch.from_numpy(array))")
@@ -120,7 +122,7 @@ def instead_of_inputs(given: Any) -> str:
     if isinstance(given, torch.utils.data.DataLoader):
         return "example_inputs is a DataLoader; give the inputs in one of its batches: next(iter(loader))"
     if isinstance(given, (str, bytes, os.PathLike)):
-        return f"example_inputs is {given!r}; give tensors such as a model is called with"
+        return f"example_inputs is a {type(given).__name__} ({given!r}); give tensors such as the model is called with"
     return (
         f"example_inputs is a {type(given).__name__}; "
         "give a tensor, a tuple of positional or a dict of keyword arguments"

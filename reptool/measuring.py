@@ -121,7 +121,7 @@ def reference_of(
         InputError: the model does not accept the inputs.
         UnsupportedModelError: a copy of the model is another model.
     """
-    copied: nn.Module = copies.get(id(model)) or full_copy(model, copies)
+    copied: nn.Module = copies[id(model)] if id(model) in copies else full_copy(model, copies)
     with kept_dice():
         own = run_as_given(model, copies, lambda m: check_inputs_run(m, cloned(args), cloned(kwargs)))
     if not wide:

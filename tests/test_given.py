@@ -75,9 +75,14 @@ def test_what_is_no_model(name: str, given: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_weights_that_are_arrays(name: str) -> None:
-    model = net()
-    model.stem[0]._parameters["weight"] = numpy.ones((4, 3, 3, 3))  # type: ignore[assignment]
+@pytest.mark.parametrize("plain", [False, True])
+def test_weights_that_are_arrays(name: str, plain: bool) -> None:
+    model, array = net(), numpy.ones((4, 3, 3, 3))
+    if plain:
+        del model.stem[0].weight
+        model.stem[0].weight = array
+    else:
+        model.stem[0]._parameters["weight"] = array  # type: ignore[assignment]
     with pytest.raises(InputError, match=f"^{name}: 'stem.0.weight' is a numpy array; give nn.Parameter"):
         FUNCTIONS[name](model)
 
@@ -99,7 +104,7 @@ def test_weights_that_are_arrays(name: str) -> None:
         ((numpy.ones((1, 3, 16, 16)),), r"example_inputs\[0\] is a numpy array; give a tensor: torch.from_numpy"),
         ({"x": numpy.ones((1, 3, 16, 16))}, r"example_inputs\['x'\] is a numpy array"),
         (torch.utils.data.DataLoader([1]), r"is a DataLoader; give the inputs in one of its batches: next\(iter"),  # type: ignore[arg-type]
-        ("image.png", "example_inputs is 'image.png'; give tensors"),
+        ("image.png", r"example_inputs is a str \('image.png'\); give tensors"),
         (Net, "example_inputs is the class Net"),
         (3, "example_inputs is a int; give a tensor, a tuple of positional or a dict of keyword arguments"),
         (torch.ones(1, 5, 16, 16), "the model does not run on example_inputs: RuntimeError"),
