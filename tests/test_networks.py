@@ -263,17 +263,31 @@ class Cancels(nn.Module):
         self.large, self.number = nn.Parameter(torch.tensor(large)), large
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x + self.large) - self.number
+        return ((x + self.large).view(-1) - self.number).view(x.shape)
 
 
 @pytest.mark.parametrize(("large", "least", "most"), [(0.0, 0.0, 1e-6), (1e4, 1e-4, 1e-2)])
-def test_conditioning_is_how_far_a_rounding_step_moves_the_output(large: float, least: float, most: float) -> None:
+def test_conditioning_is_how_far_rounding_moves_the_output(large: float, least: float, most: float) -> None:
     model = Cancels(large).double().eval()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     found = conditioning(model, x, _call(model, x))
     assert least <= found <= most
     assert found == conditioning(model, x, _call(model, x))
     assert model.large.item() == large
+
+
+def test_what_is_rounded_in_between_moves_the_output_too() -> None:
+    """Neither the input nor a weight is large here, and a rounding step of either moves nothing."""
+
+    def cancels(x: Tensor) -> Tensor:
+        y = x + 1e4
+        y -= 1e4
+        return y
+
+    x = torch.zeros(1, 1, 4, 4, dtype=torch.float64) + 0.5
+    module = nn.Identity()
+    module.forward = cancels  # type: ignore[method-assign]
+    assert 1e-4 < conditioning(module, x, cancels(x)) < 1e-2
 
 
 def test_a_network_whose_error_is_small_by_luck_is_given_what_rounding_moves_it(
