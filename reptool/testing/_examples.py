@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool._copies import full_copy
-from reptool.running import Inputs, call
+from reptool.nested import Inputs, call
 
 SIZES = ((12, 9, 7), (16, 16, 16), (32, 36, 8), (64, 64, 8))
 
