@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from reptool._copies import full_copy
+from reptool._copies import full_copy, independent_copy
 from reptool._report import Report
 from reptool.accept import Affine, Patterns, check_model, prepared, required
 from reptool.already import is_marked, mark
 from reptool.apply import write
 from reptool.engine import make_plan
 from reptool.errors import InputError, RegionWarning, UnsupportedModelError, VerificationError, warn
+from reptool.given import names_itself
 from reptool.options import Options
 from reptool.refusal import Code
 from reptool.reporting import check_requirements, report_of
@@ -41,8 +42,64 @@ from reptool.verify.whole_model import (
 )
 
 MAX_FLAT_ROUNDS = 4
+M = TypeVar("M", bound=nn.Module)
 
 
+@overload
+def deploy(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    inplace: bool = False,
+    verify: bool = True,
+    rules: str | Iterable[str] | None = None,
+    force: bool = False,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    require: str | Iterable[str] | None = None,
+    flatten: Literal[True],
+    keep_fallback: bool = False,
+    affine: Affine = None,
+) -> fx.GraphModule: ...
+
+
+@overload
+def deploy(
+    model: M,
+    example_inputs: Any = None,
+    *,
+    inplace: bool = False,
+    verify: bool = True,
+    rules: str | Iterable[str] | None = None,
+    force: bool = False,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    require: str | Iterable[str] | None = None,
+    flatten: Literal[False] = False,
+    keep_fallback: bool = False,
+    affine: Affine = None,
+) -> M: ...
+
+
+@overload
+def deploy(
+    model: M,
+    example_inputs: Any = None,
+    *,
+    inplace: bool = False,
+    verify: bool = True,
+    rules: str | Iterable[str] | None = None,
+    force: bool = False,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    require: str | Iterable[str] | None = None,
+    flatten: bool,
+    keep_fallback: bool = False,
+    affine: Affine = None,
+) -> M | fx.GraphModule: ...
+
+
+@names_itself
 @torch.inference_mode(mode=False)  # layers made inside of it could not be trained afterwards
 @own_code()
 def deploy(
@@ -71,8 +128,8 @@ def deploy(
         verify: check every region in float64, before and after the cast.
         rules: names of the rules to apply (see `reptool.RULES`), default all.
         force: apply the rules also where the result is dearer.
-        include: module path patterns (``fnmatch``); only these are touched.
-        exclude: module path patterns that are left alone.
+        include: module path patterns (``fnmatch``) or classes of modules; only these and what is in them are touched.
+        exclude: module path patterns or classes of modules that are left alone.
         require: ``"no_batchnorm"``, ``"no_refusals"`` or ``"all_traced"``; what is left raises `RequirementError`.
         flatten: hand out one `torch.fx.GraphModule` instead of the user's model.
         keep_fallback: with `example_inputs`, also fuse where the code asked for a size, a flag or a dtype, and keep the
@@ -116,7 +173,7 @@ def deploy(
     needed = required(require)
     if not flatten and is_marked(model, example_inputs, options):
         check_requirements(report(model), needed)
-        return model if inplace else full_copy(model)
+        return model if inplace else independent_copy(model)
     reference = None if args is None else reference_of(model, args, kwargs, verify)
     work = _Work(model, args, kwargs, options, verify, needed)
     target = work.written(inplace, reference)
@@ -185,7 +242,7 @@ class _Work:
         self, plan: Plan, checked: dict[str, Checked], rehearsal: Rehearsal, inplace: bool,
         reference: tuple[Any, Any] | None,
     ) -> nn.Module:  # fmt: skip
-        target = self.model if inplace else full_copy(self.model)
+        target = self.model if inplace else independent_copy(self.model)
         with undone_on_error(target):
             _write_all(target, plan, checked, self.found)
             self.found.rehearsed = rehearsal.against(target)
@@ -258,6 +315,7 @@ class _Work:
             return float("inf")
 
 
+@names_itself
 @own_code()
 def explain(
     model: nn.Module,
@@ -284,7 +342,7 @@ def explain(
     >>> [(r.layer, r.rules) for r in report.regions]
     [('0', ['conv_bn'])]
     """
-    check_model(model)
+    check_model(model, "explain")
     model, args, kwargs, options = prepared(
         model, example_inputs, rules, force, include, exclude, affine, keep_fallback
     )
@@ -295,6 +353,7 @@ def explain(
     return report_of(model, plan, {})
 
 
+@names_itself
 def report(deployed: nn.Module) -> Report:
     """What `deploy` did to a model it returned, with the errors it measured.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
+
+from reptool._copies import full_copy
 
 _HOOKS = {"WeightNorm", "SpectralNorm", "BasePruningMethod"}
 
@@ -36,9 +37,8 @@ def exact_tensors(module: nn.Module, *names: str) -> tuple[Any, ...]:
         One detached float64 tensor (or None) for each of `names`; computed weights are evaluated in float64.
     """
     if has_computed_weight(module):
-        memo: dict[int, Any] = {id(v): v.detach().clone() for v in vars(module).values() if isinstance(v, Tensor)}
         with torch.no_grad():
-            module = copy.deepcopy(module, memo).double()
+            module = full_copy(module).double()
             for hook in module._forward_pre_hooks.values():
                 hook(module, ())
     with torch.no_grad():

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from reptool.errors import InputError, UnsupportedModelError
+from reptool.given import check_is_module, check_parts, check_weights, nothing_matches
 from reptool.inputs import example_arguments
 from reptool.opaque import is_named
 from reptool.options import Options, matches
@@ -17,12 +18,17 @@ from reptool.rules import RULES
 
 FLOAT = ("NonDynamicallyQuantizableLinear", "FloatFunctional")  # float modules that live among the quantized ones
 REQUIREMENTS = ("no_batchnorm", "no_refusals", "all_traced")
-Patterns = str | Iterable[str] | None
-Affine = str | type | Iterable[str | type] | None
+Patterns = str | type[nn.Module] | Iterable[str | type[nn.Module]] | None
+Affine = str | type[nn.Module] | Iterable[str | type[nn.Module]] | None
 
 
-def check_model(model: Any) -> None:
-    """Raise for what is not a plain module in eval mode, with what to do instead."""
+def check_model(model: Any, caller: str = "deploy") -> None:
+    """Raise for what is not a plain module, with what to do instead.
+
+    Args:
+        model: what was given.
+        caller: the function that it was given to.
+    """
     if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
         raise UnsupportedModelError(
             "a ScriptModule cannot be read; deploy the Python module first, then script or trace the result"
@@ -31,8 +37,8 @@ def check_model(model: Any) -> None:
         raise UnsupportedModelError(
             "an ExportedProgram is fixed already; deploy the nn.Module first, then export the result"
         )
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"deploy takes an nn.Module, got a {type(model).__name__}")
+    check_is_module(model, caller)
+    check_weights(model)
     if isinstance(model, fx.GraphModule) and any(map(_is_exported, model.graph.nodes)):
         raise UnsupportedModelError(
             "this GraphModule is an exported program, made of ATen operators; "
@@ -111,17 +117,37 @@ def prepared(
     unknown = (chosen or frozenset()) - set(RULES)
     if unknown:
         raise InputError(f"unknown rules {sorted(unknown)}; the rules are {', '.join(RULES)}")
-    wanted = None if include is None else tuple(_names(include))
-    paths = [n for n, _ in model.named_modules() if n] + [n for n, _ in model.named_parameters()]
-    for pattern in wanted or ():
-        if not any(matches(p, [pattern]) for p in paths):
-            raise InputError(f"include pattern {pattern!r} matches no module of {type(model).__name__}")
-    claimed = (affine,) if isinstance(affine, (str, type)) else tuple(affine or ())
+    wanted = None if include is None else _patterns("include", include, model)
+    left = () if exclude is None else _patterns("exclude", exclude, model)
+    claimed = _parts("affine", affine, model)
     for name in claimed:
         if not any(is_named(path, module, name) for path, module in model.named_modules()):
-            shown = name.__name__ if isinstance(name, type) else repr(name)
-            raise InputError(f"affine names {shown}, which no module of {type(model).__name__} is")
-    return model, args, kwargs, Options(chosen, force, wanted, tuple(_names(exclude or ())), keep_fallback, claimed)
+            raise nothing_matches("affine", name, model, [n for n, _ in model.named_modules() if n])
+    return model, args, kwargs, Options(chosen, force, wanted, left, keep_fallback, claimed)
+
+
+def _parts(what: str, given: Any, model: nn.Module) -> tuple[str | type, ...]:
+    """An argument that names parts of a model, as a tuple."""
+    single = isinstance(given, (str, type, nn.Module)) or not isinstance(given, Iterable)
+    names = () if given is None else (given,) if single else tuple(given)
+    check_parts(what, names, model)
+    return names
+
+
+def _patterns(what: str, given: Any, model: nn.Module) -> tuple[str, ...]:
+    """The patterns on paths that an argument means; a class stands for every module of it."""
+    found: list[str] = []
+    paths = [n for n, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()) if n]
+    for name in _parts(what, given, model):
+        if isinstance(name, type):
+            of_it = [path for path, module in model.named_modules() if isinstance(module, name)]
+            meant = ["*" if not path else path.replace("[", "[[]") for path in of_it]
+        else:
+            meant = [name] if any(matches(p, [name]) for p in paths) else []
+        if not meant and not (isinstance(name, type) and "_reptool_report" in vars(model)):  # absorbed, perhaps
+            raise nothing_matches(what, name, model, paths)
+        found += meant
+    return tuple(found)
 
 
 def required(require: str | Iterable[str] | None) -> list[str]:

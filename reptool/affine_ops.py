@@ -42,6 +42,8 @@ _LOOKS = {
     "__dlpack__", "is_nonzero", "equal", "allclose", "nonzero", "unique", "storage", "untyped_storage", "__contains__",
 }  # fmt: skip
 _FIRST_ONLY = {"div", "native_batch_norm", "_native_batch_norm_legit_no_training", "index", "index_select", "gather"}
+INDEX_32 = 2**31 - 1
+"""Older releases of torch ask whether so many elements can be counted in 32 bits, and compute the same in 64."""
 BASES = {0: (), 1: (31,), 2: (23, 29), 3: (11, 13, 17)}
 TRIED = (*range(30, 100), 127, 128, 129, 255, 256, 257, 511, 640, 1000, 1023, 1025, 2048, 4097, 65_537, 10_000_019)
 
@@ -100,6 +102,8 @@ def _conditions(made: fx.GraphModule, channels: int) -> str:
             return f"it runs at {n} samples or pixels alone"
         symbols.append(symbol)
     for guard in env.guards:
+        if getattr(guard.expr, "rhs", None) == INDEX_32:
+            continue
         free = [s for s in guard.expr.free_symbols if s in symbols]
         for k, n in enumerate(TRIED if free else ()):
             at = {s: TRIED[(k + 7 * i) % len(TRIED)] if i else n for i, s in enumerate(free)}

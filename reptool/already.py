@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from reptool.nested import tensors_in
 from reptool.options import Options
-from reptool.testing._equivalence import tensors_in
 
 MARK = "_reptool_mark"
 _SIMPLE = (bool, int, float, str, type(None))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from reptool._copies import as_values
 from reptool._weights import set_plain
 from reptool.lower import new_layer, set_values
+from reptool.other_graphs import graphs_of, settle
 from reptool.runtime.hooks import set_guard
 from reptool.runtime.method import Method
 from reptool.runtime.originals import KEPT, keep
@@ -22,7 +23,7 @@ from reptool.surgery import Site, Surgery
 def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tuple[Tensor, Tensor | None]]) -> None:
     """Carry out a surgery on the submodule `prefix` of `model`."""
     root = model.get_submodule(prefix)
-    paths = _aliases(root)
+    paths, graphs = _aliases(root), graphs_of(root) if surgery.sites else {}
     memo = as_values(root) if surgery.keeping else {}
     kept = {p: keep(root.get_submodule(p), k.whole, k.parts, memo) for p, k in surgery.keeping.items()}
     for site in surgery.sites:
@@ -54,6 +55,7 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
             _set_class(module, derive(type(module), tuple(methods.values()), path in surgery.plain))
     for path, originals in kept.items():
         root.get_submodule(path).add_module(KEPT, originals)
+    settle(graphs)
     _silence(model, prefix, surgery)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from reptool._copies import full_copy
 from reptool._nodes import name_of, weight_argument
 from reptool.capture import Recorder
 from reptool.casts import is_cast, made_of
@@ -112,9 +113,7 @@ class Facts:
 
     @staticmethod
     def _double_module(node: fx.Node) -> nn.Module:
-        import copy
-
-        return copy.deepcopy(node.meta["module"]).double()
+        return full_copy(node.meta["module"]).double()
 
     def cone(self, node: fx.Node) -> tuple[str, ...]:
         """Names of the parameters, buffers and modules a constant is computed from."""

@@ -79,7 +79,7 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
     known, named = _parameters(graph, trace.top), _Named(graph, holder)
     for node in trace.graph.nodes:
         if node.op == "output":
-            graph.output(_structure(trace.top.output, known))
+            graph.output(_structure(graph, trace.top.output, known))
         elif node not in known:
             known[node] = named.copied(node, known)
     made = fx.GraphModule(holder, graph, type(model).__name__)
@@ -201,14 +201,15 @@ def _unpack(graph: fx.Graph, value: Any, made: fx.Node, known: dict[fx.Node, fx.
         raise InputError(f"flatten=True cannot take a {type(value).__name__} apart; deploy without flatten")
 
 
-def _structure(value: Any, known: dict[fx.Node, fx.Node]) -> Any:
+def _structure(graph: fx.Graph, value: Any, known: dict[fx.Node, fx.Node]) -> Any:
     if isinstance(value, fx.Node):
         return known[value]
-    if type(value) in (tuple, list) or hasattr(type(value), "_fields"):
-        made = [_structure(v, known) for v in value]
-        return type(value)(*made) if hasattr(type(value), "_fields") else type(value)(made)
+    if type(value) in (tuple, list):
+        return type(value)(_structure(graph, v, known) for v in value)
+    if hasattr(type(value), "_fields"):  # a call: older releases of fx print a named tuple by its bare name
+        return graph.call_function(type(value), tuple(_structure(graph, v, known) for v in value))
     if type(value) is dict:
-        return {k: _structure(v, known) for k, v in value.items()}
+        return {k: _structure(graph, v, known) for k, v in value.items()}
     if is_text(value) or type(value) is float:
         return value
     raise InputError(f"flatten=True cannot return a {type(value).__name__}; deploy without flatten")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.errors import InputError
+from reptool.given import hint_for, instead_of_inputs
 from reptool.runtime.containers import leaves, mapped, parts, with_parts
 from reptool.trace import Input, fake
 
@@ -31,14 +32,14 @@ def example_arguments(example_inputs: Any, model: nn.Module) -> tuple[tuple[Any,
     elif isinstance(example_inputs, Mapping):
         args, kwargs = (), dict(example_inputs)
     else:
-        raise InputError(
-            f"example_inputs is a {type(example_inputs).__name__}; "
-            "give a tensor, a tuple of positional or a dict of keyword arguments"
-        )
+        raise InputError(instead_of_inputs(example_inputs))
+    if isinstance(example_inputs, torch.Size):
+        raise InputError(hint_for(example_inputs))
     try:
         inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
-        raise InputError(f"example_inputs do not fit {type(model).__name__}.forward: {error}") from error
+        hint = hint_for(example_inputs)
+        raise InputError(hint or f"example_inputs do not fit {type(model).__name__}.forward: {error}") from error
     return args, kwargs
 
 
@@ -52,7 +53,10 @@ def check_inputs_run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         with torch.no_grad():
             return model(*args, **kwargs)
     except Exception as error:
-        raise InputError(f"the model does not run on example_inputs: {type(error).__name__}: {error}") from error
+        hint = hint_for(args if args else kwargs)
+        raise InputError(
+            f"{hint + '; ' if hint else ''}the model does not run on example_inputs: {type(error).__name__}: {error}"
+        ) from error
 
 
 def unknown_inputs(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptool.errors import InputError
+from reptool.given import names_itself
 
 Names = Sequence[tuple[str, str]]
 
@@ -65,6 +66,7 @@ def renamed(state: Mapping[str, Tensor], names: str | Names) -> dict[str, Tensor
     return found
 
 
+@names_itself
 def load_deployed(author: nn.Module, deployed: nn.Module, names: str | Names) -> None:
     """Load a deployed model's weights into the deployed form that its author's own code builds (``deploy=True``).
 
@@ -87,7 +89,7 @@ def load_deployed(author: nn.Module, deployed: nn.Module, names: str | Names) ->
         >>> load_deployed(theirs, reptool.deploy(block()), [(r"^0", "a")])
         Traceback (most recent call last):
             ...
-        reptool.errors.InputError: '0.weight' is not in the deployed model after renaming, which has a.weight, a.bias
+        reptool.errors.InputError: load_deployed: '0.weight' is not in the deployed model after renaming, ...
     """
     state = renamed(deployed.state_dict(), names)
     wanted = author.state_dict()

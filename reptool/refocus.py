@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from reptool.blocks import RefConv
+from reptool.blocks.behind import Behind
 from reptool.blocks.parametrizations import Refocus
-from reptool.blocks.ref_conv import Init
+from reptool.blocks.ref_conv import Factory, Init, MapGroups, Transform
 from reptool.errors import InputError
 from reptool.expansion import expand
 from reptool.expansion.kinds import Refocusing as RefocusingAdapter
@@ -50,10 +51,15 @@ class Refocusing:
         where: which convolutions, as for `reptool.expand`; None takes all but pointwise ones.
         basis: "inherited" (the model's kernels) or "random" (drawn anew).
         train_basis: whether the bases are trained too; they are parameters then.
-        init: start of the refocusing weights, "xavier" or "zeros" (the model then starts as it was).
+        init: start of the refocusing weights, "xavier" or "zeros" (the model then starts as it was), or a function that
+            fills a tensor.
         identity: whether the basis is added to the transformed kernel.
         rest: whether all other parameters are "trained" (as the authors do) or "frozen".
         map_kernel_size: odd size of the refocusing kernels; smaller kernels are left alone.
+        map_groups: groups of the refocusing convolutions: a number, or a function (shape, groups) -> number; None takes
+            the paper's.
+        transform: in place of the refocusing convolutions: a function (shape, groups) -> module makes one for each
+            layer, a module is copied for each, a function is used as it is. See `reptool.blocks.RefConv`.
         example_inputs: as for `reptool.deploy`.
 
     Attributes:
@@ -83,22 +89,31 @@ class Refocusing:
         identity: bool = True,
         rest: Rest = "trained",
         map_kernel_size: int = 3,
+        map_groups: MapGroups = None,
+        transform: Transform | Factory | None = None,
         example_inputs: Any = None,
     ) -> None:
         _one_of("basis", basis, ("inherited", "random"))
         _one_of("rest", rest, ("trained", "frozen"))
-        options = {"train_basis": train_basis, "init": init, "identity": identity}
-        adapter = RefocusingAdapter(
-            False, {**options, "map_kernel_size": map_kernel_size, "inherit": basis == "inherited"}
-        )
+        options: dict[str, Any] = {"train_basis": train_basis, "init": init, "identity": identity}
+        options |= {"map_kernel_size": map_kernel_size, "map_groups": map_groups, "transform": transform}
+        adapter = RefocusingAdapter(False, {**options, "inherit": basis == "inherited"})
         self.model = expand(model, adapter, where=where, preserve=False, example_inputs=example_inputs)
-        self.layers = {path: m for path, m in self.model.named_modules() if isinstance(m, RefConv)}
-        self.options: dict[str, Any] = {**options, "basis": basis, "map_kernel_size": map_kernel_size}
+        self._behind = [path for path, m in self.model.named_modules() if isinstance(m, Behind)]
+        self.layers = {self._own(path): m for path, m in self.model.named_modules() if isinstance(m, RefConv)}
+        self.options: dict[str, Any] = {"basis": basis, **{k: _written_down(v) for k, v in options.items()}}
         self._shapes = {name: value.shape for name, value in model.state_dict().items()}
         if rest == "frozen":
             own = {id(p) for layer in self.layers.values() for p in layer.parameters()}
             for parameter in self.model.parameters():
                 parameter.requires_grad_(id(parameter) in own)
+
+    def _own(self, name: str) -> str:
+        """The name that something has in the original model, where a layer does not stand behind its padding."""
+        for path in self._behind:
+            if name.startswith(f"{path}.block"):
+                return path + name.removeprefix(f"{path}.block")
+        return name
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that training changes; the frozen bases are buffers and not among them."""
@@ -207,7 +222,7 @@ class Refocusing:
         Returns:
             Copies, in the order and with the names and shapes of the original model.
         """
-        state = self.model.state_dict()
+        state = {self._own(name): value for name, value in self.model.state_dict().items()}
         kernels = {f"{path}.weight": layer.transformed_weight() for path, layer in self.layers.items()}
         found = {name: kernels.get(name, state.get(name)) for name in self._shapes}
         result: dict[str, Tensor] = {}
@@ -337,6 +352,13 @@ def _maker(module: nn.Module) -> str:
     if isinstance(module, ParametrizationList) and any(isinstance(part, Refocus) for part in module):
         return "forward"
     return ""
+
+
+def _written_down(option: Any) -> Any:
+    """An option as plain data for a checkpoint: code is written down by its name."""
+    if isinstance(option, nn.Module):
+        return type(option).__qualname__
+    return getattr(option, "__qualname__", repr(option)) if callable(option) else option
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -649,8 +649,8 @@ def exported() -> Any:
 
 
 BAD_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
-    "not a module": (lambda: torch.relu, "nn.Module, got a builtin"),
-    "a class": (lambda: Net, "nn.Module, got a type"),
+    "not a module": (lambda: torch.relu, "got the function relu; put what it computes"),
+    "a class": (lambda: Net, "got the class Net; make one of it"),
     "a ScriptModule": (scripted, "deploy the Python module first"),
     "an ExportedProgram": (lambda: torch.export.export(nn.ReLU(), (torch.ones(2),)), "deploy the nn.Module first"),
     "an exported module": (exported, "exported program.*deploy the nn.Module first"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import reptool
 from reptool.demo.export import export_onnx, onnx_operators, run_onnx
 from reptool.demo.others import calibrate
-from reptool.testing import count_operations
+from reptool.testing import count_operations, randomize, tensors_in
 
 pytestmark = pytest.mark.models
 
@@ -135,6 +135,27 @@ def test_timms_own_conversion_is_a_no_op(name: str) -> None:
     assert list(again.state_dict()) == list(deployed(name).state_dict())
     twice = reptool.deploy(deployed(name))
     assert all(torch.equal(v, deployed(name).state_dict()[k]) for k, v in twice.state_dict().items())
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_feature_extractors_stay_in_their_mode(shown: bool) -> None:
+    from timm import create_model
+    from torchvision.models import resnet18
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    x = torch.randn(2, 3, 64, 64)
+    extractors = [
+        create_feature_extractor(randomize(resnet18()).eval(), ["layer2", "layer4"]),
+        create_model("resnet18", features_only=True, feature_cls="fx"),
+    ]
+    for extractor in (randomize(e).eval() for e in extractors):
+        with torch.no_grad():
+            found = reptool.deploy(extractor, x if shown else None)
+            assert not found.training
+            assert reptool.report(found).norms == (20, 0)
+            wanted, given = ([t for _, t in tensors_in(m(x))] for m in (extractor, found))
+            for a, b in zip(wanted, given, strict=True):
+                assert float((a - b).abs().max()) < 1e-4 * float(a.abs().max())
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reptool.testing import tensors_in
 from reptool.testing._equivalence import _call
-from tests.fuzz import Mismatch, Tally, check, main, run
+from tests.fuzz import Mismatch, Tally, _check_float32, check, conditioning, main, run
 from tests.network_blocks import BLOCKS
 from tests.network_text import STEPS
 from tests.networks import build, network_source, random_network
@@ -252,3 +252,55 @@ def test_a_tally_says_what_was_refused() -> None:
     assert "refused: nothing" in str(tally)
     tally.refusals["dearer"] += 2
     assert "refused: dearer 2" in str(tally)
+
+
+# --- how exact float32 can be, on every processor
+class Cancels(nn.Module):
+    """Two large numbers whose difference is the output: a rounding step of the input moves it far."""
+
+    def __init__(self, large: float) -> None:
+        super().__init__()
+        self.large, self.number = nn.Parameter(torch.tensor(large)), large
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x + self.large).view(-1) - self.number).view(x.shape)
+
+
+@pytest.mark.parametrize(("large", "least", "most"), [(0.0, 0.0, 1e-6), (1e4, 1e-4, 1e-2)])
+def test_conditioning_is_how_far_rounding_moves_the_output(large: float, least: float, most: float) -> None:
+    model = Cancels(large).double().eval()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    found = conditioning(model, x, _call(model, x))
+    assert least <= found <= most
+    assert found == conditioning(model, x, _call(model, x))
+    assert model.large.item() == large
+
+
+def test_what_is_rounded_in_between_moves_the_output_too() -> None:
+    """Neither the input nor a weight is large here, and a rounding step of either moves nothing."""
+
+    def cancels(x: Tensor) -> Tensor:
+        y = x + 1e4
+        y -= 1e4
+        return y
+
+    x = torch.zeros(1, 1, 4, 4, dtype=torch.float64) + 0.5
+    module = nn.Identity()
+    module.forward = cancels  # type: ignore[method-assign]
+    assert 1e-4 < conditioning(module, x, cancels(x)) < 1e-2
+
+
+def test_a_network_whose_error_is_small_by_luck_is_given_what_rounding_moves_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The original is right to the last bit here, and the deployed one off by what another processor would be off."""
+    double = Cancels(1e4).double().eval()
+    x = torch.zeros(1, 1, 4, 4) + 0.25
+
+    def other(value: Tensor) -> Tensor:
+        return double(value.double()).float() + 1e-4
+
+    monkeypatch.setattr("tests.fuzz.other_sizes", lambda inputs: [])
+    _check_float32(Cancels(1e4), double, x, other)
+    with pytest.raises(Mismatch, match="rounding moves it by"):
+        _check_float32(Cancels(1.0), Cancels(1.0).double(), x, other)

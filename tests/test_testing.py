@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reptool.blocks import RepVGGBlock
 from reptool.errors import InputError
 from reptool.kernel import Axis, Border, Channels, Kernel
 from reptool.testing import (
@@ -26,6 +27,7 @@ from reptool.testing import (
     randomize,
     tensors_in,
 )
+from reptool.testing._examples import example_for
 
 
 # --- apply_kernel, against torch's own layers
@@ -287,7 +289,7 @@ def test_assert_collapses_accepts_the_right_module_only(
     monkeypatch: pytest.MonkeyPatch, deploy: Any, message: str | None
 ) -> None:
     engine = types.ModuleType("reptool")
-    engine.deploy = deploy  # type: ignore[attr-defined]
+    engine.deploy = lambda block, example_inputs=None: deploy(block)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "reptool", engine)
     block = ConvNorm()
     if message is None:
@@ -311,3 +313,121 @@ def test_a_module_that_is_one_convolution_already_has_nothing_to_collapse(
 def test_assert_collapses_asks_for_inputs_where_it_cannot_know_them() -> None:
     with pytest.raises(ValueError, match="example_inputs"):
         assert_collapses(nn.ReLU())
+
+
+class CallsLastFirst(nn.Module):
+    """Its first layer is not what it calls first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.second = nn.BatchNorm2d(5), nn.Conv2d(4, 5, 1)
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.second(self.first(x)))
+
+
+class Joins(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm3d(3), nn.Conv3d(2, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.norm(self.conv(x + y))
+
+
+class Even(nn.Module):
+    """It runs at even sizes alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(F.pixel_unshuffle(x, 2)))
+
+
+@pytest.mark.parametrize(
+    ("block", "shapes"),
+    [
+        (CallsLastFirst(), [(2, 2, 12, 9)]),
+        (Joins(), [(2, 2, 12, 9, 7)] * 2),
+        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), [(3, 4)]),
+        (nn.Sequential(nn.ConvTranspose1d(3, 2, 3), nn.BatchNorm1d(2)), [(2, 3, 12)]),
+        (nn.Sequential(nn.Conv2d(2, 2, 31), nn.BatchNorm2d(2)), [(2, 2, 32, 36)]),
+        (nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)).half(), [(2, 2, 12, 9)]),
+    ],
+)
+def test_inputs_are_those_of_what_is_called_first(block: nn.Module, shapes: list[tuple[int, ...]]) -> None:
+    found = example_for(block)
+    assert [tuple(t.shape) for _, t in tensors_in(found)] == shapes
+    assert {t.dtype for _, t in tensors_in(found)} == {next(block.parameters()).dtype}
+
+
+def test_a_block_that_takes_what_none_of_its_layers_reads_asks_for_inputs() -> None:
+    with pytest.raises(ValueError, match=r"runs on none of \(2, 8, 12, 9\).*give `example_inputs`"):
+        example_for(Even())
+    assert_collapses(Even(), torch.randn(2, 2, 8, 6), forbidden=("batch norm",))
+
+
+def test_blocks_whose_first_layer_is_called_last_collapse() -> None:
+    assert_collapses(CallsLastFirst())
+    assert_collapses(Joins(), forbidden=("batch norm",))
+
+
+def test_example_inputs_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    engine = types.ModuleType("reptool")
+
+    def deploy(block: Any, example_inputs: Any = None, **options: Any) -> nn.Module:
+        seen.append((example_inputs, options))
+        return folded(block)
+
+    engine.deploy = deploy  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "reptool", engine)
+    block, x = ConvNorm(), torch.randn(1, 2, 6, 6)
+    assert_collapses(block, x, force=True)
+    assert_collapses(block)
+    assert torch.equal(seen[0][0], x.double())
+    assert seen == [(seen[0][0], {"force": True}), (None, {})]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"extreme": True},
+        {"scales": (0.0, -1.0, 1e6, 1e-12, -1e-8)},
+        {"variances": (1e-12, 1e8, 0.0)},
+        {"scales": (0.0,) * 8},
+    ],
+)
+def test_blocks_collapse_with_extreme_statistics(options: dict[str, Any], seed: int) -> None:
+    block = nn.Sequential(RepVGGBlock(4, 4, activation=None), nn.BatchNorm2d(4))
+    assert_collapses(block, seed=seed, **options)
+
+
+def test_randomize_gives_channels_the_scales_and_variances_asked_for() -> None:
+    norm = randomize(nn.BatchNorm2d(40), scales=(0.0, 1e6), variances=(1e-12,))
+    assert {0.0, 1e6} <= set(norm.weight.tolist())
+    assert isinstance(norm.running_var, Tensor)
+    assert norm.running_var.min() < 1e-11
+    same = randomize(nn.BatchNorm2d(40), extreme=True), randomize(nn.BatchNorm2d(40), extreme=True, scales=())
+    assert torch.equal(same[0].weight, same[1].weight)
+
+
+def test_extreme_statistics_show_a_fold_that_divides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold that divides by the scale is right for the usual ones alone."""
+    engine = types.ModuleType("reptool")
+
+    def deploy(block: Any, **options: Any) -> nn.Module:
+        with torch.no_grad():
+            made: Any = folded(block)
+            made.bias.copy_(made.bias / block.norm.weight * block.norm.weight)
+        return made
+
+    engine.deploy = deploy  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "reptool", engine)
+    assert_collapses(ConvNorm())
+    with pytest.raises(AssertionError):
+        assert_collapses(ConvNorm(), scales=(0.0, 0.0, 0.0, 0.0))

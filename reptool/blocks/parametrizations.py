@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ._checks import Size, require
-from .ref_conv import Init, Transform, refocusing_map
+from .ref_conv import Factory, Init, MapGroups, Transform, map_for
 from .weight_maps import (
     CenteredWeightNorm,
     DiracNet,
@@ -47,11 +47,11 @@ def refconv(
     layer: Layer,
     *,
     map_kernel_size: Size = 3,
-    map_groups: int | None = None,
+    map_groups: MapGroups = None,
     init: Init = "xavier",
     identity: bool = True,
     train_basis: bool = False,
-    transform: Transform | None = None,
+    transform: Transform | Factory | None = None,
 ) -> Layer:
     """Refocus the kernel of a convolution: RefConv on a layer that stays an `nn.Conv*d` to everybody.
 
@@ -60,11 +60,12 @@ def refconv(
     Args:
         layer: convolution to change in place.
         map_kernel_size: odd size of the refocusing kernel.
-        map_groups: groups of the refocusing convolution; None takes C_out C_in/g^2.
-        init: "xavier" or "zeros".
+        map_groups: groups of the refocusing convolution, as for `RefConv`.
+        init: as for `RefConv`.
         identity: whether the basis is added to the transformed kernel.
         train_basis: whether the basis weights are trained too.
-        transform: module or function (1, N, *K) -> (1, N, *K) in place of the refocusing convolution.
+        transform: module or function (1, N, *K) -> (1, N, *K) in place of the refocusing convolution, or a function
+            (shape, groups) that makes one.
 
     Raises:
         InputError: not a convolution, or options that RefConv refuses.
@@ -76,9 +77,8 @@ def refconv(
         ['bias', 'parametrizations.weight.0.convmap.weight']
     """
     weight = _weight(layer, "refconv", LAYERS[:3])
-    if transform is None:
-        transform = refocusing_map(tuple(weight.shape), _groups(layer), map_kernel_size, map_groups, init)
-    _register(layer, Refocus(transform, identity))
+    made = map_for(tuple(weight.shape), _groups(layer), transform, map_kernel_size, map_groups, init)
+    _register(layer, Refocus(made, identity))
     layer.get_parameter("parametrizations.weight.original").requires_grad_(train_basis)
     return layer
 

@@ -9,18 +9,22 @@ depthwise one is mixed fully.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._checks import Size, check_channels, check_odd, per_axis, require
 from ._window import CONV, CONVOLVE, PADDING_MODES
 
-Init = Literal["xavier", "zeros"]
+Init = Literal["xavier", "zeros"] | Callable[[Tensor], Any]
 Transform = Callable[[Tensor], Tensor]
+Factory = Callable[[tuple[int, ...], int], Transform]
+MapGroups = int | Callable[[tuple[int, ...], int], int] | None
 
 
 class RefConv(nn.Module):
@@ -40,13 +44,16 @@ class RefConv(nn.Module):
         bias: whether the convolution has a (trainable) bias.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
         map_kernel_size: odd size k of the refocusing kernel.
-        map_groups: groups G of the refocusing convolution; None takes C_out C_in/g^2.
-        init: start of the refocusing weights, "xavier" or "zeros" (the kernel then starts as the basis).
+        map_groups: groups G of the refocusing convolution; None takes C_out C_in/g^2, a function takes the shape of
+            the kernel and the groups g and gives them.
+        init: start of the refocusing weights, "xavier" or "zeros" (the kernel then starts as the basis), or a function
+            that fills a tensor, such as `torch.nn.init.orthogonal_`.
         identity: whether the basis is added to the transformed kernel.
         basis: basis weights (C_out, C_in/g, *K) to copy; None draws them as a new convolution does.
         train_basis: whether the basis weights are trained too (a parameter instead of a buffer).
-        transform: module or function (1, N, *K) -> (1, N, *K) in place of the refocusing convolution; the
-            arguments `map_kernel_size`, `map_groups` and `init` then play no part.
+        transform: module or function (1, N, *K) -> (1, N, *K) in place of the refocusing convolution, or a function
+            of two arguments, the shape of the kernel and the groups g, that makes one; the arguments
+            `map_kernel_size`, `map_groups` and `init` then play no part.
         dim: number of spatial axes, 1, 2 or 3.
 
     Raises:
@@ -80,12 +87,12 @@ class RefConv(nn.Module):
         padding_mode: str = "zeros",
         *,
         map_kernel_size: Size = 3,
-        map_groups: int | None = None,
+        map_groups: MapGroups = None,
         init: Init = "xavier",
         identity: bool = True,
         basis: Tensor | None = None,
         train_basis: bool = False,
-        transform: Transform | None = None,
+        transform: Transform | Factory | None = None,
         dim: int = 2,
     ) -> None:
         super().__init__()
@@ -105,11 +112,15 @@ class RefConv(nn.Module):
         self.weight_shape: tuple[int, ...] = tuple(plain.weight.shape)
         self._set_basis(plain.weight if basis is None else basis, train_basis)
         self.register_parameter("bias", plain.bias)
-        self.convmap: Transform = transform or refocusing_map(
-            self.weight_shape, groups, map_kernel_size, map_groups, init
-        )
+        self.convmap = map_for(self.weight_shape, groups, transform, map_kernel_size, map_groups, init)
 
     def _set_basis(self, basis: Tensor, train: bool) -> None:
+        require(
+            isinstance(basis, Tensor),
+            f"RefConv with a {type(basis).__name__} as basis",
+            "a tensor",
+            "give torch.from_numpy(array) for an array",
+        )
         require(
             tuple(basis.shape) == self.weight_shape,
             f"RefConv with a basis of shape {tuple(basis.shape)}",
@@ -203,11 +214,64 @@ def refocus(basis: Tensor, transform: Transform, identity: bool = True) -> Tenso
     return mapped + basis if identity else mapped
 
 
+def map_for(
+    weight_shape: tuple[int, ...],
+    groups: int,
+    transform: Transform | Factory | None,
+    map_kernel_size: Size,
+    map_groups: MapGroups,
+    init: Init,
+) -> Transform:
+    """The map of one kernel: what was given, what that makes for this kernel, or the refocusing convolution.
+
+    Args:
+        weight_shape: shape (C_out, C_in/g, *K) of the kernel.
+        groups: groups g of the convolution the kernel belongs to.
+        transform: as for `RefConv`.
+        map_kernel_size: as for `RefConv`.
+        map_groups: as for `RefConv`.
+        init: as for `RefConv`.
+
+    Raises:
+        InputError: a factory whose result cannot be called, and what `refocusing_map` raises.
+
+    Example:
+        >>> map_for((4, 1, 3, 3), 4, lambda shape, groups: nn.Conv2d(shape[0], shape[0], 1), 3, None, "xavier")
+        Conv2d(4, 4, kernel_size=(1, 1), stride=(1, 1))
+    """
+    if transform is None:
+        return refocusing_map(weight_shape, groups, map_kernel_size, map_groups, init)
+    if not _makes_a_map(transform):
+        return cast(Transform, transform)
+    made = cast(Factory, transform)(weight_shape, groups)
+    require(
+        callable(made),
+        f"RefConv with a transform that makes a {type(made).__name__} of {weight_shape} and groups={groups}",
+        "a module or a function (1, N, *K) -> (1, N, *K)",
+        "return one",
+    )
+    return made
+
+
+def _makes_a_map(transform: Any) -> bool:
+    """Whether a transform takes a shape and groups and makes the map, rather than being it."""
+    if isinstance(transform, nn.Module):
+        return False
+    if isinstance(transform, type):
+        return True
+    try:
+        parameters = inspect.signature(transform).parameters.values()
+    except (TypeError, ValueError):  # built in, as torch's own functions are
+        return False
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(needed) == 2
+
+
 def refocusing_map(
     weight_shape: tuple[int, ...],
     groups: int,
     kernel_size: Size = 3,
-    map_groups: int | None = None,
+    map_groups: MapGroups = None,
     init: Init = "xavier",
 ) -> nn.Module:
     """Make the convolution W_r that transforms a kernel seen as an image of N = C_out C_in/g channels.
@@ -216,8 +280,8 @@ def refocusing_map(
         weight_shape: shape of the kernel to transform.
         groups: groups g of the convolution the kernel belongs to.
         kernel_size: odd size k of the map, at most K on every axis.
-        map_groups: groups G of the map; None takes C_out C_in/g^2.
-        init: "xavier" (uniform, with the fans of one group) or "zeros".
+        map_groups: groups G of the map; None takes C_out C_in/g^2, a function takes `weight_shape` and `groups`.
+        init: "xavier" (uniform, with the fans of one group), "zeros", or a function that fills the map's weight.
 
     Raises:
         InputError: K < k, even k, G that does not divide N, unknown init.
@@ -237,20 +301,25 @@ def refocusing_map(
         "a kernel at least as large as the map's",
         "leave such layers as they are (as the paper does with 1x1) or use map_kernel_size=1",
     )
-    count = slices // groups if map_groups is None else map_groups
+    chosen = map_groups(weight_shape, groups) if callable(map_groups) else map_groups
+    count = slices // groups if chosen is None else chosen
     require(
-        count >= 1 and slices % count == 0,
+        type(count) is int and count >= 1 and slices % count == 0,
         f"RefConv with map_groups={count}",
         f"a divisor of C_out C_in/g = {slices}",
         "use None for the paper's formula C_out C_in/g^2",
     )
     require(
-        init in ("xavier", "zeros"),
+        callable(init) or init in ("xavier", "zeros"),
         f"RefConv with init={init!r}",
-        '"xavier" or "zeros"',
+        '"xavier", "zeros" or a function that fills a tensor',
         "choose one of these",
     )
     convmap = CONV[len(kernel)](slices, slices, size, padding=tuple(k // 2 for k in size), groups=count, bias=False)
+    if callable(init):
+        with torch.no_grad():
+            init(convmap.weight)
+        return cast(nn.Module, convmap)
     fan = slices // count * math.prod(size)
     bound = math.sqrt(6 / (fan + fan)) if init == "xavier" else 0.0
     nn.init.uniform_(convmap.weight, -bound, bound)

@@ -21,6 +21,8 @@ class Adapter(ABC):
     """Whether the block has a norm of its own that takes over the one behind the convolution."""
     has_bias: bool = False
     """Whether the block has a bias also where the convolution has none (with a norm of its own it does)."""
+    keeps_class: bool = False
+    """Whether the layer stays of its class, with a weight that is computed: then its class may have any forward."""
 
     @abstractmethod
     def can_replace(self, conv: Conv) -> str | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from torch import nn
+
 from reptool.blocks import (
     OREPA,
     ACBlock,
@@ -77,6 +79,12 @@ def adapter_for(
         raise InputError(f"branches={branches!r} was given, expected 'silent' or 'live'.")
     if isinstance(block, Adapter):
         return block
+    if isinstance(block, nn.Module):
+        name = type(block).__name__
+        raise InputError(
+            f"expand was given a {name} itself, one module for all convolutions; give the class {name} (what is to be "
+            "set of it as options of expand), or a function conv -> module that makes one for each"
+        )
     _check_options(block, given)
     if block is RefConv:
         return Refocusing(preserve, given)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from reptool._copies import full_copy
 from reptool.blocks import BNAndPad
 from reptool.errors import InputError
 
@@ -53,7 +54,7 @@ def calibrate(
     inputs = [batches] if isinstance(batches, Tensor) else list(batches)
     if not inputs:
         raise InputError("calibrate was given no batches; pass a tensor or a list of inputs.")
-    runner = copy.deepcopy(model).eval()
+    runner = full_copy(model).eval()
     for block in blocks.values():
         block.eval()
     own = {path: adapter.main_norm(block) for path, block in blocks.items()}

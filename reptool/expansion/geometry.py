@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from reptool._copies import full_copy
 from reptool.blocks import OREPA, ACBlock, DilatedReparamBlock, DiverseBranchBlock, LargeKernelBlock
 from reptool.errors import InputError
+from reptool.running import users_code
 
 from .where import Conv
 
@@ -74,6 +77,27 @@ def _plain(sizes: tuple[Any, ...], takes: Any) -> Any:
     return whole[0] if len(set(whole)) == 1 else whole
 
 
+def fresh(options: dict[str, Any]) -> dict[str, Any]:
+    """Options for one block: modules and tensors among them are copied, and what was given is never touched."""
+    return {name: _fresh(value) for name, value in options.items()}
+
+
+def _fresh(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return full_copy(value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, functools.partial) or inspect.ismethod(value):
+        return copy.deepcopy(value)
+    return value
+
+
+def asks_the_user(options: dict[str, Any]) -> bool:
+    """Whether code or tensors of the user's take part, which need not run on the meta device."""
+    stock = (v for v in options.values() if not (isinstance(v, type) and v.__module__.startswith("torch.")))
+    return any(callable(v) or isinstance(v, torch.Tensor) for v in stock)
+
+
 def like(block: Any, conv: Conv) -> Any:
     """`block` with device and dtype of `conv`."""
     return block.to(conv.weight.device, conv.weight.dtype)
@@ -98,9 +122,10 @@ def attempt(build: Callable[[Conv], nn.Module], conv: Conv, meta: bool = True) -
     try:
         if meta:
             with torch.device("meta"):
-                build(copy.deepcopy(conv).to("meta"))
+                build(full_copy(conv).to("meta"))
         else:
-            build(conv)
+            with users_code():
+                build(full_copy(conv))
     except InputError as error:
         return str(error).rstrip(".")
     return None

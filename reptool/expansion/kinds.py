@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,12 +11,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from reptool._copies import full_copy
 from reptool.blocks import OREPA, RefConv
 from reptool.blocks.orepa import SCALES
 from reptool.errors import InputError
 
 from .adapter import Adapter, Branches
-from .geometry import arguments, attempt, like, refused
+from .geometry import arguments, asks_the_user, attempt, fresh, like, refused
 from .inherit import balance, inherit_norm
 from .where import Conv
 
@@ -42,7 +42,7 @@ class Branched(Adapter):
         """None, or why the block cannot stand for `conv`."""
         if self.preserve and self.options.get("affine") is False:
             return "norms without weights cannot start as the convolution does"
-        return refused(self.block, conv, self.options)
+        return refused(self.block, conv, fresh(self.options))
 
     def build(self, conv: Conv, norm: _BatchNorm | None) -> nn.Module:
         """The block, its main branch with the kernel of `conv` and with `norm`."""
@@ -71,7 +71,7 @@ class Branched(Adapter):
 
     def _options(self) -> dict[str, Any]:
         has_activation = "activation" in inspect.signature(self.block).parameters
-        return {**({"activation": None} if has_activation else {}), **self.options}
+        return {**({"activation": None} if has_activation else {}), **fresh(self.options)}
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ class Online(Adapter):
 
     def can_replace(self, conv: Conv) -> str | None:
         """None, or why the block cannot stand for `conv`."""
-        return refused(OREPA, conv, self.options)
+        return refused(OREPA, conv, fresh(self.options))
 
     def build(self, conv: Conv, norm: _BatchNorm | None) -> nn.Module:
         """The block, its kernels summing up to that of `conv`."""
-        block = like(OREPA(**arguments(OREPA, conv), **self.options), conv)
+        block = like(OREPA(**arguments(OREPA, conv), **fresh(self.options)), conv)
         inherit_norm(block.bn, conv, norm)
         with torch.no_grad():
             if not self.preserve:
@@ -122,14 +122,35 @@ class Refocusing(Adapter):
 
     def can_replace(self, conv: Conv) -> str | None:
         """None, or why the map does not fit."""
-        return attempt(lambda c: RefConv.from_conv(c, **self._options()), conv)
+        return attempt(self._tried, conv, meta=not asks_the_user(self.options))
 
     def build(self, conv: Conv, norm: _BatchNorm | None) -> nn.Module:
         """The RefConv of `conv`; its map starts as zero to preserve it, else as the paper's."""
         return RefConv.from_conv(conv, **self._options())
 
+    def _tried(self, conv: Conv) -> nn.Module:
+        block = RefConv.from_conv(conv, **self._options())
+        if asks_the_user(self.options):
+            check_map(block)
+        return block
+
     def _options(self) -> dict[str, Any]:
-        return {"init": "zeros" if self.preserve else "xavier", **self.options}
+        return fresh({"init": "zeros" if self.preserve else "xavier", **self.options})
+
+
+@torch.no_grad()
+def check_map(block: RefConv) -> None:
+    """Raise for a map of the user's that does not take and give (1, N, *K)."""
+    basis = block.weight.flatten(0, 1).unsqueeze(0)
+    try:
+        mapped: Any = block.convmap(basis)
+    except Exception as error:  # whatever the user's code raises
+        raise InputError(
+            f"its transform does not take {tuple(basis.shape)} ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(mapped, torch.Tensor) or mapped.shape != basis.shape:
+        made = tuple(mapped.shape) if isinstance(mapped, torch.Tensor) else type(mapped).__name__
+        raise InputError(f"its transform makes {made} of {tuple(basis.shape)}, and has to keep the shape")
 
 
 @dataclass(frozen=True)
@@ -138,6 +159,7 @@ class WeightOnly(Adapter):
 
     function: Callable[..., nn.Module]
     options: dict[str, Any] = field(default_factory=dict)
+    keeps_class = True
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -146,11 +168,11 @@ class WeightOnly(Adapter):
 
     def can_replace(self, conv: Conv) -> str | None:
         """None, or why the parametrization does not fit."""
-        return attempt(lambda c: self.function(c, **self.options), conv)
+        return attempt(lambda c: self.function(c, **fresh(self.options)), conv, meta=not asks_the_user(self.options))
 
     def build(self, conv: Conv, norm: _BatchNorm | None) -> nn.Module:
         """A copy of `conv` with the parametrization on its weight."""
-        return self.function(copy.deepcopy(conv), **self.options)
+        return self.function(full_copy(conv), **fresh(self.options))
 
 
 @dataclass(frozen=True)
@@ -178,8 +200,8 @@ class Function(Adapter):
 
     def build(self, conv: Conv, norm: _BatchNorm | None) -> nn.Module:
         """What the function makes of a copy of `conv`."""
-        given = (copy.deepcopy(conv), copy.deepcopy(norm)) if self.takes_norm else (copy.deepcopy(conv),)
-        made = self.function(*given, **self.options)
+        given = (full_copy(conv), norm if norm is None else full_copy(norm)) if self.takes_norm else (full_copy(conv),)
+        made = self.function(*given, **fresh(self.options))
         if not isinstance(made, nn.Module):
             raise InputError(f"{self.name} returned a {type(made).__name__}, expected an nn.Module.")
         return made

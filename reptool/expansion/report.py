@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from reptool.errors import InputError
+from reptool.given import names_itself
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Replaced:
         kernel: its kernel size.
         parameters: trainable parameters before (with the norm taken over) and after.
         norm: path of the batch normalization that the block took over, None if it took none.
-        note: why a batch normalization stays behind the block, "" if there is none to speak of.
+        note: why a batch normalization stays behind the block, or what the block stands behind; "" for neither.
     """
 
     path: str
@@ -82,6 +83,7 @@ class Expansion:
         return captured.get()
 
 
+@names_itself
 def expansion_report(model: nn.Module) -> Expansion:
     """The report of the last `expand` of `model`.
 

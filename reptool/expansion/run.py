@@ -9,15 +9,18 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from reptool._copies import full_copy
+from reptool._copies import independent_copy
+from reptool._weights import has_weight_property
 from reptool.accept import check_model
+from reptool.blocks.behind import Behind
 from reptool.errors import InputError
-from reptool.module_kinds import stock_forward
+from reptool.given import names_itself
 
 from .adapter import Adapter, Branches
 from .adapters import EVERYWHERE, adapter_for
 from .calibrate import Batches, calibrate
 from .inherit import difference
+from .own_forward import OwnForward, inside
 from .report import Expansion, Replaced
 from .structure import Structure, structure_of, tail_of
 from .where import Conv, Where, ancestors, convolutions, select
@@ -35,6 +38,7 @@ GEOMETRY = (
 CLOSE = 1e-4
 
 
+@names_itself
 def expand(
     model: nn.Module,
     block: Any,
@@ -97,12 +101,12 @@ def expand(
         >>> torch.allclose(grown(x), net(x), atol=1e-6)
         True
     """
-    check_model(model)
+    check_model(model, "expand")
     if inplace and any(conv is model for _, conv in convolutions(model)):
         raise InputError("a convolution cannot become another module in place; use the returned one.")
-    adapter = adapter_for(block, preserve=preserve, branches=branches, options=options)
+    adapter = OwnForward(adapter_for(block, preserve=preserve, branches=branches, options=options))
     chosen = select(model, where)
-    structure = structure_of(model, example_inputs)
+    structure = structure_of(model, example_inputs, adapter.stand_ins(chosen))
     report = Expansion(type(model).__name__, adapter.name)
     for path, conv in convolutions(model):
         why = _skipped(model, path, conv, chosen, structure, adapter, pointwise) or (
@@ -119,8 +123,8 @@ def expand(
     for path, conv in sites.items():
         _finish(blocks[path], conv, norms[path])
         if preserve:
-            _check(path, blocks[path], conv, norms[path])
-    target = model if inplace else full_copy(model)
+            _check(path, inside(blocks[path]), adapter.plain(conv), norms[path])
+    target = model if inplace else independent_copy(model)
     target = _write(target, blocks, [structure.norms[p] for p, n in norms.items() if n is not None])
     _describe(report, model, target, sites, blocks, norms, structure)
     target.__dict__["_reptool_expansion"] = report
@@ -142,10 +146,8 @@ def _skipped(
     around = [type(module) for module in ancestors(model, path)]
     if any(kind.__module__.startswith("reptool.blocks") for kind in around) or "parametrizations" in path.split("."):
         return "it is part of a block already"
-    if parametrize.is_parametrized(conv) or conv._forward_pre_hooks:
+    if parametrize.is_parametrized(conv) or has_weight_property(conv) or conv._forward_pre_hooks:
         return "its weight is computed from other parameters, or it has hooks"
-    if not stock_forward(conv):
-        return f"{type(conv).__name__} has a forward of its own"
     if path in structure.used:
         return structure.used[path]
     if not pointwise and adapter.name not in EVERYWHERE and set(conv.kernel_size) == {1}:
@@ -242,9 +244,13 @@ def _describe(
                 tuple(conv.kernel_size),
                 (before, _count(blocks[path])),
                 structure.norms[path] if norm is not None else None,
-                structure.kept.get(path, ""),
+                structure.kept.get(path, "") or _behind(blocks[path]),
             )
         )
+
+
+def _behind(block: nn.Module) -> str:
+    return f"behind {block.pad!r}" if isinstance(block, Behind) else ""
 
 
 def _count(module: nn.Module) -> int:

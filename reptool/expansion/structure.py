@@ -9,19 +9,21 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptool._copies import shallow_copy
+from reptool.blocks.behind import Behind
 from reptool.engine import make_plan
 from reptool.inputs import example_arguments
 from reptool.options import Options
-from reptool.ownership import ownership
+from reptool.ownership import Ownership, ownership
 from reptool.units import Plan
 
 from .where import CONVS, ancestors
@@ -45,12 +47,16 @@ class Structure:
     used: dict[str, str] = field(default_factory=dict)
 
 
-def structure_of(model: nn.Module, example_inputs: Any = None) -> Structure:
+def structure_of(
+    model: nn.Module, example_inputs: Any = None, stand_ins: Mapping[str, nn.Module] | None = None
+) -> Structure:
     """Read the code of `model`, which stays as it is.
 
     Args:
         model: any module; it is looked at in eval mode.
         example_inputs: answers to questions that the code asks about its inputs, as for `reptool.deploy`.
+        stand_ins: for convolutions whose class has a forward of its own, what they are: a plain one, or one `Behind` a
+            padding. The code of their class is not looked at.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -59,23 +65,36 @@ def structure_of(model: nn.Module, example_inputs: Any = None) -> Structure:
     """
     scratch = shallow_copy(model).eval()
     args, kwargs = example_arguments(example_inputs, scratch)
+    owned = ownership(scratch)
+    scratch, own_path = _with(scratch, stand_ins or {})
     values = not any(p.is_meta for p in model.parameters())
     plan = make_plan(scratch, args, kwargs, Options(frozenset({"conv_bn"})), values=values)
-    found = Structure(used=_used(scratch, plan))
+    found = Structure(used={own_path(path): why for path, why in _used(scratch, plan, owned).items()})
     for conv, norm in _fused_pairs(plan):
-        _classify(model, conv, norm, found)
+        _classify(model, own_path(conv), norm, found)
     return found
 
 
-def _used(model: nn.Module, plan: Plan) -> dict[str, str]:
+def _with(model: nn.Module, stand_ins: Mapping[str, nn.Module]) -> tuple[nn.Module, Callable[[str], str]]:
+    """A model with other modules in the places of some, and the path that a convolution in it has in the original."""
+    new = {id(model.get_submodule(path)): module for path, module in stand_ins.items()}
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is not None and id(child) in new:
+                module._modules[name] = new[id(child)]
+    made = new.get(id(model), model)
+    inner = {f"{path}.block" if path else "block": path for path, m in made.named_modules() if isinstance(m, Behind)}
+    return made.eval(), lambda path: inner.get(path, path)
+
+
+def _used(model: nn.Module, plan: Plan, owned: Ownership) -> dict[str, str]:
     """Convolutions with hooks, shared weights, or weights that other code reads."""
-    owned = ownership(model)
     used: dict[str, str] = {}
     for unit in plan.units:
         for node in unit.trace.graph.nodes:
             owner, _, name = str(node.target).rpartition(".")
             path = ".".join(p for p in (unit.prefix, owner) if p)
-            if node.op == "get_attr" and isinstance(_get(model, path), CONVS):
+            if node.op == "get_attr" and isinstance(_get(model, path), CONVS) and not _read_by(node, owner):
                 used[path] = f"the model's code reads its {name} itself"
     for path in owned.held:
         used[path] = "it is also kept in a plain attribute, where a block would not take its place"
@@ -84,6 +103,11 @@ def _used(model: nn.Module, plan: Plan) -> dict[str, str]:
     for path, others in owned.tied.items():
         used[path] = f"its parameters are shared with {', '.join(sorted(others))}"
     return used
+
+
+def _read_by(node: fx.Node, path: str) -> bool:
+    """Whether nothing but the forward of the module at `path` reads a tensor."""
+    return all(any(event.path == path for event in user.meta["event"].ancestors()) for user in node.users)
 
 
 def _fused_pairs(plan: Plan) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from reptool.blocks import EdgeOrientedBlock, QARepVGGBlock
 from reptool.blocks.edge_oriented import FILTERS
 
 from .adapter import Adapter, Branches
-from .geometry import arguments, like, refused
+from .geometry import arguments, fresh, like, refused
 from .inherit import balance, collapsed, folded, inherit_norm
 from .where import Conv
 
@@ -38,12 +38,14 @@ class Quantizable(Adapter):
 
     def can_replace(self, conv: Conv) -> str | None:
         """None, or why the block cannot stand for `conv`."""
-        return refused(self.block, conv, self.options)
+        return refused(self.block, conv, fresh(self.options))
 
     @torch.no_grad()
     def build(self, conv: Conv, norm: _BatchNorm | None) -> nn.Module:
         """The block, its outer norm as `norm` and its branches adding up to `conv`."""
-        block: Any = like(self.block(**arguments(self.block, conv), **{"activation": None, **self.options}), conv)
+        block: Any = like(
+            self.block(**arguments(self.block, conv), **{"activation": None, **fresh(self.options)}), conv
+        )
         dense = block.branches.dense
         dense.conv.weight.copy_(conv.weight)
         inherit_norm(block.bn, conv, norm)
@@ -87,12 +89,12 @@ class EdgeOriented(Adapter):
 
     def can_replace(self, conv: Conv) -> str | None:
         """None, or why the block cannot stand for `conv`."""
-        return refused(EdgeOrientedBlock, conv, self.options)
+        return refused(EdgeOrientedBlock, conv, fresh(self.options))
 
     @torch.no_grad()
     def build(self, conv: Conv, norm: _BatchNorm | None) -> nn.Module:
         """The block, its branches adding up to `conv`."""
-        block = like(EdgeOrientedBlock(**arguments(EdgeOrientedBlock, conv), **self.options), conv)
+        block = like(EdgeOrientedBlock(**arguments(EdgeOrientedBlock, conv), **fresh(self.options)), conv)
         main = block.branches.dense
         main.weight.copy_(conv.weight)
         main.bias.zero_() if conv.bias is None else main.bias.copy_(conv.bias)

@@ -56,6 +56,9 @@ def select(model: nn.Module, where: Where) -> dict[str, Conv]:
 def _matches(model: nn.Module, path: str, conv: Conv, criterion: Criterion) -> bool:
     if isinstance(criterion, str):
         return fnmatchcase(path, criterion) or path.startswith(f"{criterion}.")
+    if isinstance(criterion, nn.Module):
+        name = type(criterion).__name__
+        raise InputError(f"where was given a {name} itself; give its path in the model, or the class {name}")
     if isinstance(criterion, type):
         return isinstance(conv, criterion) or any(isinstance(m, criterion) for m in ancestors(model, path))
     if isinstance(criterion, int) and not isinstance(criterion, bool):

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from reptool.fusions.conv_bn import bn_scale_shift, scale_rows
 from reptool.fusions.shortcut import dirac_kernel
+from reptool.takes_tensors import takes_tensors
 
 
+@takes_tensors
 def bn_kernel(
     running_mean: Tensor,
     running_var: Tensor,

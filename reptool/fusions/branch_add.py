@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from reptool.errors import InputError
+from reptool.takes_tensors import takes_tensors
 
 
+@takes_tensors
 def branch_add(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the sum of parallel convolutions with kernels of one shape.
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from reptool.errors import InputError
+from reptool.takes_tensors import takes_tensors
 
 
+@takes_tensors
 def branch_concat(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of parallel convolutions of one input whose outputs are concatenated.
 

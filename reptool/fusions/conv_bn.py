@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from reptool.errors import InputError
+from reptool.takes_tensors import takes_tensors
 
 
+@takes_tensors
 def bn_scale_shift(
     running_mean: Tensor, running_var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -43,6 +45,7 @@ def bn_scale_shift(
     return scale, shift if beta is None else shift + beta.double()
 
 
+@takes_tensors
 def scale_rows(
     weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -67,6 +70,7 @@ def scale_rows(
     return scaled, bias * scale if shift is None else bias * scale + shift
 
 
+@takes_tensors
 def fuse_conv_bn(
     weight: Tensor,
     bias: Tensor | None,

@@ -19,10 +19,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from reptool.errors import InputError
+from reptool.takes_tensors import takes_tensors
 
 Share = tuple[Tensor, Tensor | None]
 
 
+@takes_tensors
 def distribute_over_sum(scale: Tensor, shift: Tensor | None, parts: int, at: int = 0) -> list[Share]:
     """Shares of a scale and shift behind a sum: the scale for each summand, the shift for one of them.
 
@@ -47,6 +49,7 @@ def distribute_over_sum(scale: Tensor, shift: Tensor | None, parts: int, at: int
     return [(scale, shift if i == at else None) for i in range(parts)]
 
 
+@takes_tensors
 def distribute_over_concat(scale: Tensor, shift: Tensor | None, widths: Sequence[int]) -> list[Share]:
     """Shares of a scale and shift behind a concatenation: for each part the slice that belongs to its channels.
 

@@ -19,6 +19,7 @@ from math import gcd, prod
 from torch import Tensor
 
 from reptool.errors import InputError
+from reptool.takes_tensors import takes_tensors
 
 
 def common_lattice(taps: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
@@ -64,6 +65,7 @@ def embed_taps(weight: Tensor, size: Sequence[int], start: Sequence[int], step: 
     return out
 
 
+@takes_tensors
 def align_kernels(
     weights: Sequence[Tensor], paddings: Sequence[Sequence[int]], dilations: Sequence[Sequence[int]] | None = None
 ) -> tuple[list[Tensor], tuple[int, ...], tuple[int, ...]]:

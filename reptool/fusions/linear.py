@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from reptool.errors import InputError
+from reptool.takes_tensors import takes_tensors
 
 
+@takes_tensors
 def linear_to_pointwise(weight: Tensor, axes: int = 2) -> Tensor:
     """The weight ``[O, C]`` of a linear layer as that of a pointwise convolution ``[O, C, 1, ...]`` (a copy).
 
@@ -28,6 +30,7 @@ def linear_to_pointwise(weight: Tensor, axes: int = 2) -> Tensor:
     return weight.clone().reshape(*weight.shape, *[1] * axes)
 
 
+@takes_tensors
 def pointwise_to_linear(weight: Tensor, groups: int = 1) -> Tensor:
     """The weight ``[O, C/groups, 1, ...]`` of a pointwise convolution as that of a linear layer ``[O, C]`` (a copy).
 

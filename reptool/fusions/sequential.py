@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from reptool.errors import InputError
+from reptool.takes_tensors import takes_tensors
 
 
 def contract(second: Tensor, first: Tensor, step_second: Sequence[int], step_first: Sequence[int]) -> Tensor:
@@ -74,6 +75,7 @@ def carry_bias(second: Tensor, bias: Tensor) -> Tensor:
     return (summed * bias.unsqueeze(-2)).sum(-1)
 
 
+@takes_tensors
 def fuse_sequential(
     first_weight: Tensor,
     first_bias: Tensor | None,
@@ -139,6 +141,7 @@ def fuse_sequential(
     return both.grouped_weight().to(dtype), total, both.channels.groups
 
 
+@takes_tensors
 def fuse_1x1_kxk(
     pointwise_weight: Tensor,
     pointwise_bias: Tensor | None,
@@ -163,6 +166,7 @@ def fuse_1x1_kxk(
     return fuse_sequential(pointwise_weight, pointwise_bias, weight, bias, pointwise_groups, groups)
 
 
+@takes_tensors
 def fuse_kxk_1x1(
     weight: Tensor,
     bias: Tensor | None,

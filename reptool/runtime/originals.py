@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reptool._copies import full_copy
+
 KEPT = "reptool_original"
 
 
@@ -129,7 +131,7 @@ def keep(module: nn.Module, whole: Iterable[str], parts: Mapping[str, set[str]],
             leaf = inner._modules[name]
             assert leaf is not None
             if name not in at._modules:
-                at.add_module(name, copy.deepcopy(leaf, memo) if path in whole else _kept(leaf, memo, parts[path]))
+                at.add_module(name, full_copy(leaf, memo) if path in whole else _kept(leaf, memo, parts[path]))
     return out
 
 

@@ -1,6 +1,6 @@
 """What reptool's own tests are written with, public so that yours can be too.
 
-Needs Hypothesis: ``pip install reptool[test]``.
+The strategies need Hypothesis (``pip install "reptool[test]"``), the rest nothing but reptool.
 
 >>> import torch, torch.nn as nn
 >>> conv = nn.Conv2d(2, 3, 3)
@@ -9,22 +9,26 @@ Needs Hypothesis: ``pip install reptool[test]``.
 True
 """
 
+from typing import TYPE_CHECKING, Any
+
+from reptool.nested import tensors_in as tensors_in
+from reptool.operations import count_operations as count_operations
 from reptool.testing._apply import apply_kernel as apply_kernel
 from reptool.testing._apply import dense_weight as dense_weight
 from reptool.testing._collapse import assert_collapses as assert_collapses
-from reptool.testing._collapse import count_operations as count_operations
 from reptool.testing._equivalence import assert_equivalent as assert_equivalent
 from reptool.testing._equivalence import other_sizes as other_sizes
-from reptool.testing._equivalence import tensors_in as tensors_in
 from reptool.testing._randomize import randomize as randomize
-from reptool.testing._strategies import axes as axes
-from reptool.testing._strategies import bn_statistics as bn_statistics
-from reptool.testing._strategies import channel_structures as channel_structures
-from reptool.testing._strategies import composable_kernels as composable_kernels
-from reptool.testing._strategies import conv_modules as conv_modules
-from reptool.testing._strategies import kernels as kernels
-from reptool.testing._strategies import norm_modules as norm_modules
-from reptool.testing._strategies import parallel_kernels as parallel_kernels
+
+if TYPE_CHECKING:
+    from reptool.testing._strategies import axes as axes
+    from reptool.testing._strategies import bn_statistics as bn_statistics
+    from reptool.testing._strategies import channel_structures as channel_structures
+    from reptool.testing._strategies import composable_kernels as composable_kernels
+    from reptool.testing._strategies import conv_modules as conv_modules
+    from reptool.testing._strategies import kernels as kernels
+    from reptool.testing._strategies import norm_modules as norm_modules
+    from reptool.testing._strategies import parallel_kernels as parallel_kernels
 
 __all__ = [
     "apply_kernel",
@@ -44,3 +48,23 @@ __all__ = [
     "randomize",
     "tensors_in",
 ]
+
+_STRATEGIES = (
+    "axes",
+    "bn_statistics",
+    "channel_structures",
+    "composable_kernels",
+    "conv_modules",
+    "kernels",
+    "norm_modules",
+    "parallel_kernels",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """The strategies, imported when they are first asked for: they alone need Hypothesis."""
+    if name not in _STRATEGIES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from reptool.testing import _strategies
+
+    return getattr(_strategies, name)

@@ -2,86 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
-from reptool.testing._equivalence import Inputs, _call, _cast, assert_equivalent
+from reptool._copies import full_copy
+from reptool.nested import Inputs
+from reptool.operations import count_operations as count_operations
+from reptool.testing._equivalence import _cast, assert_equivalent
+from reptool.testing._examples import example_for as example_for
 from reptool.testing._randomize import randomize
-
-_KINDS = {
-    "convolution": "convolution",
-    "addmm": "linear",
-    "mm": "linear",
-    "bmm": "linear",
-    "linear": "linear",
-    "add": "addition",
-    "add_": "addition",
-    "sub": "addition",
-    "rsub": "addition",
-    "sub_": "addition",
-    "mul": "multiplication",
-    "mul_": "multiplication",
-    "cat": "concatenation",
-}
-
-
-def _kind(name: str) -> str:
-    if name in _KINDS:
-        return _KINDS[name]
-    if "convolution" in name:
-        return "convolution"
-    if "batch_norm" in name:
-        return "batch norm"
-    return "pooling" if "pool" in name else name
-
-
-class _Counting(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[_kind(func.overloadpacket.__name__)] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def count_operations(function: Callable[..., Any], inputs: Inputs) -> Counter[str]:
-    """Which aten operations run, by kind: convolution, linear, batch norm, pooling, addition, ...
-
-    >>> count_operations(nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2))["convolution"]
-    1
-    """
-    with _Counting() as mode:
-        _call(function, inputs)
-    return +mode.counts - Counter({kind: mode.counts[kind] for kind in ("clone", "detach", "alias")})
-
-
-def example_for(module: nn.Module) -> Tensor:
-    """An input for the first layer of `module` whose kind says what it reads."""
-    ranks = {
-        nn.Conv1d: 1,
-        nn.Conv2d: 2,
-        nn.Conv3d: 3,
-        nn.BatchNorm1d: 1,
-        nn.BatchNorm2d: 2,
-        nn.BatchNorm3d: 3,
-    }
-    channels: int | None = getattr(module, "in_channels", None)
-    for part in module.modules():
-        for kind, rank in ranks.items():
-            if isinstance(part, kind):
-                read = channels or getattr(part, "in_channels", None) or getattr(part, "num_features", None)
-                assert isinstance(read, int)
-                return torch.randn(2, read, *(12, 9, 7)[:rank])
-        if isinstance(part, nn.Linear):
-            return torch.randn(3, part.in_features)
-    raise ValueError("no convolution, linear layer or normalization to make inputs for: give `example_inputs`")
 
 
 def assert_collapses(
@@ -93,6 +25,9 @@ def assert_collapses(
     forbidden: tuple[str, ...] = ("batch norm", "pooling", "addition", "multiplication", "concatenation"),
     rtol: float = 1e-9,
     seed: int = 0,
+    extreme: bool = False,
+    scales: Sequence[float] = (),
+    variances: Sequence[float] = (),
     **options: Any,
 ) -> nn.Module:
     """Assert that `reptool.deploy` turns `module` into so many convolutions that compute the same.
@@ -102,12 +37,16 @@ def assert_collapses(
 
     Args:
         module: never modified.
-        example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments; made up when None.
+        example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments, which `deploy` is given too.
+            When None, inputs that the module runs on are made up, and `deploy` is given none.
         convolutions: how many must run.
         linears: how many matrix products must run.
         forbidden: kinds of operations (see `count_operations`) of which none may run.
         rtol: allowed error as a fraction of an output's size.
         seed: of the statistics.
+        extreme: as for `randomize`: some scales of norms zero or tiny, some variances tiny or large.
+        scales: as for `randomize`: further scales that channels of norms get, such as ``(0.0, -1.0, 1e6)``.
+        variances: as for `randomize`: further variances, such as ``(1e-12, 1e6)``.
         **options: for `reptool.deploy`.
 
     Returns:
@@ -116,13 +55,14 @@ def assert_collapses(
     Raises:
         AssertionError: what ran, or where the outputs differ.
     """
-    original = randomize(copy.deepcopy(module), seed).double().eval()
+    original = randomize(full_copy(module), seed, extreme=extreme, scales=scales, variances=variances).double().eval()
     inputs = _cast(example_for(module) if example_inputs is None else example_inputs, torch.float64)
+    shown = {} if example_inputs is None else {"example_inputs": inputs}
 
     from reptool import deploy  # imported late: this module also tests the parts that deploy is made of
 
     before = {key: value.clone() for key, value in original.state_dict().items()}
-    deployed: nn.Module = deploy(original, **options)
+    deployed: nn.Module = deploy(original, **shown, **options)
     ran, runs = count_operations(original, inputs), count_operations(deployed, inputs)
     assert runs["convolution"] == convolutions, (
         f"{runs['convolution']} convolutions run, not {convolutions}: {dict(runs)}"

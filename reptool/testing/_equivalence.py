@@ -3,55 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Inputs: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
+from reptool.nested import Inputs as Inputs
+from reptool.nested import call as _call
+from reptool.nested import mapped
+from reptool.nested import tensors_in as tensors_in
 
 _SIZES = ((13, 10), (16, 19), (8, 9), (5, 7), (2, 3), (1, 1))
 
 
-def tensors_in(value: Any, path: str = "output") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested tuples, lists and mappings, with the path to it.
-
-    >>> [path for path, _ in tensors_in({"a": torch.ones(1), "b": [torch.ones(1)]})]
-    ["output['a']", "output['b'][0]"]
-    """
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from tensors_in(item, f"{path}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from tensors_in(item, f"{path}[{index}]")
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(item, change) for item in value)
-    return value
-
-
-def _call(function: Callable[..., Any], inputs: Inputs) -> Any:
-    """Call with a fresh copy of `inputs`: what is written in place into one call must not reach the next."""
-    inputs = _mapped(inputs, Tensor.clone)
-    with torch.no_grad():
-        if isinstance(inputs, Mapping):
-            return function(**inputs)
-        return function(*inputs) if isinstance(inputs, tuple) else function(inputs)
-
-
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return _mapped(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
+    return mapped(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
 def other_sizes(inputs: Inputs, seed: int = 0) -> list[Inputs]:
@@ -84,7 +52,7 @@ def other_sizes(inputs: Inputs, seed: int = 0) -> list[Inputs]:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(t.dtype)
 
     return [
-        _mapped(inputs, partial(resized, sizes=(*sizes, *sizes), wanted=2 + count % 2))
+        mapped(inputs, partial(resized, sizes=(*sizes, *sizes), wanted=2 + count % 2))
         for count, sizes in enumerate(_SIZES if axes else _SIZES[:2])
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -10,7 +11,14 @@ from torch import Tensor, nn
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def randomize(module: Module, seed: int = 0, *, extreme: bool = False) -> Module:
+def randomize(
+    module: Module,
+    seed: int = 0,
+    *,
+    extreme: bool = False,
+    scales: Sequence[float] = (),
+    variances: Sequence[float] = (),
+) -> Module:
     """Give `module` (in place) statistics as after training, and return it.
 
     Fresh statistics are the identity and hide errors at borders; a scale of zero hides everything behind it.
@@ -21,6 +29,8 @@ def randomize(module: Module, seed: int = 0, *, extreme: bool = False) -> Module
         module: changed in place, buffers and parameters both.
         seed: equal seeds give equal values.
         extreme: some scales zero or tiny and some variances tiny or large.
+        scales: further scales, each of which some channel of every norm gets; of a channel drawn twice the last one.
+        variances: further variances, in the same way.
 
     >>> bn = randomize(nn.BatchNorm2d(4))
     >>> bool((bn.running_var != 1).all() and (bn.weight != 1).all())
@@ -53,6 +63,9 @@ def randomize(module: Module, seed: int = 0, *, extreme: bool = False) -> Module
                 _stress(variance, (1e-10, 1e4), generator)
                 if isinstance(scale, Tensor):
                     _stress(scale, (0.0, -1e-12), generator)
+            _stress(variance, variances, generator)
+            if isinstance(scale, Tensor):
+                _stress(scale, scales, generator)
         for parameter in module.parameters():
             if id(parameter) in written or not parameter.is_floating_point() or not parameter.numel():
                 continue
@@ -61,6 +74,6 @@ def randomize(module: Module, seed: int = 0, *, extreme: bool = False) -> Module
     return module
 
 
-def _stress(target: Tensor, values: tuple[float, ...], generator: torch.Generator) -> None:
+def _stress(target: Tensor, values: Sequence[float], generator: torch.Generator) -> None:
     for value in values:
         target[torch.randint(len(target), (1,), generator=generator)] = value

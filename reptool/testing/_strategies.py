@@ -16,7 +16,10 @@ try:
     from hypothesis import strategies as st
     from hypothesis.strategies import DrawFn, SearchStrategy
 except ImportError as error:  # pragma: no cover
-    raise ImportError("reptool.testing needs Hypothesis: pip install 'reptool[test]'") from error
+    raise ImportError(
+        "the strategies of reptool.testing need Hypothesis: pip install 'reptool[test]' "
+        "(randomize, assert_equivalent, assert_collapses and count_operations do without)"
+    ) from error
 
 KNOWN_BORDERS = (Border.ZEROS, Border.REFLECT, Border.REPLICATE, Border.CIRCULAR, Border.CONSTANT)
 Statistics: TypeAlias = "tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]"

@@ -8,13 +8,13 @@ all paddings on, with H != W and two samples. A region that fails is refused by 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from reptool._copies import full_copy
 from reptool.budget import BYTES, check_bytes, is_out_of_memory, smallest_size
 from reptool.choose import Region
 from reptool.errors import InputError
@@ -153,8 +153,7 @@ def _read(norm: fx.Node, reads: Reads) -> fx.Node:
 
 
 def _double(module: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {id(v): v.detach().clone() for v in vars(module).values() if isinstance(v, Tensor)}
-    return copy.deepcopy(module, memo).double().cpu()
+    return full_copy(module).double().cpu()
 
 
 def test_sizes(kernel: Kernel, reference: list[Op]) -> list[tuple[int, ...]]:

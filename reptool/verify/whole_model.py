@@ -9,29 +9,58 @@ from torch import Tensor, nn
 
 from reptool._copies import full_copy
 from reptool._report import Report
+from reptool.as_given import run_as_given
+from reptool.errors import UnsupportedModelError
 from reptool.inputs import check_inputs_run
 from reptool.running import users_code
 from reptool.runtime.containers import mapped
 from reptool.tensors import cloned, tensors_in
 
 MODEL_FLOOR = 5e-6
+ALIKE = 1e-3  # a model in two precisions, and a model and its copy
 DRAWS = 3
 ROUNDING = 10  # two roundings of one model were seen to differ by a factor of 3; a wrong region is off by far more
 
 
 def reference_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: bool) -> tuple[Any, Any]:
-    """The model's own output, and its output in float64 (None where it cannot run there, or if it is not `wide`)."""
+    """The output of the caller's own model, which stays as it is, and the output of a copy in float64.
+
+    Args:
+        model: the caller's own.
+        args: example positional inputs.
+        kwargs: example keyword inputs.
+        wide: whether the second is wanted; it is None where the model cannot run in float64.
+
+    Raises:
+        InputError: the model does not accept the inputs.
+        UnsupportedModelError: a copy of the model is another model.
+    """
+    copies: dict[int, Any] = {}
+    copied = full_copy(model, copies)
     with users_code():
-        own = check_inputs_run(full_copy(model), cloned(args), cloned(kwargs))
+        own = run_as_given(model, copies, lambda m: check_inputs_run(m, cloned(args), cloned(kwargs)))
     if not wide:
         return own, None
     try:
-        double = full_copy(model).double()
+        double = full_copy(copied).double()
         with torch.no_grad(), users_code():
             exact = double(*cloned(args, True), **cloned(kwargs, True))
     except Exception:  # a model that fixes a dtype in its code
         exact = None
+    if not (exact is not None and whole_error(own, exact) <= ALIKE):
+        _check_copied(copied, own, args, kwargs)
     return own, exact
+
+
+def _check_copied(copied: nn.Module, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A copy computes what the model computes, to the bit but for what threads add up in another order."""
+    with torch.no_grad(), users_code():
+        error = whole_error(full_copy(copied)(*cloned(args), **cloned(kwargs)), own)
+    if not error <= ALIKE:
+        raise UnsupportedModelError(
+            f"a copy of the {type(copied).__name__} computes something else than the model itself (off by {error:.3g} "
+            "on example_inputs), so that nothing can be tried on it; let copy.deepcopy copy its attributes as they are"
+        )
 
 
 def difference(found: Tensor, wanted: Tensor) -> float:

@@ -22,6 +22,7 @@ from reptool.blocks import (
     RepVGGBlock,
     parametrizations,
 )
+from reptool.errors import InputError
 from reptool.expansion import expand, expansion_report
 from reptool.testing import randomize
 
@@ -86,6 +87,7 @@ CASES = [
         ("mobilenetv3_small_100", from_timm("mobilenetv3_small_100"), 64, [RepVGGBlock, RefConv]),
         ("ghostnet_100", from_timm("ghostnet_100"), 64, [OREPA, QARepVGGBlock]),
         ("resnet34", from_timm("resnet34"), 64, [EdgeOrientedBlock, QARepVGGBlock]),
+        ("tf_efficientnet_b0", from_timm("tf_efficientnet_b0"), 65, [ACBlock, RefConv]),
         ("convnext_atto", from_timm("convnext_atto"), 64, [DilatedReparamBlock, DiverseBranchBlock]),
         ("deeplabv3_resnet50", deeplab, 64, [RefConv, RepVGGBlock]),
     )
@@ -116,6 +118,25 @@ def test_round_trip(make: Callable[[], nn.Module], block: Any, size: int) -> Non
     ]
     assert [shape for _, _, shape in layers[0]] == [shape for _, _, shape in layers[1]]
     assert sum(p.numel() for p in found.parameters()) == sum(p.numel() for p in plain.parameters())
+
+
+def test_padding_that_follows_the_size_of_the_image_stays_in_front() -> None:
+    from timm.layers import Conv2dSame
+
+    model = randomize(from_timm("tf_efficientnet_b0")()).eval()
+    grown = expand(model, DiverseBranchBlock)
+    assert any(isinstance(m, Conv2dSame) for m in model.modules())
+    assert not any(isinstance(m, Conv2dSame) for m in grown.modules())
+    assert {site.norm is not None for site in expansion_report(grown).replaced} == {True}
+    for size in ((65, 70), (48, 33)):
+        images = torch.randn(1, 3, *size)
+        assert off(run(grown, images), run(model, images)) < 1e-3
+
+
+def test_kernels_computed_from_weights_stay() -> None:
+    model = from_timm("nf_resnet26")()
+    with pytest.raises(InputError, match="ScaledStdConv2d has a forward of its own"):
+        expand(model, RefConv)
 
 
 def is_layer(module: nn.Module) -> bool:
