@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert, name_of
+from reptool.capture import Recorder
 from reptool.function_text import behind
 from reptool.modes import names_in, offered, own_settings
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.constants import CannotCutError, Constants
 from reptool.rewrite.method_source import Check, checks, header_of
+from reptool.rewrite.own_mode import decides_nothing
 from reptool.rewrite.printer import Printer, read_item
 from reptool.runtime.containers import Place, filled, leaves, mapped, parts, read_key, template_of
 from reptool.runtime.method import Method
@@ -69,6 +71,7 @@ class Cutter:
         event: the call whose method is printed.
         edits: what is left out.
         reads: the resolved reads of the trace.
+        recorder: what traced it.
         assumed: whether the call was made up (nobody knows which optional arguments it is given).
         fallback: whether what is specialized gets a fallback instead of errors; `specialized` says if anything was.
         prefix: where in the model the traced module is; "" where it is the model itself.
@@ -79,11 +82,13 @@ class Cutter:
         event: Event,
         edits: Edits,
         reads: Reads,
+        recorder: Recorder,
         assumed: bool = False,
         fallback: bool = False,
         prefix: str = "",
     ) -> None:
         self.event, self.edits, self.reads, self.assumed, self.prefix = event, edits, reads, assumed, prefix
+        self.recorder = recorder
         self.fallback, self.specialized = fallback, False
         self.graph = fx.Graph()
         self.map: dict[fx.Node, Any] = {}
@@ -128,7 +133,9 @@ class Cutter:
         """Checks of the module's attributes that the text no longer reads: what they were was written into it."""
         names = {n for e in self._written_out(self.event) for n in names_in(getattr(type(e.module), e.method))}
         found = own_settings(self.event.module, names, names)
-        out = [Check("training", "self.training", (False,))] if "training" in found else []
+        folded = (self.edits.bypass.keys() | self.edits.dead) - self.edits.layers.keys()
+        moded = "training" in found and not decides_nothing(self.event, folded, self.recorder)
+        out = [Check("training", "self.training", (False,))] if moded else []
         return out + [Check(f"self.{n}", f"self.{n}", (v,)) for n, v in found.items() if n != "training"]
 
     def _written_out(self, event: Event) -> Iterator[Event]:

@@ -120,8 +120,13 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
 
 def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]:
     """The namespace of a derived class."""
-    body: dict[str, Any] = {n: _converted for n in CONVERSIONS if callable(getattr(cls, n, None))}
-    body |= {n: _is_converted for n in CONVERTED if body and inspect.isfunction(getattr(cls, n, None))}
+    body: dict[str, Any] = own_members(cls) if plain else {}
+    body |= {n: _converted for n in CONVERSIONS if callable(getattr(cls, n, None))}
+    body |= {
+        n: _is_converted
+        for n in CONVERTED
+        if body.keys() & set(CONVERSIONS) and inspect.isfunction(getattr(cls, n, None))
+    }
     if inspect.ismethod(getattr(cls, REBUILDS, None)):
         body[REBUILDS] = classmethod(_not_rebuilt)
     for method in methods:
@@ -133,6 +138,16 @@ def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]
     if plain and "extra_repr" not in body:
         body["extra_repr"] = nn.Module.extra_repr
     return body
+
+
+def own_members(cls: type) -> dict[str, Any]:
+    """What `cls` and the user's classes behind it define, but for methods that name their own class (``super``)."""
+    found: dict[str, Any] = {}
+    for base in (b for b in reversed(cls.__mro__) if not f"{b.__module__}.".startswith(("torch.", "builtins."))):
+        found |= {n: v for n, v in vars(base).items() if not n.startswith("__")}
+    return {
+        n: v for n, v in found.items() if "__class__" not in getattr(getattr(v, "__code__", None), "co_freevars", ())
+    }
 
 
 def _compiled(cls: type, method: Method) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from reptool.refusal import Code, Refusal
 from reptool.rewrite.codegen import Cutter, Edits, is_dead
 from reptool.runtime.hooks import guarded_rank
 from reptool.runtime.method import Method
+from reptool.runtime.subclass import own_members
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.traced import Traced, is_plain_identity
 from reptool.trace import Event
@@ -212,7 +213,9 @@ class Operating(Traced):
     ) -> None:
         refusal = self._method_refused(event)
         specializes = surgery.fallbacks is not None
-        cutter = Cutter(event, edits, self.reads, self._assumed(event), specializes, self.trace.prefix)
+        cutter = Cutter(
+            event, edits, self.reads, self.found.facts.recorder, self._assumed(event), specializes, self.trace.prefix
+        )
         made = refusal or cutter.method()
         known = surgery.methods.get(event.path, {}).get(event.method)
         if isinstance(made, Method) and known is not None and known.source != made.source:
@@ -275,20 +278,30 @@ class Operating(Traced):
                         continue
                     if any(owner == s or owner.startswith(s + ".") for s in slots):
                         continue
-                    if any(
-                        u not in edits.dead and u not in edits.bypass
-                        for a in self._attributes_of(owner)
-                        for u in self.const_users(a, sizes=True)
-                    ):
-                        continue
-                    surgery.dropped.add(owner)
-        for path in surgery.methods:
-            module = self.modules[path]
-            own = {f"{path}.{n}" if path else n for n, _ in module.named_parameters(recurse=False)}
-            layer = isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linear))
-            if layer and own <= surgery.dropped | kept and not own & kept and path:
+                    if not self._is_read(owner, edits):
+                        surgery.dropped.add(owner)
+        for path in filter(None, surgery.methods):
+            if self._is_no_layer(path, edits, surgery, kept):
                 surgery.plain.add(path)
-                surgery.dropped |= {f"{path}.{n}" for n, _ in module.named_buffers(recurse=False)}
+                surgery.dropped |= {f"{path}.{n}" for n, _ in self.modules[path].named_buffers(recurse=False)}
+
+    def _is_read(self, tensor: str, edits: Edits) -> bool:
+        """Whether an operation that still runs reads a parameter or buffer."""
+        users = (u for a in self._attributes_of(tensor) for u in self.const_users(a, sizes=True))
+        return any(u not in edits.dead and u not in edits.bypass for u in users)
+
+    def _is_no_layer(self, path: str, edits: Edits, surgery: Surgery, kept: set[str]) -> bool:
+        """Whether a layer whose method was written anew reads none of its tensors, and calls only methods that move."""
+        module = self.modules[path]
+        own = {f"{path}.{n}" for n, _ in module.named_parameters(recurse=False)}
+        if not isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd, nn.Linear)):
+            return False
+        if own & kept or not own <= surgery.dropped:
+            return False
+        if any(self._is_read(f"{path}.{n}", edits) for n, _ in module.named_buffers(recurse=False)):
+            return False
+        called = {i.method for i in surgery.events[path].items if isinstance(i, Event) and i.module is module}
+        return called <= own_members(type(module)).keys()
 
     def _given_out(self, surgery: Surgery) -> set[str]:
         """Parameters and buffers that methods written anew give to their callers, whatever becomes of them there."""

@@ -1,0 +1,144 @@
+"""The mode of a norm that was folded: whether a method does the same in training mode, but for what was folded.
+
+A norm that is written as code reads ``self.training``, and normalizes by its batch where that is set. Once it is folded
+its mode decides nothing any more, as with a layer that is a module. That is so where the method, run in both modes,
+shows the same operations on the same values, and those that differ normalize by statistics and are folded. Whatever
+else the mode decides (a dropout, an auxiliary head, a branch) stays behind a guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reptool._copies import full_copy
+from reptool.capture import Recorder
+from reptool.runtime.containers import mapped
+from reptool.trace import Event, Input, Trace, Unanswerable
+from reptool.walk import nodes_in
+
+
+def decides_nothing(event: Event, absorbed: Collection[fx.Node], recorder: Recorder) -> bool:
+    """Whether the mode of a call's module decides nothing but how the norms that were folded normalize.
+
+    Args:
+        event: the call.
+        absorbed: operations of the trace that were folded.
+        recorder: what traced the call.
+    """
+    units = list(_units(event))
+    module = full_copy(event.module)
+    runs = []
+    for training in (False, True):
+        module.training = training
+        run = _run(module, event, recorder)
+        if run is None:
+            return False
+        runs.append(run)
+    first, second = (list(_computed(run.graph)) for run in runs)
+    if not len(units) == len(first) == len(second):
+        return False
+    same = dict(zip(_given(runs[0]), _given(runs[1]), strict=True))
+    for unit, ours, theirs in zip(units, first, second, strict=True):
+        same[ours] = theirs
+        if (ours.op, ours.target) != (theirs.op, theirs.target):
+            return False
+        if isinstance(unit, Event) != (ours.op == "call_module"):
+            return False
+        folded = isinstance(unit, fx.Node) and unit in absorbed and _by_statistics(ours)
+        if not _equal((ours.args, ours.kwargs), (theirs.args, theirs.kwargs), same, mode=folded):
+            return False
+    return _equal(runs[0].top.output, runs[1].top.output, same, mode=False)
+
+
+def _units(event: Event) -> Iterator[fx.Node | Event]:
+    """What a method runs on data: operations, and calls of other modules as a whole."""
+    for item in event.items:
+        if isinstance(item, Event) and item.module is event.module:
+            yield from _units(item)
+        elif isinstance(item, Event):
+            if any(not n.meta["const"] for n in nodes_in((item.args, item.kwargs))):
+                yield item
+        elif not item.meta["const"]:
+            yield item
+
+
+def _run(module: nn.Module, event: Event, recorder: Recorder) -> Trace | None:
+    """One run of the method on values as the call had them, with every other module closed; None if it cannot be."""
+
+    def made(value: Any) -> Any:
+        if not isinstance(value, fx.Node):
+            return value
+        if value.meta["const"]:
+            return recorder.evaluate(value)
+        try:
+            seen = recorder.evaluate(value)
+        except Unanswerable:
+            seen = None
+        if not isinstance(seen, Tensor):
+            return Input(value.name, None, str(value.meta.get("kind")))
+        return Input(value.name, lambda mode: _like(seen, mode))
+
+    run = Recorder(module, "")
+    run.closed = lambda path: "tensor"
+    try:
+        return run.run(tuple(mapped(event.args, made)), mapped(event.kwargs, made), "", event.method)
+    except Exception:  # whatever the user's code raises: nothing is known of its mode
+        return None
+
+
+def _like(seen: Tensor, mode: Any) -> Tensor:
+    with mode:
+        return torch.empty(seen.shape, dtype=seen.dtype, device=seen.device)
+
+
+def _given(run: Trace) -> list[fx.Node]:
+    return [n for n in run.graph.nodes if n.op == "placeholder"]
+
+
+def _computed(graph: fx.Graph) -> Iterator[fx.Node]:
+    """Operations on data; a norm that counts its batches only adds to a buffer of its own."""
+    hanging = {n for n in graph.nodes if n.op == "placeholder"}
+    for node in graph.nodes:
+        if node.op != "output" and not hanging.isdisjoint(node.all_input_nodes):
+            hanging.add(node)
+            yield node
+
+
+def _by_statistics(node: fx.Node) -> bool:
+    return any(map(_is_constant, node.all_input_nodes))
+
+
+def _is_constant(value: Any) -> bool:
+    return isinstance(value, fx.Node) and bool(value.meta["const"])
+
+
+def _equal(first: Any, second: Any, same: dict[fx.Node, fx.Node], mode: bool) -> bool:
+    """Whether arguments are the same values, but for the flag and the statistics of a norm if `mode`."""
+    if isinstance(first, fx.Node) and first in same:
+        return same[first] is second
+    if mode and all(v is None or type(v) is bool or _is_constant(v) for v in (first, second)):
+        return True
+    if isinstance(first, fx.Node):
+        return isinstance(second, fx.Node) and _same_constant(first, second)
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, (tuple, list)):
+        return len(first) == len(second) and all(_equal(a, b, same, mode) for a, b in zip(first, second, strict=True))
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_equal(v, second[k], same, mode) for k, v in first.items())
+    if isinstance(first, slice):
+        ends = ((s.start, s.stop, s.step) for s in (first, second))
+        return all(_equal(a, b, same, mode) for a, b in zip(*ends, strict=True))
+    return bool(first is second or first == second)
+
+
+def _same_constant(first: fx.Node, second: fx.Node) -> bool:
+    if first.op != second.op or not (_is_constant(first) and _is_constant(second)):
+        return False
+    if first.op == "get_attr":
+        return first.meta["tensor"] is second.meta["tensor"]
+    return first.target == second.target and _equal((first.args, first.kwargs), (second.args, second.kwargs), {}, False)
