@@ -46,7 +46,7 @@ def decides_nothing(event: Event, absorbed: Collection[fx.Node], recorder: Recor
         same[ours] = theirs
         if (ours.op, ours.target) != (theirs.op, theirs.target):
             return False
-        if isinstance(unit, Event) != (ours.op == "call_module"):
+        if (isinstance(unit, Event) or unit.op == "call_module") != (ours.op == "call_module"):
             return False
         folded = isinstance(unit, fx.Node) and unit in absorbed and _by_statistics(ours)
         if not _equal((ours.args, ours.kwargs), (theirs.args, theirs.kwargs), same, mode=folded):

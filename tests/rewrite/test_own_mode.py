@@ -16,6 +16,10 @@ from reptool.testing import randomize
 class Written(nn.BatchNorm2d):
     """A norm as model zoos write it: in a forward of its own, with an activation and a check."""
 
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop = nn.Dropout(0.0)
+
     def forward(self, x: Tensor) -> Tensor:
         torch._assert(x.ndim == 4, "images")
         factor = 0.0 if self.momentum is None else self.momentum
@@ -24,7 +28,7 @@ class Written(nn.BatchNorm2d):
         by_batch = self.training or (self.running_mean is None and self.running_var is None)
         mean = self.running_mean if not self.training or self.track_running_stats else None
         x = F.batch_norm(x, mean, self.running_var, self.weight, self.bias, by_batch, factor, self.eps)
-        return self.activated(x)
+        return self.activated(self.drop(x))
 
     def activated(self, x: Tensor) -> Tensor:
         return F.relu(x)
