@@ -24,7 +24,7 @@ from reptool.modes import names_in, offered, own_settings
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.constants import CannotCutError, Constants
-from reptool.rewrite.method_source import Check, checks, header_of
+from reptool.rewrite.method_source import Check, checks, header_of, signature_of
 from reptool.rewrite.own_mode import decides_nothing
 from reptool.rewrite.printer import Printer, read_item
 from reptool.runtime.containers import Place, filled, leaves, mapped, parts, read_key, template_of
@@ -149,7 +149,7 @@ class Cutter:
 
     # --- the signature
     def _parameters(self, function: Callable[..., Any]) -> list[Check]:
-        signature = inspect.signature(function)
+        signature = signature_of(function)
         try:
             bound = signature.bind(self.event.module, *self.event.args, **self.event.kwargs)
         except TypeError as error:

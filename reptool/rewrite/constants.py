@@ -85,9 +85,7 @@ class Constants:
         if isinstance(value, ModuleType):
             return self._package(value.__name__)
         if isinstance(value, np.ndarray) and value.dtype != object:
-            value = value.copy()
-            value.flags.writeable = False
-            return self.keep(value)
+            return f"{self.keep(value.copy())}.copy()"  # whoever is given it may write into it
         if isinstance(value, _IMMUTABLE):
             return self.keep(value)
         if callable(value) and address(value) is not None:

@@ -10,6 +10,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from torch.jit.annotations import try_ann_to_type
 
 from reptool.function_text import behind
 from reptool.rewrite.constants import CannotCutError, Constants
@@ -57,6 +59,14 @@ def checks(wanted: Sequence[Check], constants: Constants) -> list[str]:
     return [f"    if {head}:", *scripted, "    else:", *eager]
 
 
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """A method's signature, with annotations as what they name where they can be found."""
+    try:
+        return inspect.signature(function, eval_str=True)
+    except Exception:  # an annotation is any expression, which nobody may have evaluated yet
+        return inspect.signature(function)
+
+
 def header_of(signature: inspect.Signature) -> str:
     """The parameters of a method as text; the first one becomes ``self``."""
     own, *rest = signature.parameters.values()
@@ -81,7 +91,7 @@ def guarded_method(
         given: optional arguments that must be given, a tuple where their number matters.
         settings: attributes of the module that must be what they were.
     """
-    signature, read = inspect.signature(getattr(cls, name)), _reader(getattr(cls, name))
+    signature, read = signature_of(getattr(cls, name)), _reader(getattr(cls, name))
     constants = Constants([*signature.parameters, "self"])
     wanted = [Check(n, read(n), tuple(values)) for n, values in seen.items()]
     wanted += [Check(f"self.{n}", f"self.{n}", (value,)) for n, value in settings.items()]
@@ -118,7 +128,7 @@ def specialized_method(cls: type, name: str, made: Method | None, guards: Sequen
     Raises:
         CannotCutError: its signature cannot be written down.
     """
-    signature = inspect.signature(getattr(cls, name))
+    signature = signature_of(getattr(cls, name))
     read: Callable[[str], str] = str
     header = header_of(signature)
     given = [_pass_on(p) for p in list(signature.parameters.values())[1:]]
@@ -150,7 +160,7 @@ def specialized_method(cls: type, name: str, made: Method | None, guards: Sequen
 def sealed_method(cls: type, name: str, where: str) -> Method | None:
     """The method as an error: it uses modules that were absorbed in another way than the forward does."""
     try:
-        header = header_of(inspect.signature(getattr(cls, name)))
+        header = header_of(signature_of(getattr(cls, name)))
     except CannotCutError:
         return None
     return Method(name, f"def {name}({header}):\n    _sealed({f'{where}.{name}'!r})\n")
@@ -194,4 +204,20 @@ def _parameter_text(parameter: inspect.Parameter | None) -> str:
     if parameter is None:
         return "*"
     prefix = _STARS.get(parameter.kind, "")
-    return prefix + parameter.name
+    kind = None if prefix else scripted_annotation(parameter.annotation)
+    return prefix + parameter.name + (f": {kind}" if kind else "")
+
+
+_SCRIPTED = {"Tensor", "int", "float", "bool", "str", "complex", "Device", "Optional", "List", "Dict", "Tuple", "Union"}
+
+
+def scripted_annotation(annotation: Any) -> str | None:
+    """An annotation in the words of `torch.jit.script`, which reads it in the source; None if it has none for it."""
+    if annotation in (inspect.Parameter.empty, Tensor):
+        return None
+    try:
+        kind = try_ann_to_type(annotation, None)
+    except Exception:  # whatever torch raises for annotations that are none of its types
+        return None
+    text: str = "" if kind is None else kind.annotation_str
+    return text if text and set(re.findall(r"\w+", text)) <= _SCRIPTED else None

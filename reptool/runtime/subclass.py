@@ -5,6 +5,7 @@ registers classes by name goes on naming the user's own.
 """
 
 from __future__ import annotations
+import __future__
 
 import abc
 import copyreg
@@ -156,7 +157,7 @@ def _compiled(cls: type, method: Method) -> Callable[..., Any]:
     scope = {**SCOPE, "_original": original, "_member": _member, "_bound": functools.partial(_bound, original)}
     scope |= method.scope()
     file = f"<reptool {cls.__qualname__}.{method.name} {zlib.crc32(method.source.encode()):08x}>"
-    exec(compile(method.source, file, "exec"), scope)
+    exec(compile(method.source, file, "exec", __future__.annotations.compiler_flag), scope)
     linecache.cache[file] = (len(method.source), None, method.source.splitlines(keepends=True), file)
     function: Callable[..., Any] = scope[method.name]
     _give_defaults(function, inspect.signature(original))
