@@ -85,8 +85,9 @@ format: $(READY) ## let ruff rewrite what it can
 docs: $(READY) ## build the documentation into site/, a broken link being an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-bench: $(READY_MODELS) ## time deploy() against torch.fx's fuse on public models
+bench: $(READY_MODELS) ## time deploy() against torch.fx's fuse on public models, and layers with flags against plain ones
 	$(VENV_MODELS)/bin/python benchmarks/fuse_times.py $(ARGS)
+	$(VENV_MODELS)/bin/python benchmarks/optional_arguments.py
 
 zoo: $(READY_MODELS) ## deploy a list of public models and show what was left in each
 	$(VENV_MODELS)/bin/python benchmarks/zoo.py $(ARGS)

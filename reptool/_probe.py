@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reptool._weights import is_weight_hook
+from reptool.own_draws import drew_since
 from reptool.refusal import Code, Refusal
 from reptool.running import Generators, users_device
 
@@ -70,9 +71,8 @@ class Probe:
         """Run once. Raises `Stop` for what no function does; errors of the module itself come through."""
         self.runs += 1
         given, generators = x.detach().clone(), Generators()
-        with torch.no_grad(), users_device():
-            y = self.module(x)
-        if not generators.untouched():
+        y = self._run(x)
+        if drew_since(generators, lambda: self._run(given.clone())):
             raise Stop(Code.OPAQUE, "it draws random numbers")
         if not isinstance(y, Tensor):
             raise Stop(Code.OPAQUE, f"it returns a {type(y).__name__}, not one tensor")
@@ -87,6 +87,10 @@ class Probe:
         if self.before is None:  # behind the first call: a cache it fills once is no state
             self.before = digest(self.module)
         return y
+
+    def _run(self, x: Tensor) -> Any:
+        with torch.no_grad(), users_device():
+            return self.module(x)
 
     def attempt(self, x: Tensor) -> Tensor | None:
         """The output, or None where the module raises."""

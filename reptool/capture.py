@@ -30,6 +30,7 @@ from reptool.module_kinds import (
     stock_forward,
 )
 from reptool.outside import kept_outside, written_constants, written_contents
+from reptool.own_draws import drew_since
 from reptool.patches import patched
 from reptool.running import Generators, users_device
 from reptool.runtime.containers import mapped
@@ -207,33 +208,20 @@ class Recorder(Writing):
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = "", method: str = "forward") -> Trace:
         """Trace the root's forward (or a method of the one at `path`) on `args` and `kwargs`, which hold `Input`s."""
         module = self.root.get_submodule(path)
-        top = Event(module, path, method, None)
+        top, given = Event(module, path, method, None), (args, kwargs)
         self.stack = [top]
         args, kwargs = self._placeholders(args), self._placeholders(kwargs)
         top.args, top.kwargs = self.lower(args), self.lower(kwargs)
-        generators = Generators()
-        with _LOCK, patched(self), users_device():
-            self.active = True
-            try:
-                self._ask_for_errors(top)
-                self._watch_methods(module)
-                if method != "forward":
-                    out: Any = getattr(type(module), method)(module, *args, **kwargs)
-                elif stock_forward(module):
-                    out = self._leaf(module, path, args, kwargs, foreign_hooks(module))
-                else:
-                    out = module.forward(*args, **kwargs)
-                self._close(top, out)
-            finally:
-                self.active, self.over = False, True
-                for owner, name in self.wrapped:
-                    owner.__dict__.pop(name, None)
-                drawn = not generators.untouched()
+        generators, drawn = Generators(), False
+        try:
+            self._walked(top, args, kwargs)
+        finally:
+            drawn = drew_since(generators, lambda: self._repeated(given, path, method))
         self._check_answers()
         self._check_constants()
         if drawn:
             raise Unanswerable("the forward draws random numbers that are no operation on tensors")
-        del out, args, kwargs
+        del args, kwargs
         kept_outside(self, top)
         written_contents(self.contents, top)
         written_constants(self.graph)
@@ -251,6 +239,35 @@ class Recorder(Writing):
             self.constants,
             self.knows_inputs,
         )
+
+    def _walked(self, top: Event, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run the code."""
+        module = top.module
+        with _LOCK, patched(self), users_device():
+            self.active = True
+            try:
+                self._ask_for_errors(top)
+                self._watch_methods(module)
+                if top.method != "forward":
+                    out: Any = getattr(type(module), top.method)(module, *args, **kwargs)
+                elif stock_forward(module):
+                    out = self._leaf(module, top.path, args, kwargs, foreign_hooks(module))
+                else:
+                    out = module.forward(*args, **kwargs)
+                self._close(top, out)
+            finally:
+                self.active, self.over = False, True
+                for owner, name in self.wrapped:
+                    owner.__dict__.pop(name, None)
+
+    def _repeated(self, inputs: tuple[tuple[Any, ...], dict[str, Any]], path: str, method: str) -> None:
+        """The same run once more, of which only what else it does is of interest."""
+        other = Recorder(self.root, self.prefix, self.watched)
+        other.guessed, other.named, other.closed = self.guessed, self.named, self.closed
+        other.opaque = {p: why for p, why in self.opaque.items() if why}
+        top = Event(self.root.get_submodule(path), path, method, None)
+        other.stack = [top]
+        other._walked(top, *(other._placeholders(v) for v in inputs))
 
     def _check_answers(self) -> None:
         if self.unanswered is not None:

@@ -65,13 +65,10 @@ class Generators:
             torch.cuda.set_rng_state_all(self.devices)
 
     def untouched(self) -> bool:
-        """Whether nothing was drawn since; if something was, they are set back."""
+        """Whether nothing was drawn since."""
         now = Generators()
         a: Any = self.numpy
         b: Any = now.numpy
         same = torch.equal(self.torch, now.torch) and self.python == now.python
         same = same and a[2] == b[2] and bool((a[1] == b[1]).all())
-        same = same and all(torch.equal(x, y) for x, y in zip(self.devices, now.devices, strict=False))
-        if not same:
-            self.restore()
-        return same
+        return same and all(torch.equal(x, y) for x, y in zip(self.devices, now.devices, strict=False))
