@@ -84,9 +84,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `to_json` writes it."""
         out = asdict(self)
-        out["refusals"] = [
-            {"code": r.code.value, "sentence": r.sentence, "nodes": list(r.nodes)} for r in self.refusals
-        ]
+        out["refusals"] = [r.to_dict() for r in self.refusals]
         return out
 
     def to_json(self, indent: int | None = 2) -> str:

@@ -23,6 +23,7 @@ from reptool.function_text import behind
 from reptool.module_kinds import calls_itself, catches, foreign_hooks, own_methods, package_of, stock_forward
 from reptool.outside import kept_outside, written_constants, written_contents
 from reptool.patches import dice_state, dice_untouched, patched
+from reptool.places import said
 from reptool.trace import CaptureLimitError, Event, Input, Question, Trace, Unanswerable
 from reptool.walk import map_values, nodes_in, only_tensors, rebuilt
 from reptool.writing import Writing
@@ -129,7 +130,7 @@ class Recorder(Writing):
             self.stack.pop()
             del self.stack[-1].items[mark:]
             self._erase_after(before)
-            self.opaque[path] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            self.opaque[path] = said(error)
             return self._leaf(module, path, args, kwargs, hooked)
         self.stack.pop()
         self._close(event, out)
@@ -188,7 +189,7 @@ class Recorder(Writing):
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = "", method: str = "forward") -> Trace:
         """Trace the root's forward (or a method of the one at `path`) on `args` and `kwargs`, which hold `Input`s."""
         module = self.root.get_submodule(path)
-        top = Event(module, path, method, None)
+        top = Event(module, path, method, None, prefix=self.prefix)
         self.stack = [top]
         args, kwargs = self._placeholders(args), self._placeholders(kwargs)
         top.args, top.kwargs = self.lower(args), self.lower(kwargs)

@@ -26,6 +26,7 @@ from reptool.opaque import Responses, named_paths
 from reptool.ops import Affine
 from reptool.options import Options, allowed_by
 from reptool.ownership import Ownership, ownership
+from reptool.places import asked, named, said
 from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
 from reptool.settled import drop_settled
@@ -191,7 +192,7 @@ def _trace(
     except CaptureLimitError as error:
         return str(error)
     except Exception as error:  # the user's forward may raise anything
-        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return said(error)
 
 
 def _unit(
@@ -238,9 +239,9 @@ def _blocked(recorder: Recorder, trace: Trace) -> dict[fx.Node, Refusal]:
     for node in trace.graph.nodes:
         written = recorder.unsettled.get(id(node.meta.get("module")))
         if node.meta.get("hooked"):
-            blocked[node] = Refusal(Code.HOOK, f"{node.target!r} has hooks that would see other values", (node.name,))
+            blocked[node] = Refusal(Code.HOOK, f"{named(node)} has hooks that would see other values", (node.name,))
         elif written is not None:
-            sentence = f"the forward itself sets {written!r} of {node.target!r}, which may be another one at each call"
+            sentence = f"the forward itself sets {written!r} of {named(node)}, which may be another one at each call"
             blocked[node] = Refusal(Code.SPECIALIZED, sentence, (node.name,))
     return blocked
 
@@ -336,8 +337,7 @@ def _questions(trace: Trace) -> list[str]:
     out: list[str] = []
 
     def walk(event: Event) -> None:
-        path = ".".join(p for p in (trace.prefix, event.path) if p) or "<root>"
-        out.extend(f"{path}.{event.method}: {q.what} of {q.node} = {q.answer!r}" for q in event.questions)
+        out.extend(f"{event.function}: {asked(q)} = {q.answer!r}" for q in event.questions)
         for item in event.items:
             if isinstance(item, Event):
                 walk(item)

@@ -16,6 +16,7 @@ from reptool.errors import InputError, VerificationError
 from reptool.inputs import check_inputs_run
 from reptool.kernel import Kernel
 from reptool.lower import values
+from reptool.places import place_of
 from reptool.refusal import Code, Refusal
 from reptool.rules import rules_of
 from reptool.surgery import Site
@@ -76,16 +77,15 @@ def _check_spreads(unit: Unit) -> None:
     for spread in unit.found.spreads:
         error = measure_spread(spread, norms, unit.facts, unit.reads)
         if not error <= EXACT:
-            where = str(spread.norm.target) if spread.norm.op == "call_module" else spread.norm.name
             raise VerificationError(
-                f"the norm {where!r} (distribute) is off by {error:.3g} behind its parts; nothing was changed. "
-                "Exclude it and report this"
+                f"the norm {place_of(spread.norm)!r} (distribute) is off by {error:.3g} behind its parts; "
+                "nothing was changed. Exclude it and report this"
             )
 
 
 def _value_error(refusal: Refusal, name: str, unit: Unit, site: Site) -> Exception:
     if refusal.code is Code.NON_FINITE:
-        bad = ", ".join(_not_finite(unit, site)) or site.region.value.name
+        bad = ", ".join(_not_finite(unit, site)) or place_of(site.region.value)
         return InputError(f"region {name!r}: {refusal}: NaN or infinity in {bad}; repair or exclude it first")
     return VerificationError(f"region {name!r}: {refusal}; nothing was changed. Exclude it, or deploy in a wider dtype")
 

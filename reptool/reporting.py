@@ -9,6 +9,7 @@ from reptool.engine import Plan, Unit, layer_name
 from reptool.errors import RequirementError
 from reptool.lower import Geometry
 from reptool.measuring import Values
+from reptool.places import placed
 from reptool.rules import rules_of
 
 
@@ -20,8 +21,7 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Values]) -> Repo
     for unit in plan.units:
         out.specialized += unit.questions
         _add_fallbacks(out, unit)
-        places = _places(unit)
-        out.refusals += [r.at(*(places.get(n, n) or "<root>" for n in r.nodes)) for r in unit.refusals.values()]
+        out.refusals += placed(unit.trace.graph, unit.refusals.values())
         seen: set[str] = set()
         for site in unit.surgery.sites:
             region, form = site.region, site.region.form
@@ -86,17 +86,6 @@ def _shown(shape: Geometry) -> str:
     )
     size = "x".join(map(str, shape.kernel_size))
     return f"{name}{len(shape.kernel_size)}d({shape.in_channels}, {shape.out_channels}, {size}{extra})"
-
-
-def _places(unit: Unit) -> dict[str, str]:
-    """Node name -> the path of the module it calls, or of the module whose code it stands in with its name."""
-    out: dict[str, str] = {}
-    for node in unit.trace.graph.nodes:
-        event = node.meta.get("event")
-        inside = str(node.target) if node.op == "call_module" or event is None else event.path
-        path = ".".join(p for p in (unit.prefix, inside) if p)
-        out[node.name] = path if node.op == "call_module" else f"{path}: {node.name}" if path else node.name
-    return out
 
 
 def check_requirements(found: Report, needed: list[str]) -> None:

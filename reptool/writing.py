@@ -16,6 +16,7 @@ from reptool.evaluate import Evaluation
 from reptool.module_kinds import calls_itself
 from reptool.outside import contents_of, held_by, written_so_far
 from reptool.patches import DRAWS
+from reptool.places import frame_of, named, said
 from reptool.reads import mutated_argument, writes_many
 from reptool.trace import VALUE, CaptureLimitError, Event, Question, Unanswerable
 
@@ -96,14 +97,14 @@ class Writing:
             read = {k: self.emit("call_function", getattr, (Value(like[0], self), k), {}).node for k in CAST_TO}
             target, lowered, named = "to", lowered[:1], {**read, **like[1]}
         node = self.graph.create_node(op, target, lowered, named)
-        node.meta["event"] = self.stack[-1]
+        node.meta["event"], node.meta["frame"] = self.stack[-1], frame_of(self.stack[-1])
         node.meta["const"] = op != "placeholder" and all(n.meta["const"] for n in node.all_input_nodes)
         if op in ("call_function", "call_method") and not node.all_input_nodes:
             node.meta["const"] = getattr(target, "__name__", target) not in DRAWS
         node.meta["kind"] = tensor_kind(node)
         mark(node)
         if writes_many(node):
-            raise Unanswerable(f"{node.name} writes several tensors in place")
+            raise Unanswerable(f"{named(node)} writes several tensors in place")
         written = mutated_argument(node) if op != "call_module" else None
         self.writes_constants |= written is not None and written.meta["const"]
         self.stack[-1].items.append(node)
@@ -177,11 +178,11 @@ class Writing:
         """Answer a question about a value, or raise `Unanswerable`."""
         try:
             if self.guessed and what in ("length", "membership") and node.op == "placeholder":
-                raise Unanswerable(f"{node.name} was taken for an image, and is asked for its {what}")
+                raise Unanswerable(f"{named(node)} was taken for an image, and is asked for its {what}")
             if node.meta["const"] and self.writes_constants and written_so_far(self.graph, node):
-                raise Unanswerable(f"{node.name} was written in place, and is asked for its {what}")
+                raise Unanswerable(f"{named(node)} was written in place, and is asked for its {what}")
             if node.meta.get("cast"):
-                raise Unanswerable(f"{node.name} is of the dtype of a value, and is asked for its {what}")
+                raise Unanswerable(f"{named(node)} is of the dtype of a value, and is asked for its {what}")
             answer = read(self.evaluate(node))
         except Exception as error:
             self.unanswered = error  # the code may catch it and go another way than it does on data
@@ -196,7 +197,7 @@ class Writing:
         """The code asked of what type an input is: another one (a list of images) may go another way."""
         home = str(frame.f_globals.get("__name__")).partition(".")[0]
         if self.active and home not in ("torch", "reptool") and len(self.stack) == 1:
-            self.stack[-1].questions.append(Question("type", node.name, "Tensor"))
+            self.stack[-1].questions.append(Question("type", str(node.target), "Tensor"))
 
     def evaluate(self, node: fx.Node) -> Any:
         """The concrete value of a constant, or a fake one of what depends on the inputs."""
@@ -206,6 +207,6 @@ class Writing:
         except (Unanswerable, CaptureLimitError):
             raise
         except Exception as error:
-            raise Unanswerable(f"{node.name}: {type(error).__name__}: {error}") from error
+            raise Unanswerable(f"{named(node)}: {said(error)}") from error
         finally:
             self.active = active
