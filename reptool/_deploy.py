@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +25,11 @@ from reptool.errors import InputError, UnsupportedModelError
 from reptool.kept import kept_modules, kept_tensors
 from reptool.measuring import Values, compare_whole, measured_unit, reference_of, whole_error
 from reptool.options import Options
+from reptool.progress import phase, watched
 from reptool.rehearse import rehearse
 from reptool.reporting import check_requirements, report_of
 from reptool.tensors import cloned
+from reptool.totals import is_layer
 from reptool.undo import undone_on_error
 
 MAX_FLAT_ROUNDS = 4
@@ -47,6 +50,7 @@ def deploy(
     flatten: bool = False,
     keep_fallback: bool = False,
     affine: Affine = None,
+    progress: bool | None = None,
 ) -> nn.Module:
     """Collapse every affine region of a model into one layer, exactly, and say what was done.
 
@@ -67,6 +71,8 @@ def deploy(
             original layers (as ``<module>.reptool_original``) for calls that would be answered otherwise.
         affine: classes of modules, or module path patterns, that you say are affine and treat every position alike.
             Their code is not read: each is measured by its impulse response, tested, and refused if a test fails.
+        progress: show what is being done; None shows it on a terminal once it takes longer than two seconds. Phases
+            and their times are logged under ``reptool`` as well, and kept in the report.
 
     Returns:
         The user's model (same class or a subclass of it, same attributes, methods and parameter names as far as the
@@ -105,26 +111,35 @@ def deploy(
     if not flatten and is_marked(model, example_inputs, options):
         check_requirements(report(model), needed)
         return model if inplace else full_copy(model)
-    reference = None if args is None else reference_of(model, args, kwargs, verify)
-    plan = make_plan(model, args, kwargs, options, values=True, cast=True)
-    measured = {unit.prefix: measured_unit(unit, verify) for unit in plan.units}
-    found = report_of(model, plan, measured)
-    check_requirements(found, needed)
-    target = model if inplace and not verify else full_copy(model)
-    with undone_on_error(target):
-        _write_all(target, plan, measured, found)
-    if verify:
-        found.rehearsed = rehearse(model, target, plan)
-    if verify and reference is not None and args is not None:
-        compare_whole(
-            target, args, kwargs, reference, found, lambda: _exactly(model, args, kwargs, options, found, reference[1])
-        )
-    if flatten:
-        return _flattened(model, target, args, kwargs, found, options, verify)
-    if inplace and verify:
-        with undone_on_error(model):
-            _write_all(model, plan, measured, found)
-        target = model
+    with watched(f"deploy {type(model).__name__}", progress) as watch:
+        with phase("reference"):
+            reference = None if args is None else reference_of(model, args, kwargs, verify)
+        with phase("plan"):
+            plan = make_plan(model, args, kwargs, options, values=True, cast=True)
+        with phase("measure"):
+            measured = {unit.prefix: measured_unit(unit, verify) for unit in plan.units}
+        found = report_of(model, plan, measured, reference)
+        found.seconds = watch.seconds
+        check_requirements(found, needed)
+        with phase("write"):
+            target = model if inplace and not verify else full_copy(model)
+            with undone_on_error(target):
+                _write_all(target, plan, measured, found)
+        if verify:
+            with phase("rehearse"):
+                found.rehearsed = rehearse(model, target, plan)
+        if verify and reference is not None and args is not None:
+            exact, arguments = reference.exact, (args, kwargs)
+            with phase("compare"):
+                again = partial(_exactly, model, *arguments, options, found, exact)
+                compare_whole(target, *arguments, reference, found, again)
+        if flatten:
+            with phase("flatten"):
+                return _flattened(model, target, args, kwargs, found, options, verify)
+        if inplace and verify:
+            with phase("write"), undone_on_error(model):
+                _write_all(model, plan, measured, found)
+            target = model
     mark(target, example_inputs, options)
     return target
 
@@ -139,6 +154,7 @@ def explain(
     exclude: Patterns = None,
     keep_fallback: bool = False,
     affine: Affine = None,
+    progress: bool | None = None,
 ) -> Report:
     """The plan without the work: what `deploy` would fuse, at what price, and what it would leave and why.
 
@@ -159,10 +175,14 @@ def explain(
         model, example_inputs, rules, force, include, exclude, affine, keep_fallback
     )
     known = not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
-    if known and args is not None:
-        reference_of(model, args, kwargs, wide=False)
-    plan = make_plan(model, args, kwargs, options, values=known)
-    return report_of(model, plan, {})
+    with watched(f"explain {type(model).__name__}", progress) as watch:
+        with phase("reference"):
+            reference = reference_of(model, args, kwargs, wide=False) if known and args is not None else None
+        with phase("plan"):
+            plan = make_plan(model, args, kwargs, options, values=known)
+            found = report_of(model, plan, {}, reference)
+    found.seconds = watch.seconds
+    return found
 
 
 def report(deployed: nn.Module) -> Report:
@@ -195,8 +215,7 @@ def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Values], found
     only_kept = {id(t) for t in spare}
     found.parameters = (found.parameters[0], sum(p.numel() for p in target.parameters() if id(p) not in only_kept))
     modules = [m for m in target.modules() if m not in kept]
-    found.layers = (found.layers[0], sum(isinstance(m, (nn.modules.conv._ConvNd, nn.Linear)) for m in modules))
-    found.norms = (found.norms[0], sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules))
+    found.layers = (found.layers[0], sum(map(is_layer, modules)))
     absorbed = before - set(target.state_dict())
     for hook in [
         k for k, h in target._load_state_dict_pre_hooks.items() if isinstance(getattr(h, "hook", h), LoadGuard)

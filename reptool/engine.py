@@ -20,6 +20,7 @@ from reptool.forms import Form
 from reptool.handed_out import handed_out
 from reptool.inputs import placeholders, unknown_inputs
 from reptool.kept import KEPT
+from reptool.left import left_over
 from reptool.lower import values as layer_values
 from reptool.module_kinds import stock_forward, watched_classes
 from reptool.opaque import Responses, named_paths
@@ -27,6 +28,8 @@ from reptool.ops import Affine
 from reptool.options import Options, allowed_by
 from reptool.ownership import Ownership, ownership
 from reptool.places import asked, named, said
+from reptool.progress import phase
+from reptool.progress import unit as begun
 from reptool.reads import Reads, resolve
 from reptool.refusal import Code, Refusal
 from reptool.settled import drop_settled
@@ -51,6 +54,7 @@ class Unit:
     found: Analysis
     surgery: Surgery
     refusals: dict[fx.Node, Refusal]
+    alive: set[fx.Node] = field(default_factory=set)  # operations of the plan that are computed as they stand
     questions: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)  # modules named as affine that were not fused
 
@@ -117,7 +121,9 @@ def make_plan(
         if prefix and args is not None:
             seen = seen_calls(model, args, kwargs) if seen is None else seen
             given, named = seen.get(prefix, (None, {}))
-        traced = _trace(module, prefix, given, named, watched, responses.below(prefix))
+        begun(prefix or "the whole model")
+        with phase("capture"):
+            traced = _trace(module, prefix, given, named, watched, responses.below(prefix))
         if isinstance(traced, str):
             plan.untraced[prefix] = traced
             queue += _children(prefix, module)
@@ -219,13 +225,16 @@ def _unit(
         found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy())
         surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize)
         wiring = Wiring(surgeon, above, {*plan.untraced, *unread}, values)
-        surgery, refusals = _planned(surgeon, wiring, options, cast)
+        surgery, refusals, tried = _planned(surgeon, wiring, options, cast)
         if spreads.settled(surgeon, surgery, refusals):
             break
     refusals.update(spreads.refused)
     fused = {n for s in surgery.sites for n in s.region.form.ops}
     left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused and not _is_cut(found, n, r)}
-    unit = Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
+    alive = surgeon.alive(surgery.sites)
+    left.update(left_over(trace, found, alive, left, tried, values))
+    left = {n: r if n.name in r.nodes else r.at(n.name, *r.nodes) for n, r in left.items()}
+    unit = Unit(trace.prefix, trace, reads, facts, found, surgery, left, alive, _questions(trace))
     gone = unit.gone()
     for path in gone & set(trace.opaque):
         plan.untraced.pop(".".join(p for p in (trace.prefix, path) if p), None)
@@ -246,10 +255,15 @@ def _blocked(recorder: Recorder, trace: Trace) -> dict[fx.Node, Refusal]:
     return blocked
 
 
-def _planned(surgeon: Surgeon, wiring: Wiring, options: Options, cast: bool) -> tuple[Surgery, dict[fx.Node, Refusal]]:
+Rejected = dict[fx.Node, dict[frozenset[fx.Node], Refusal]]
+
+
+def _planned(
+    surgeon: Surgeon, wiring: Wiring, options: Options, cast: bool
+) -> tuple[Surgery, dict[fx.Node, Refusal], Rejected]:
     """Choose regions until all of them can be carried out; the others with the reason."""
     found = surgeon.found
-    rejected: dict[fx.Node, dict[frozenset[fx.Node], Refusal]] = {}
+    rejected: Rejected = {}
     refusals: dict[fx.Node, Refusal] = {}
     chosen, common = allowed_by(options, found, rejected, surgeon.trace), alike(surgeon)
 
@@ -268,13 +282,13 @@ def _planned(surgeon: Surgeon, wiring: Wiring, options: Options, cast: bool) -> 
                 if not problems:
                     for path, methods in other.methods.items():
                         made.methods.setdefault(path, {}).update(methods)
-                    return made, refusals
+                    return made, refusals, rejected
             else:
                 problems = {s.region: made[s.region.value] for s in sites if s.region.value in made}
         for region, refusal in _largest(problems, found).items():
             refusals[region.value] = refusal
             rejected.setdefault(region.value, {})[region.form.ops] = refusal
-    return Surgery(), refusals
+    return Surgery(), refusals, rejected
 
 
 def _is_cut(found: Analysis, node: fx.Node, refusal: Refusal) -> bool:

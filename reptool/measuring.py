@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,15 +11,18 @@ from torch import Tensor, nn
 
 from reptool._copies import full_copy
 from reptool._report import Report
+from reptool.counting import Multiplications
 from reptool.dice import kept_dice
 from reptool.engine import Unit, layer_name
-from reptool.errors import InputError, VerificationError
+from reptool.errors import InputError, UnsupportedModelError, VerificationError
 from reptool.inputs import check_inputs_run
 from reptool.kernel import Kernel
 from reptool.lower import values
 from reptool.places import place_of
+from reptool.progress import unit as begun
 from reptool.refusal import Code, Refusal
 from reptool.rules import rules_of
+from reptool.state import changed_since, held_by, modules_of
 from reptool.surgery import Site
 from reptool.tensors import cloned, tensors_in
 from reptool.verify import EXACT, Measured, measure, measure_spread, tolerance
@@ -34,6 +38,7 @@ def measured_unit(unit: Unit, verify: bool) -> Values:
     for site in list(unit.surgery.sites):
         assert site.place is not None
         name = layer_name(unit, site)
+        begun(name)
         found: Any
         if verify:
             found = measure(
@@ -103,19 +108,40 @@ def _not_finite(unit: Unit, site: Site) -> list[str]:
     )
 
 
-def reference_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: bool) -> tuple[Any, Any]:
-    """The model's own output, and its output in float64 (None where it cannot run there, or if it is not `wide`)."""
+@dataclass
+class Reference:
+    """One run of the model itself on the example inputs.
+
+    Args:
+        own: its output.
+        exact: its output in float64; None where it cannot run there, or where nobody asked for it.
+        changing: parameters and buffers that it changed.
+        multiplications: how many it executed.
+    """
+
+    own: Any
+    exact: Any
+    changing: list[str]
+    multiplications: int
+
+
+def reference_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: bool) -> Reference:
+    """One run of the model itself, and its output in float64 if that is asked for (`wide`)."""
     with kept_dice():
-        own = check_inputs_run(full_copy(model), cloned(args), cloned(kwargs))
+        ran = full_copy(model)
+        before = held_by(ran)
+        with Multiplications() as counted:
+            own = check_inputs_run(ran, cloned(args), cloned(kwargs))
+    found = Reference(own, None, changed_since(before, ran), counted.count)
     if not wide:
-        return own, None
+        return found
     try:
         double = full_copy(model).double()
         with torch.no_grad(), kept_dice():
-            exact = double(*cloned(args, True), **cloned(kwargs, True))
+            found.exact = double(*cloned(args, True), **cloned(kwargs, True))
     except Exception:  # a model that fixes a dtype in its code
-        exact = None
-    return own, exact
+        found.exact = None
+    return found
 
 
 def whole_error(found: Any, wanted: Any) -> float:
@@ -139,7 +165,7 @@ def compare_whole(
     target: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    reference: tuple[Any, Any] | None,
+    reference: Reference | None,
     found: Report,
     exactly: Callable[[], float],
 ) -> None:
@@ -149,9 +175,10 @@ def compare_whole(
     get classes): then it is that error that counts, and both are reported.
     """
     assert reference is not None
-    own, exact = reference
-    with torch.no_grad(), kept_dice():
+    own, exact = reference.own, reference.exact
+    with torch.no_grad(), kept_dice(), Multiplications() as counted:
         out = full_copy(target)(*cloned(args), **cloned(kwargs))
+    found.multiplications = reference.multiplications, counted.count
     dtypes = [t.dtype for t in tensors_in(own)] or [torch.float32]
     floor = max(MODEL_FLOOR, 40 * max(torch.finfo(d).eps for d in dtypes))
     wanted = own if exact is None else exact
@@ -159,6 +186,12 @@ def compare_whole(
     found.model_error = (error, base)
     if error <= max(ROUNDING * base, floor):
         return
+    if found.changing:
+        raise UnsupportedModelError(
+            f"the {found.model} changes its own state when it runs in eval mode: {modules_of(found.changing)}; what is "
+            f"deployed would change it otherwise (it is off by {error:.3g} on example_inputs); nothing was changed. "
+            "Take observers out or freeze what they hold, then deploy"
+        )
     found.model_error_float64 = float("inf") if exact is None else exactly()
     if not found.model_error_float64 <= EXACT:
         raise VerificationError(

@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from types import CodeType
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from reptool._nodes import is_size_like, name_of
 from reptool.function_text import behind
 from reptool.refusal import Refusal
-from reptool.trace import VALUE, Event, Question
+from reptool.trace import VALUE, CaptureLimitError, Event, Question, Unanswerable
 from reptool.walk import nodes_in
 
 Frame = tuple[CodeType, int]
@@ -28,6 +28,9 @@ Frame = tuple[CodeType, int]
 
 _CALLS = frozenset({"_open", "call_method", "run"})
 """The functions of `capture` that run a piece of the model's code."""
+_OF_SAMPLES = tuple(getattr(nn, name) for name in ("LayerNorm", "GroupNorm", "RMSNorm") if hasattr(nn, name))
+NORMS = (*_OF_SAMPLES, nn.modules.batchnorm._NormBase)
+"""Norms of torch: those of a sample, and those of a batch or with stored statistics."""
 _OURS = ("reptool.blocks", "reptool.demo")
 _VALUES = re.compile(r"Value\(\w+\)")
 
@@ -110,17 +113,54 @@ def place_of(node: fx.Node) -> str:
     if node.op == "call_module":
         return called(node)
     event = node.meta.get("event")
-    return f"{'<root>' if event is None else event.place}: {function_of(node)}"
+    if event is None:
+        return f"<root>: {function_of(node)}"
+    return _norm_of(node, event) or f"{event.place}: {function_of(node)}"
+
+
+def _norm_of(node: fx.Node, event: Event) -> str:
+    """The module whose norm a function computes: the one in whose forward it stands, or which holds its tensors."""
+    if not name_of(node).endswith("_norm"):
+        return ""
+    if isinstance(event.module, NORMS):
+        return event.place
+    found = norms_read(node)
+    return found[0] if len(found) == 1 else ""
+
+
+def norms_read(node: fx.Node) -> list[str]:
+    """The norms that hold what an operation's constants are made of."""
+    event = node.meta.get("event")
+    if event is None:
+        return []
+    *_, top = event.ancestors()
+    found: dict[str, None] = {}
+    stack, seen = [n for n in node.all_input_nodes if n.meta["const"]], set[fx.Node]()
+    while stack:
+        n = stack.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        stack += [i for i in n.all_input_nodes if i.meta["const"]]
+        owner = str(n.target).rpartition(".")[0]
+        if n.op == "get_attr" and _is_held(n) and isinstance(top.module.get_submodule(owner), NORMS):
+            found[".".join(p for p in (top.prefix, owner) if p) or "<root>"] = None
+    return list(found)
 
 
 def placed(graph: fx.Graph, refusals: Iterable[Refusal]) -> list[Refusal]:
-    """Refusals that name nodes of a graph, naming places of the user's code instead."""
+    """Refusals that name nodes of a graph, naming places of the user's code instead.
+
+    Where an operation computes with what a norm holds, that norm is named as well.
+    """
     known = {n.name: n.meta.get("share_of", n) for n in graph.nodes}
     out = []
     for refusal in refusals:
         nodes = [known.get(n) for n in refusal.nodes]
-        names = (n if node is None else place_of(node) for n, node in zip(refusal.nodes, nodes, strict=True))
-        out.append(refusal.at(*names, lines=tuple("" if n is None else line_of(n) for n in nodes)))
+        names = [n if node is None else place_of(node) for n, node in zip(refusal.nodes, nodes, strict=True)]
+        lines = ["" if n is None else line_of(n) for n in nodes]
+        norms = [p for n in nodes if n is not None for p in norms_read(n) if p not in names]
+        out.append(refusal.at(*names, *norms, lines=(*lines, *[""] * len(norms))))
     return out
 
 
@@ -218,5 +258,6 @@ def asked(question: Question) -> str:
 
 def said(error: BaseException) -> str:
     """The first line of an error of the user's code, without names of symbolic values."""
-    text = _VALUES.sub("a tensor", f"{type(error).__name__}: {error}")
+    own = isinstance(error, (Unanswerable, CaptureLimitError))
+    text = _VALUES.sub("a tensor", str(error) if own else f"{type(error).__name__}: {error}")
     return text.splitlines()[0][:200]

@@ -29,10 +29,12 @@ class Code(str, Enum):
     BROADCAST = "broadcast"
     DTYPE = "dtype"
     DATA_DEPENDENT = "data-dependent"
+    UNREAD = "unread"
     # --- modules read by their impulse response (impulse.py, trials.py, opaque.py)
     OPAQUE = "opaque"
     NOT_AFFINE = "not-affine"
-    # --- planning and ownership (analyse.py, choose.py, surgery/)
+    # --- planning and ownership (analyse.py, choose.py, left.py, surgery/)
+    NO_LAYER = "no-layer"
     DEARER = "dearer"
     DISTRIBUTE = "distribute"
     READ_ELSEWHERE = "read-elsewhere"

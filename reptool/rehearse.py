@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from reptool._copies import full_copy
 from reptool.engine import Plan, Unit
 from reptool.errors import VerificationError
+from reptool.progress import unit as begun
 from reptool.tensors import cloned, tensors_in
 from reptool.trace import Event
 
@@ -43,6 +44,7 @@ def rehearse(model: nn.Module, target: nn.Module, plan: Plan) -> int:
     for unit in plan.units:
         for event in _closed_events(unit):
             full = ".".join(p for p in (unit.prefix, event.path) if p)
+            begun(full or "the whole model")
             old, new = model.get_submodule(full), target.get_submodule(full)
             sizes: tuple[Sizes, ...] = (_made_up, _as_seen, _doubled) if unit.surgery.keeping else (_made_up,)
             compared += max(_compare(old, new, event, unit, full, size) for size in sizes)

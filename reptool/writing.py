@@ -184,9 +184,12 @@ class Writing:
             if node.meta.get("cast"):
                 raise Unanswerable(f"{named(node)} is of the dtype of a value, and is asked for its {what}")
             answer = read(self.evaluate(node))
-        except Exception as error:
-            self.unanswered = error  # the code may catch it and go another way than it does on data
-            raise
+        except Exception as error:  # the code may catch it and go another way than it does on data
+            self.unanswered = error
+            if type(error).__name__ != "DataDependentOutputException":
+                raise
+            self.unanswered = Unanswerable(f"it decides by the {what} of {named(node)}, which depends on data")
+            raise self.unanswered from error
         if not node.meta["const"]:
             self.stack[-1].questions.append(Question(what, node.name, answer, node, read))
         elif what in ("truth", "integer", "membership") and (held := held_by(node)):

@@ -1,0 +1,133 @@
+"""Running: which norms and computed weights a plan leaves running, and which no call ran at all.
+
+What counts is what is executed. A norm that code written anew no longer reads has gone, though its module is still
+there; a norm of an auxiliary head that eval mode never calls was never there; one below code that could not be followed
+may run, and stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from reptool._nodes import metadata_read, name_of
+from reptool._weights import has_computed_weight
+from reptool.engine import Plan, Unit
+from reptool.kept import KEPT
+from reptool.left import is_norm
+from reptool.places import place_of
+from reptool.refusal import Code, Refusal
+from reptool.trace import all_events
+
+
+@dataclass
+class Running:
+    """What becomes of the norms of a model.
+
+    Args:
+        before: paths of the batch norms that run; one that is a function by its module and name.
+        after: those of them that still run.
+        unused: paths of norms that no call ran.
+        refusals: norms and computed weights in code that could not be followed.
+    """
+
+    before: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+def running(model: nn.Module, plan: Plan) -> Running:
+    """What becomes of the norms of a model when a plan is carried out.
+
+    Args:
+        model: the model that was planned.
+        plan: everything that was worked out for it.
+    """
+    out, seen = Running(), _Seen(model, plan)
+    for path, module in model.named_modules():
+        norm, batch = is_norm(module), _is_batch_norm(module)
+        if KEPT in path.split(".") or not (norm or batch or has_computed_weight(module)):
+            continue
+        name, users = path or "<root>", seen.users.get(path)
+        around = seen.around(path) if users is None else None
+        if around is not None:
+            out.refusals.append(Refusal(Code.UNTRACEABLE, around, (name,)))
+        elif users is None:
+            out.unused += [name] if norm or batch else []
+        if batch and (around is not None or users is not None):
+            out.before.append(name)
+            out.after += [name] if users is None or any(map(seen.runs, users)) else []
+    for node in seen.functions:
+        out.before.append(place_of(node))
+        out.after += [place_of(node)] if seen.runs(node) else []
+    return out
+
+
+def _is_batch_norm(module: nn.Module | None) -> bool:
+    """Whether this is a batch norm of torch, also one that `torch.jit.script` compiled."""
+    compiled = isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in str(getattr(module, "original_name", ""))
+    return compiled or isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+class _Seen:
+    """Who was seen to call or read the modules of a model, by the first of their paths."""
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        first = {id(m): p for p, m in model.named_modules()}
+        self.first = {p: first[id(m)] for p, m in self.modules.items()}
+        self.users: dict[str, list[fx.Node]] = {}
+        self.functions: list[fx.Node] = []  # batch norms that are functions, of tensors that no norm holds
+        self.untraced, self.units = plan.untraced, dict[fx.Node, Unit]()
+        self.leaves: dict[str, str] = {}  # modules that are called as a whole, and their classes
+        for unit in plan.units:
+            for event in all_events(unit.trace.top):
+                self.users.setdefault(self._path(unit, event.path), [])
+            self._look(unit)
+
+    def _path(self, unit: Unit, path: str) -> str:
+        full = ".".join(p for p in (unit.prefix, path) if p)
+        return self.first.get(full, full)
+
+    def _look(self, unit: Unit) -> None:
+        made_of: dict[fx.Node, set[str]] = {}  # constants -> the modules that hold what they are made of
+        for node in unit.trace.graph.nodes:
+            if node.meta.get("share") or node.op in ("placeholder", "output"):
+                continue
+            self.units[node] = unit
+            owners = {o for n in node.all_input_nodes if not metadata_read(n) for o in made_of.get(n, ())}
+            if node.op == "get_attr":
+                owners = {self._path(unit, str(node.target).rpartition(".")[0])}
+            if node.op == "call_module":
+                path = self._path(unit, str(node.target))
+                self.leaves[path] = type(node.meta["module"]).__name__
+                owners.add(path)
+            if node.meta["const"]:
+                made_of[node] = owners
+                continue
+            for owner in owners:
+                self.users.setdefault(owner, []).append(node)
+            held = any(_is_batch_norm(self.modules.get(o)) for o in owners)
+            if name_of(node) == "batch_norm" and not held:
+                self.functions.append(node)
+
+    def around(self, path: str) -> str | None:
+        """What a module lies in that was called as a whole, so that nobody saw whether it runs; None if in nothing."""
+        parts = path.split(".")
+        for i in range(len(parts), -1, -1):
+            outer = ".".join(parts[:i])
+            if outer in self.untraced:
+                return f"{outer or '<root>'} could not be followed: {self.untraced[outer]}"
+            if outer in self.leaves and i < len(parts):
+                return f"it stands inside of {outer or '<root>'}, a {self.leaves[outer]} whose code is not opened"
+        return None
+
+    def runs(self, node: fx.Node) -> bool:
+        """Whether an operation is still computed as it stands."""
+        unit = self.units[node]
+        if any(s.norm is node for s in unit.found.spreads):
+            return False  # the parts in front of it have it
+        return node in unit.alive or node not in unit.found.ops
