@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from reptool._report import Report, reasons
-from reptool._report_words import HEADINGS, counted, multiplications, notes, number, summary
+from reptool._report_words import HEADINGS, counted, left, multiplications, notes, number, summary
 
 
 def _regions(report: Report, mark: str = "") -> Iterator[tuple[str, ...]]:
     for r in report.regions:
         numbers = multiplications(r), number(r.error), number(r.error_cast)
-        yield f"{mark}{r.layer}{mark}", r.kind, ", ".join(r.rules), *numbers
+        yield f"{mark}{r.layer}{mark}", r.kind, *numbers, ", ".join(r.rules)
 
 
 def _left(report: Report, mark: str = "") -> Iterator[tuple[str, str, str, str]]:
@@ -32,7 +32,7 @@ def markdown(report: Report) -> str:
     if report.regions:
         parts += [f"**{counted(len(report.regions), 'region')} fused**", _table(HEADINGS, _regions(report, "`"))]
     if report.refusals:
-        parts.append(f"**{counted(len(report.refusals), 'site')} left as they are**")
+        parts.append(f"**{left(report)}**")
         parts.append(_table(("code", "count", "why", "where"), _left(report, "`")))
     said = [f"- {_plain(note)}" for note in notes(report)]
     return "\n\n".join([*parts, *(["\n".join(said)] if said else [])]) + "\n"
@@ -62,7 +62,7 @@ def html(report: Report) -> str:
         parts.append(f"<p>{counted(len(report.regions), 'region')} fused</p>")
         parts.append(_html_table(HEADINGS, _regions(report)))
     if report.refusals:
-        parts.append(f"<p>{counted(len(report.refusals), 'site')} left as they are</p>")
+        parts.append(f"<p>{left(report)}</p>")
         parts.append(_html_table(("code", "count", "why", "where"), _left(report)))
     said = "".join(f"<li>{escape(note)}</li>" for note in notes(report))
     return f"<div>{''.join(parts)}{f'<ul>{said}</ul>' if said else ''}</div>"

@@ -6,17 +6,16 @@ Words are kept whole where they fit into a line. A path that does not is folded 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from reptool._report import Report, reasons
-from reptool._report_words import HEADINGS, counted, multiplications, notes, number, summary
+from reptool._report_words import HEADINGS, counted, left, multiplications, notes, number, summary
 
 MOST_PLACES = 12
-_TEXTS = 3  # how many of the columns are folded; the others are numbers
 
 
 def folded(words: str, width: int, indent: str = "", deeper: str | None = None) -> list[str]:
@@ -68,7 +67,7 @@ def lines(report: Report, width: int) -> Iterator[Any]:
         yield Text(f"{counted(len(report.regions), 'region')} fused", style="italic")
         yield from _regions(report, width)
     if report.refusals:
-        yield Text(f"{counted(len(report.refusals), 'site')} left as they are", style="italic")
+        yield Text(left(report), style="italic")
         yield from _texts(_left(report, width))
     yield from _texts(line for note in notes(report) for line in folded(note, width, "", "  "))
 
@@ -89,44 +88,25 @@ def _left(report: Report, width: int) -> Iterator[str]:
 
 def _regions(report: Report, width: int) -> Iterator[Any]:
     rows = [
-        (r.layer, r.kind, ", ".join(r.rules), multiplications(r), number(r.error), number(r.error_cast))
+        (r.layer, r.kind, multiplications(r), number(r.error), number(r.error_cast), ", ".join(r.rules))
         for r in report.regions
     ]
-    widths = _widths(rows, width)
-    if widths is None:
-        yield from _texts(line for row in rows for line in _stacked(row, width))
+    widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
+    rules = width - sum(widths[:-1]) - (3 * len(widths) + 1)
+    if rules < max(len(word) for row in rows for word in (*row[-1].split(), HEADINGS[-1])):
+        yield from _texts(line for row in rows for line in _in_sentences(row, width))
         return
     table = Table()
-    for name, column in zip(HEADINGS, widths, strict=True):
-        table.add_column(name, width=column, no_wrap=True, justify="left" if column is not None else "right")
+    for i, name in enumerate(HEADINGS):
+        table.add_column(name, no_wrap=True, justify="right" if 2 <= i <= 4 else "left")
     for row in rows:
-        cells = ["\n".join(folded(c, w)) if w is not None else c for c, w in zip(row, widths, strict=True)]
-        table.add_row(*cells)
+        table.add_row(*row[:-1], "\n".join(folded(row[-1], rules)))
     yield table
 
 
-def _stacked(row: tuple[str, ...], width: int) -> Iterator[str]:
-    layer, kind, rules, count, error, cast = row
-    yield from folded(layer, width)
-    for line in (kind, rules, f"{count} multiplications", f"error {error} in float64, {cast} after the cast"):
-        yield from folded(line, width, "    ")
-
-
-def _height(cells: Sequence[str], width: int) -> int:
-    return max(len(folded(cell, width)) for cell in cells)
-
-
-def _widths(rows: Sequence[tuple[str, ...]], width: int) -> list[int | None] | None:
-    """A width for each column of text, None for those of numbers; None where a table does not fit."""
-    columns = list(zip(HEADINGS, *rows, strict=True))
-    natural = [max(map(len, column)) for column in columns]
-    free = width - sum(natural[_TEXTS:]) - (3 * len(columns) + 1)
-    least = [max(len(w) for cell in column for w in cell.split()) for column in columns[:_TEXTS]]
-    if sum(least) > free:
-        return None
-    widths = list(least)
-    while sum(widths) < free and any(w < n for w, n in zip(widths, natural, strict=False)):
-        open_ = [i for i in range(_TEXTS) if widths[i] < natural[i]]
-        widest = max(open_, key=lambda i: (_height(columns[i], widths[i]), -i))  # whoever makes the rows high
-        widths[widest] += 1
-    return [*widths, *[None] * (len(columns) - _TEXTS)]
+def _in_sentences(row: tuple[str, ...], width: int) -> Iterator[str]:
+    """One region where a table is too wide."""
+    layer, kind, count, error, cast, rules = row
+    yield from folded(f"{layer} is now {kind}", width, "", "    ")
+    errors = "" if error == "-" else f"; error {error}, {cast} after the cast"
+    yield from folded(f"{count} multiplications{errors}; {rules}", width, "    ")

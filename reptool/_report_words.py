@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from reptool._report import FusedRegion, Report
 from reptool.state import modules_of
 
+HEADINGS = ("layer", "is now", "multiplications", "error", "after cast", "rules")
 NOMINAL = "at a nominal size (one sample of 56x56), since there are no example_inputs"
 
 
@@ -32,6 +33,12 @@ def summary(report: Report) -> Iterator[tuple[str, str, str]]:
         yield name, f"{sum(p[0] for p in pairs):,}", f"{sum(p[1] for p in pairs):,}"
     if report.kept[0]:
         yield "weights kept for fallbacks", "0", f"{report.kept[0]:,} ({size(report.kept[1])})"
+
+
+def left(report: Report) -> str:
+    """How many sites stay."""
+    count = len(report.refusals)
+    return f"{counted(count, 'site')} left as {'it is' if count == 1 else 'they are'}"
 
 
 def multiplications(region: FusedRegion) -> str:
@@ -83,6 +90,3 @@ def size(count: int) -> str:
 def number(value: float | None) -> str:
     """An error."""
     return "-" if value is None else f"{value:.1e}"
-
-
-HEADINGS = ("layer", "is now", "rules", "multiplications", "error", "after cast")

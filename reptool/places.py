@@ -249,7 +249,7 @@ def asked(question: Question) -> str:
     if question.what == "own state":
         return "its own state" if question.node == "<root>" else f"its own state ({question.node})"
     if question.what == "mode":
-        return f"torch.{question.node}()"
+        return f"the mode that torch.{question.node}() tells"
     of = repr(question.node) if question.at is None else named(question.at)
     if question.what == VALUE:
         return f"the value of {of}"
