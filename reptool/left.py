@@ -159,8 +159,8 @@ class _Left:
         refusal = self.refused.get(source)
         if refusal is None or refusal.code is Code.NO_LAYER:
             return None
-        why = f"{refusal.code.value}: {refusal.sentence}"
-        return Refusal(Code.NO_LAYER, f"{named(source)}, in front of it, stays as it is ({why})")
+        code = Code.NO_LAYER if "opaque" in source.meta else refusal.code  # nobody knows that one for a layer
+        return Refusal(code, f"{named(source)}, in front of it, stays as it is: {refusal.sentence}")
 
     def _read_between(self, node: fx.Node, form: Form) -> Refusal | None:
         """Whether a value on the way from a layer to a site is read by others."""

@@ -115,17 +115,9 @@ def place_of(node: fx.Node) -> str:
     event = node.meta.get("event")
     if event is None:
         return f"<root>: {function_of(node)}"
-    return _norm_of(node, event) or f"{event.place}: {function_of(node)}"
-
-
-def _norm_of(node: fx.Node, event: Event) -> str:
-    """The module whose norm a function computes: the one in whose forward it stands, or which holds its tensors."""
-    if not name_of(node).endswith("_norm"):
-        return ""
-    if isinstance(event.module, NORMS):
-        return event.place
-    found = norms_read(node)
-    return found[0] if len(found) == 1 else ""
+    if isinstance(event.module, NORMS) and name_of(node).endswith("_norm"):
+        return event.place  # a norm of somebody's own, which does more than its norm
+    return f"{event.place}: {function_of(node)}"
 
 
 def norms_read(node: fx.Node) -> list[str]:

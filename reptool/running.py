@@ -60,10 +60,24 @@ def running(model: nn.Module, plan: Plan) -> Running:
         if batch and (around is not None or users is not None):
             out.before.append(name)
             out.after += [name] if users is None or any(map(seen.runs, users)) else []
+    said = {n.replace("<root>", "") for r in plan.unseen for n in r.nodes}
+    for path in (p for p in plan.untraced if p not in said):
+        own = _own_tensors(model, path, plan.untraced[path])
+        out.refusals += [] if own is None else [own]
     for node in seen.functions:
         out.before.append(place_of(node))
         out.after += [place_of(node)] if seen.runs(node) else []
     return out
+
+
+def _own_tensors(model: nn.Module, path: str, why: str) -> Refusal | None:
+    """What code that was not followed does with parameters of its own module: perhaps it scales by them."""
+    module = model.get_submodule(path)
+    own = [n for n, p in module._parameters.items() if p is not None and p.is_floating_point()]
+    if not own or is_norm(module) or _is_batch_norm(module):
+        return None
+    sentence = f"{path or '<root>'} could not be followed: {why}; what it does with {', '.join(own)} was not seen"
+    return Refusal(Code.UNTRACEABLE, sentence, (path or "<root>",))
 
 
 def _is_batch_norm(module: nn.Module | None) -> bool:

@@ -74,7 +74,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, Code, str]] = {
         lambda: net(lambda self, x: self.norm(x.relu() + x.tanh()), norm=BN(4)), "norm", Code.NO_LAYER, "a sum in front"
     ),
     "norm behind what stays": (
-        lambda: hooked(nn.Sequential(conv(4, 4), BN(4)), 0), "1", Code.NO_LAYER, "'0', in front of it, stays as it is ("
+        lambda: hooked(nn.Sequential(conv(4, 4), BN(4)), 0), "1", Code.HOOK, "'0', in front of it, stays as it is"
     ),
     "functional norm": (
         lambda: net(functional_norm, conv=conv(4, 4), norm=BN(4)), "norm", Code.NO_LAYER, "relu in front of it"

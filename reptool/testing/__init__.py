@@ -17,6 +17,8 @@ from reptool.testing._equivalence import assert_equivalent as assert_equivalent
 from reptool.testing._equivalence import other_sizes as other_sizes
 from reptool.testing._equivalence import tensors_in as tensors_in
 from reptool.testing._randomize import randomize as randomize
+from reptool.testing._sites import executed_sites as executed_sites
+from reptool.testing._sites import unnamed_sites as unnamed_sites
 from reptool.testing._strategies import axes as axes
 from reptool.testing._strategies import bn_statistics as bn_statistics
 from reptool.testing._strategies import channel_structures as channel_structures
@@ -37,10 +39,12 @@ __all__ = [
     "conv_modules",
     "count_operations",
     "dense_weight",
+    "executed_sites",
     "kernels",
     "norm_modules",
     "other_sizes",
     "parallel_kernels",
     "randomize",
     "tensors_in",
+    "unnamed_sites",
 ]
