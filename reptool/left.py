@@ -112,6 +112,8 @@ class _Left:
             return weight is not None and weight.meta["const"] and weight.op != "get_attr" and not is_cast(weight)
         if name not in _SCALES or len(constants) == len(node.all_input_nodes):
             return False
+        if "div" in name and node.args and node.args[0] in constants:
+            return False  # a constant divided by a value is no scale
         return any(isinstance(v, Tensor) and _along_one(v) for v in map(self.found.facts.constant, constants))
 
     # --- why it is left

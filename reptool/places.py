@@ -190,12 +190,21 @@ def seen_in(node: fx.Node) -> str:
 
 
 def listed(nodes: Iterable[fx.Node], most: int = 3) -> str:
-    """Some values in a sentence: ``'a', 'b', 'c' and 2 more``; code outside of the graph where there are none."""
-    names = list(dict.fromkeys(map(named, nodes)))
+    """Readers of a value in a sentence: ``'a', 'b', 'c' and 2 more``; code outside of the graph if there are none."""
+    names = list(dict.fromkeys(map(_who, nodes)))
     if not names:
         return "code that is handed the value"
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def _who(node: fx.Node) -> str:
+    """Whoever reads a value: the module, what it does there, and the line."""
+    if node.op == "output":
+        return named(node)
+    line = line_of(node)
+    who = repr(called(node)) if node.op == "call_module" else place_of(node)
+    return f"{who} ({line})" if line else who
 
 
 def _is_held(node: fx.Node) -> bool:

@@ -7,6 +7,7 @@ may run, and stays.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 
 import torch
@@ -17,9 +18,9 @@ from reptool._weights import has_computed_weight
 from reptool.engine import Plan, Unit
 from reptool.kept import KEPT
 from reptool.left import is_norm
-from reptool.places import place_of
+from reptool.places import asked, place_of
 from reptool.refusal import Code, Refusal
-from reptool.trace import all_events
+from reptool.trace import Event, all_events
 
 
 @dataclass
@@ -53,11 +54,14 @@ def running(model: nn.Module, plan: Plan) -> Running:
             continue
         name, users = path or "<root>", seen.users.get(path)
         around = seen.around(path) if users is None else None
+        doubt = seen.doubt(path) if users is None and around is None and (norm or batch) else None
         if around is not None:
             out.refusals.append(Refusal(Code.UNTRACEABLE, around, (name,)))
+        elif doubt is not None:
+            out.refusals.append(Refusal(Code.SPECIALIZED, f"no call that was seen runs it, but {doubt}", (name,)))
         elif users is None:
             out.unused += [name] if norm or batch else []
-        if batch and (around is not None or users is not None):
+        if batch and name not in out.unused:
             out.before.append(name)
             out.after += [name] if users is None or any(map(seen.runs, users)) else []
     said = {n.replace("<root>", "") for r in plan.unseen for n in r.nodes}
@@ -68,6 +72,17 @@ def running(model: nn.Module, plan: Plan) -> Running:
         out.before.append(place_of(node))
         out.after += [place_of(node)] if seen.runs(node) else []
     return out
+
+
+def _left_out(event: Event) -> list[str]:
+    """The parameters of a call that nobody gave."""
+    signature = inspect.signature(getattr(type(event.module), event.method))
+    try:
+        given = signature.bind(event.module, *event.args, **event.kwargs).arguments
+    except TypeError:
+        return []
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [n for n, p in signature.parameters.items() if n not in given and p.kind not in variadic]
 
 
 def _own_tensors(model: nn.Module, path: str, why: str) -> Refusal | None:
@@ -96,10 +111,13 @@ class _Seen:
         self.users: dict[str, list[fx.Node]] = {}
         self.functions: list[fx.Node] = []  # batch norms that are functions, of tensors that no norm holds
         self.untraced, self.units = plan.untraced, dict[fx.Node, Unit]()
+        self.events: dict[str, list[tuple[Event, bool]]] = {}  # calls, and whether somebody showed how they are made
         self.leaves: dict[str, str] = {}  # modules that are called as a whole, and their classes
         for unit in plan.units:
             for event in all_events(unit.trace.top):
-                self.users.setdefault(self._path(unit, event.path), [])
+                path = self._path(unit, event.path)
+                self.users.setdefault(path, [])
+                self.events.setdefault(path, []).append((event, unit.trace.shown))
             self._look(unit)
 
     def _path(self, unit: Unit, path: str) -> str:
@@ -137,6 +155,18 @@ class _Seen:
                 return f"{outer or '<root>'} could not be followed: {self.untraced[outer]}"
             if outer in self.leaves and i < len(parts):
                 return f"it stands inside of {outer or '<root>'}, a {self.leaves[outer]} whose code is not opened"
+        return None
+
+    def doubt(self, path: str) -> str | None:
+        """Why the code around a module that was not called may call it another time; None where it never does."""
+        parts = path.split(".")
+        called = (self.events[p] for i in range(len(parts) - 1, -1, -1) if (p := ".".join(parts[:i])) in self.events)
+        for event, shown in next(called, []):
+            for question in (*event.questions, *event.minor):
+                return f"{event.function} asks for {asked(question)}; with another answer it may"
+            left_out = [] if shown or event.parent is not None else _left_out(event)
+            if left_out:
+                return f"{event.function} may be given {left_out[0]!r}; give example_inputs"
         return None
 
     def runs(self, node: fx.Node) -> bool:

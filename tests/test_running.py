@@ -63,6 +63,32 @@ def test_a_requirement_lists_every_refusal_and_all_that_was_not_followed() -> No
         assert f"  {i}.block.1: untraceable: {i}.forward (tests/test_refusals.py:" in text
 
 
+def large_only(self: Any, x: Tensor) -> Tensor:
+    """Another norm for large images."""
+    return self.other(x) if x.shape[-1] > 100 else torch.relu(self.norm(self.conv(x)))
+
+
+def with_a_mask(self: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Another norm for those who give a mask."""
+    y = torch.relu(self.norm(self.conv(x)))
+    return y if mask is None else self.other(y * mask)
+
+
+def test_norms_that_another_answer_may_run_are_left_and_not_unused() -> None:
+    parts = {"conv": conv(4, 4), "norm": BN(4), "other": BN(4)}
+    large = reptool.explain(nn.Sequential(net(large_only, **parts)).eval(), images())
+    assert (large.unused, large.norms_left) == ([], ["0.other"])
+    (refusal,) = [r for r in large.refusals if r.nodes == ("0.other",)]
+    assert "no call that was seen runs it, but 0.forward asks for the truth of gt" in refusal.sentence
+    masked = net(with_a_mask, **parts).eval()
+    bare, given = reptool.explain(masked), reptool.explain(masked, images())
+    assert (bare.unused, bare.norms_left) == ([], ["other"])
+    assert "'mask'" in str([r for r in bare.refusals if r.nodes == ("other",)])
+    assert (given.unused, given.norms_left) == (["other"], [])
+    both = reptool.explain(masked, (images(), torch.ones(1)))
+    assert (both.unused, both.norms) == ([], (2, 1))
+
+
 def norm_by_its_tensors(self: Any, x: Tensor) -> Tensor:
     """The norm is a function of a module's tensors; the module stays."""
     n = self.norm

@@ -108,6 +108,8 @@ class _Sites(TorchDispatchMode):
         values = [(t, m) for t, m in zip(read, seen, strict=True) if not m.constant]
         if not constants or len(values) != 1 or not values[0][0].is_floating_point():
             return ""
+        if name == "div" and seen[0].constant:
+            return ""  # a constant divided by a value is no scale
         if min(sum(n != 1 for n in t.shape) for t in constants) > 1:
             return ""
         layer = _base(values[0][1])  # torch adds the bias of a linear layer by itself if its input is not contiguous
