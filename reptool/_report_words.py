@@ -29,7 +29,8 @@ def summary(report: Report) -> Iterator[tuple[str, str, str]]:
         yield "multiplications on example_inputs", f"{before:,}", "not known" if after is None else f"{after:,}"
     elif report.regions:
         pairs = [r.multiplications for r in report.regions]
-        name = "multiplications of what was fused (nominal size)"
+        name = "multiplications of what was fused"
+        name += " (nominal size)" if any(r.at == "nominal" for r in report.regions) else ""
         yield name, f"{sum(p[0] for p in pairs):,}", f"{sum(p[1] for p in pairs):,}"
     if report.kept[0]:
         yield "weights kept for fallbacks", "0", f"{report.kept[0]:,} ({size(report.kept[1])})"

@@ -30,6 +30,12 @@ class Multiplications(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.sure = True  # whether everything that multiplies could be counted
+
+    @property
+    def known(self) -> int | None:
+        """The count, None where it is not sure."""
+        return self.count if self.sure else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -41,7 +47,10 @@ class Multiplications(TorchDispatchMode):
                 return made
         out = func(*args, **kwargs)
         if formula is not None:
-            self.count += formula(*args, **kwargs, out_val=out) // 2
+            try:
+                self.count += int(formula(*args, **kwargs, out_val=out)) // 2
+            except Exception:  # a tensor that has no plain shape (nested, sparse)
+                self.sure = False
         return out
 
 

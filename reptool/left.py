@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor, fx, nn
 
 from reptool._nodes import barrier, metadata_read, name_of, takes_weight, weight_argument
@@ -23,6 +24,7 @@ from reptool.places import NORMS, called, function_of, listed, named
 from reptool.refusal import Code, Refusal
 from reptool.trace import Trace
 
+_ENDINGS = ("BatchNorm", "Norm1d", "Norm2d", "Norm3d", "LayerNorm", "GroupNorm", "RMSNorm")
 _NORM_FUNCTIONS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
 _SCALES = frozenset(
     ["add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "truediv", "addcmul", "addcdiv",
@@ -36,13 +38,19 @@ _PARADIGMS = {"bn": "a norm", "scale": "a scale", "avg_pool": "an average poolin
 Tried = Mapping[fx.Node, Mapping[frozenset[fx.Node], Refusal]]
 
 
+def is_compiled_norm(module: nn.Module) -> bool:
+    """Whether this is a norm that `torch.jit.script` compiled."""
+    return isinstance(module, torch.jit.ScriptModule) and str(getattr(module, "original_name", "")).endswith(_ENDINGS)
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module of torch is a norm that holds constants.
 
     >>> is_norm(nn.BatchNorm2d(3)), is_norm(nn.LayerNorm(3, elementwise_affine=False)), is_norm(nn.ReLU())
     (True, False, False)
     """
-    return isinstance(module, NORMS) and any(True for _ in (*module.parameters(False), *module.buffers(False)))
+    known = isinstance(module, NORMS) or is_compiled_norm(module)
+    return known and any(True for _ in (*module.parameters(False), *module.buffers(False)))
 
 
 def left_over(
@@ -85,11 +93,19 @@ class _Left:
         op = self.found.ops.get(node)
         if isinstance(op, Affine):
             if op.layer:
-                return op.computed and op.paradigm != "impulse" and not self.found.facts.only_follows(node)
+                return op.paradigm != "impulse" and self._computes(node, op)
             if op.paradigm == "scale":
                 return bool(op.owners) or self._at_a_layer(node)
             return op.paradigm == "bn"
         return op is None and self._is_unread(node)
+
+    def _computes(self, node: fx.Node, op: Affine) -> bool:
+        """Whether a layer's weight is computed at every call."""
+        if node.op == "call_module":
+            return op.computed or has_computed_weight(node.meta["module"])
+        weight = weight_argument(node)
+        held = weight is None or weight.op == "get_attr" or is_cast(weight)
+        return (op.computed or not held) and not self.found.facts.only_follows(node)
 
     def _at_a_layer(self, node: fx.Node) -> bool:
         """Whether a layer could take a number by which a value is scaled or shifted."""
@@ -146,6 +162,8 @@ class _Left:
         kind = type(module).__name__
         if node.meta.get("opaque"):
             return f"{kind} could not be followed: {node.meta['opaque']}"
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"{module.original_name} is compiled by torch.jit.script"
         if has_weight_property(module):
             return f"{kind} computes its weight in a property"
         if node.kwargs or len(node.args) != 1:

@@ -116,13 +116,13 @@ class Reference:
         own: its output.
         exact: its output in float64; None where it cannot run there, or where nobody asked for it.
         changing: parameters and buffers that it changed.
-        multiplications: how many it executed.
+        multiplications: how many it executed; None where not all of them could be counted.
     """
 
     own: Any
     exact: Any
     changing: list[str]
-    multiplications: int
+    multiplications: int | None
 
 
 def reference_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: bool) -> Reference:
@@ -132,7 +132,7 @@ def reference_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         before = held_by(ran)
         with Multiplications() as counted:
             own = check_inputs_run(ran, cloned(args), cloned(kwargs))
-    found = Reference(own, None, changed_since(before, ran), counted.count)
+    found = Reference(own, None, changed_since(before, ran), counted.known)
     if not wide:
         return found
     try:
@@ -178,7 +178,8 @@ def compare_whole(
     own, exact = reference.own, reference.exact
     with torch.no_grad(), kept_dice(), Multiplications() as counted:
         out = full_copy(target)(*cloned(args), **cloned(kwargs))
-    found.multiplications = reference.multiplications, counted.count
+    if reference.multiplications is not None:
+        found.multiplications = reference.multiplications, counted.known
     dtypes = [t.dtype for t in tensors_in(own)] or [torch.float32]
     floor = max(MODEL_FLOOR, 40 * max(torch.finfo(d).eps for d in dtypes))
     wanted = own if exact is None else exact

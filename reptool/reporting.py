@@ -80,8 +80,9 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Values], referen
     out.parameters = (sum(p.numel() for p in model.parameters()), parameters)
     out.refusals += found.refusals
     if reference is not None:
-        before = reference.multiplications
-        out.changing, out.multiplications = reference.changing, (before, None if saved is None else before - saved)
+        out.changing, before = reference.changing, reference.multiplications
+        if before is not None:
+            out.multiplications = (before, None if saved is None else before - saved)
     return out
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, field
 
-import torch
 from torch import fx, nn
 
 from reptool._nodes import metadata_read, name_of
 from reptool._weights import has_computed_weight
 from reptool.engine import Plan, Unit
 from reptool.kept import KEPT
-from reptool.left import is_norm
+from reptool.left import is_compiled_norm, is_norm
 from reptool.places import asked, place_of
 from reptool.refusal import Code, Refusal
 from reptool.trace import Event, all_events
@@ -97,7 +96,7 @@ def _own_tensors(model: nn.Module, path: str, why: str) -> Refusal | None:
 
 def _is_batch_norm(module: nn.Module | None) -> bool:
     """Whether this is a batch norm of torch, also one that `torch.jit.script` compiled."""
-    compiled = isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in str(getattr(module, "original_name", ""))
+    compiled = module is not None and is_compiled_norm(module) and "BatchNorm" in str(module.original_name)
     return compiled or isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 

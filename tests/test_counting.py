@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import reptool
 from reptool.blocks import DiverseBranchBlock, RepVGGBlock
@@ -102,6 +102,19 @@ def test_what_computes_a_weight_multiplies_too_so_that_a_plan_does_not_know() ->
     assert reptool.explain(model, x).multiplications == (32, None)
     assert "not known" in str(reptool.explain(model, x))
     assert reptool.report(reptool.deploy(model, x)).multiplications == (32, 32)
+
+
+def test_what_cannot_be_counted_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> int:
+        raise ValueError("no plain shape")
+
+    monkeypatch.setitem(flop_registry, torch.ops.aten.addmm, broken)
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval(), torch.randn(2, 4)
+    report = reptool.report(reptool.deploy(model, x))
+    assert report.multiplications is None
+    assert report.regions[0].multiplications == (32, 32)
+    assert "multiplications of what was fused " in str(report)
+    assert "nominal" not in str(report)
 
 
 def test_the_counter_sees_what_is_made_of_other_operations() -> None:

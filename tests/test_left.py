@@ -94,6 +94,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, Code, str]] = {
         lambda: net(lambda self, x: (y := self.conv(x)) * torch.sigmoid(y * 3.0), conv=conv(4, 4)),
         "<root>: mul", Code.READ_ELSEWHERE, "'conv', in front of it, is also read by",
     ),
+    "computed weight in a call that is not read": (
+        lambda: net(lambda self, x: self.layer(x, x), layer=parametrizations.weight_norm(nn.Bilinear(8, 8, 3))),
+        "layer", Code.UNREAD, "ParametrizedBilinear",
+    ),
     "embedding": (
         lambda: net(
             lambda self, x: self.table(x.abs().long() % 3), table=parametrizations.weight_norm(nn.Embedding(3, 4))

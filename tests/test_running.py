@@ -133,6 +133,9 @@ def test_norms_inside_of_what_torch_runs_as_a_whole_are_named() -> None:
     assert {r.nodes for r in reptool.explain(layer, torch.randn(1, 5, 4)).refusals} >= {("0.norm1",), ("0.norm2",)}
     scripted = torch.jit.script(nn.Sequential(conv(4, 4), BN(4)).eval())
     assert reptool.explain(nn.Sequential(scripted).eval()).norms_left == ["0.1"]
+    alone = reptool.explain(nn.Sequential(nn.ReLU(), torch.jit.script(BN(4).eval())).eval())
+    assert (alone.norms_left, [r.nodes for r in alone.refusals]) == (["1"], [("1",)])
+    assert "BatchNorm2d is compiled by torch.jit.script" in alone.refusals[0].sentence
 
 
 def test_one_norm_in_two_places_counts_once() -> None:

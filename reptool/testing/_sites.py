@@ -20,8 +20,9 @@ from reptool.refusal import Code
 from reptool.tensors import cloned
 
 _SAMPLE_NORMS = ("native_layer_norm", "native_group_norm", "rms_norm", "_fused_rms_norm")
-_VIEWS = frozenset(["t", "transpose", "permute", "view", "_unsafe_view", "reshape", "detach", "alias", "expand",
-                    "unsqueeze", "squeeze", "_to_copy", "as_strided"])  # fmt: skip
+_VIEWS = frozenset(["t", "transpose", "permute", "view", "_unsafe_view", "reshape", "detach", "alias",
+                    "unsqueeze", "squeeze", "_to_copy", "as_strided", "split", "split_with_sizes", "slice", "select",
+                    "unbind", "narrow"])  # fmt: skip
 _SCALES = frozenset(["add", "sub", "rsub", "mul", "div", "addcmul", "addcdiv"])
 
 
@@ -89,7 +90,8 @@ class _Sites(TorchDispatchMode):
             self.found.append(Executed(kind, path))
         out = func(*args, **kwargs)
         constant = all(m.constant for m in seen)
-        made = _Made(name, path, constant, constant and any(m.own for m in seen), seen[0] if name in _VIEWS else None)
+        own = constant and any(m.own for m in seen) and name != "expand"  # as large as the input says: no constant
+        made = _Made(name, path, constant, own, seen[0] if name in _VIEWS else None)
         for tensor in _tensors([out]):
             self._keep(tensor, made)
         return out
@@ -143,6 +145,8 @@ def _followed(model: nn.Module) -> Iterator[list[str]]:
 
     handles: list[Any] = []
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # takes no hooks
         handles.append(module.register_forward_pre_hook(lambda m, args, p=path: running.append(p), prepend=True))
         handles.append(module.register_forward_hook(left, always_call=True))
     try:
