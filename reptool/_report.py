@@ -55,7 +55,8 @@ class Report:
         layers: convolution and linear layers, before and after.
         norms: batch normalizations that run, before and after.
         norms_left: where those are that still run; each has a refusal.
-        unused: norms that no call runs, such as those of an auxiliary head in eval mode. They are not counted.
+        unused: norms that no call runs, such as those of an auxiliary head in eval mode, or that run only in the code
+            that is kept for other calls. They are not counted.
         parameters: number of parameters before and after.
         multiplications: of the whole model on `example_inputs`, all samples of them, before and after, as
             `torch.utils.flop_counter` counts them (it gives twice as many operations). None without example inputs;

@@ -73,6 +73,12 @@ def running(model: nn.Module, plan: Plan) -> Running:
     return out
 
 
+def _has_fallback(event: Event, unit: Unit) -> bool:
+    """Whether a call lies in one whose method runs as it was where an answer is another."""
+    fallbacks = unit.surgery.fallbacks
+    return fallbacks is not None and any((e.path, e.method) in fallbacks.found for e in event.ancestors())
+
+
 def _left_out(event: Event) -> list[str]:
     """The parameters of a call that nobody gave."""
     signature = inspect.signature(getattr(type(event.module), event.method))
@@ -110,13 +116,13 @@ class _Seen:
         self.users: dict[str, list[fx.Node]] = {}
         self.functions: list[fx.Node] = []  # batch norms that are functions, of tensors that no norm holds
         self.untraced, self.units = plan.untraced, dict[fx.Node, Unit]()
-        self.events: dict[str, list[tuple[Event, bool]]] = {}  # calls, and whether somebody showed how they are made
+        self.events: dict[str, list[tuple[Event, Unit]]] = {}
         self.leaves: dict[str, str] = {}  # modules that are called as a whole, and their classes
         for unit in plan.units:
             for event in all_events(unit.trace.top):
                 path = self._path(unit, event.path)
                 self.users.setdefault(path, [])
-                self.events.setdefault(path, []).append((event, unit.trace.shown))
+                self.events.setdefault(path, []).append((event, unit))
             self._look(unit)
 
     def _path(self, unit: Unit, path: str) -> str:
@@ -160,10 +166,12 @@ class _Seen:
         """Why the code around a module that was not called may call it another time; None where it never does."""
         parts = path.split(".")
         called = (self.events[p] for i in range(len(parts) - 1, -1, -1) if (p := ".".join(parts[:i])) in self.events)
-        for event, shown in next(called, []):
+        for event, unit in next(called, []):
+            if _has_fallback(event, unit):
+                continue  # with another answer the original code runs, on what is kept for it
             for question in (*event.questions, *event.minor):
                 return f"{event.function} asks for {asked(question)}; with another answer it may"
-            left_out = [] if shown or event.parent is not None else _left_out(event)
+            left_out = [] if unit.trace.shown or event.parent is not None else _left_out(event)
             if left_out:
                 return f"{event.function} may be given {left_out[0]!r}; give example_inputs"
         return None
