@@ -127,6 +127,11 @@ class Report:
         console.print(self)
         return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Reports that an earlier release pickled have fewer fields."""
+        vars(self).update(vars(Report(state["model"])))
+        vars(self).update(state)
+
     def __repr__(self) -> str:
         fused, left = f"{len(self.regions)} regions fused", f"{len(self.refusals)} sites left"
         return f"<Report on {self.model}: {fused}, {left}, batch normalizations {self.norms[0]} -> {self.norms[1]}>"

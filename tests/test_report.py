@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from io import StringIO
 
@@ -97,6 +98,16 @@ def test_what_does_not_fit_into_tables_is_said_in_sentences() -> None:
 
 def test_the_short_form_is_one_line() -> None:
     assert repr(report()) == "<Report on Net: 3 regions fused, 32 sites left, batch normalizations 9 -> 2>"
+
+
+def test_a_report_of_an_earlier_release_is_read() -> None:
+    made = pickle.loads(pickle.dumps(report()))
+    assert made == report()
+    state = {k: v for k, v in vars(report()).items() if k not in ("unused", "seconds", "norms_left", "multiplications")}
+    old = Report.__new__(Report)
+    old.__setstate__(state)
+    assert (old.unused, old.seconds, old.multiplications) == ([], {}, None)
+    assert "3 regions fused" in str(old)
 
 
 def test_str_follows_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
