@@ -3,7 +3,8 @@
     python benchmarks/zoo.py [--models NAME ...] [--threads N]
 
 The weights are random and the batch norms calibrated. A model that deploy() cannot do has its error in the
-row, and the exit code is the number of models that failed or whose predictions changed.
+row, and the exit code is the number of models that failed, whose predictions changed, or whose report is silent about
+something that still runs.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from torch import nn
 import reptool
 from reptool.demo.measure import measure, outputs_of, predictions
 from reptool.demo.others import calibrate, input_shape, load
+from reptool.testing import unnamed_sites
 
 MODELS = (
     "test_resnet",
@@ -59,13 +61,15 @@ def row(name: str) -> tuple[bool, list[str]]:
     deployed = reptool.deploy(model, images)
     before, after = measure(model, deployed, images, repeats=3)
     same = same_predictions(model, deployed, images)
+    silent = len(unnamed_sites(deployed, reptool.report(deployed), images))
     counts = (
         (before.convolutions, after.convolutions),
         (before.norms, after.norms),
         (before.operations, after.operations),
     )
-    return same, [
+    return same and not silent, [
         "same" if same else "[red]differ[/red]",
+        f"[red]{silent}[/red]" if silent else "0",
         *(f"{old} > {new}" for old, new in counts),
         f"{after.error / before.error:.2f}" if before.error else "-",
         f"{after.milliseconds / before.milliseconds:.2f}",
@@ -82,11 +86,12 @@ def main() -> int:
     console = Console()
     table = Table(
         title=f"PyTorch {torch.__version__}, timm {timm.__version__}",
-        caption="layers and operations run: before > after; error and latency: after / before",
+        caption="unnamed: norms, computed weights and scales that still run and have no refusal; "
+        "layers and operations run: before > after; error and latency: after / before",
     )
     table.add_column("model", no_wrap=True)
     table.add_column("classes", no_wrap=True)
-    for heading in ("conv", "norm", "all", "error", "latency"):
+    for heading in ("unnamed", "conv", "norm", "all", "error", "latency"):
         table.add_column(heading, justify="right", no_wrap=True)
     bad = 0
     for name in options.models:

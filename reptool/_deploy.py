@@ -22,12 +22,14 @@ from reptool.engine import make_plan
 from reptool.errors import InputError, RegionWarning, UnsupportedModelError, VerificationError, warn
 from reptool.given import names_itself
 from reptool.options import Options
+from reptool.progress import phase, watched
 from reptool.refusal import Code
 from reptool.reporting import check_requirements, report_of
 from reptool.running import own_code, users_code
 from reptool.runtime.hooks import LoadGuard
 from reptool.runtime.originals import kept_modules, kept_tensors
 from reptool.tensors import cloned
+from reptool.totals import is_layer
 from reptool.undo import undone_on_error
 from reptool.units import GivenUp, Plan
 from reptool.verify.methods import Rehearsal
@@ -35,6 +37,7 @@ from reptool.verify.regions import EXACT, Checked, checked_unit
 from reptool.verify.whole_model import (
     ROUNDING,
     InexactError,
+    Reference,
     compare_whole,
     movement,
     reference_of,
@@ -60,6 +63,7 @@ def deploy(
     flatten: Literal[True],
     keep_fallback: bool = False,
     affine: Affine = None,
+    progress: bool | None = None,
 ) -> fx.GraphModule: ...
 
 
@@ -78,6 +82,7 @@ def deploy(
     flatten: Literal[False] = False,
     keep_fallback: bool = False,
     affine: Affine = None,
+    progress: bool | None = None,
 ) -> M: ...
 
 
@@ -96,6 +101,7 @@ def deploy(
     flatten: bool,
     keep_fallback: bool = False,
     affine: Affine = None,
+    progress: bool | None = None,
 ) -> M | fx.GraphModule: ...
 
 
@@ -116,6 +122,7 @@ def deploy(
     flatten: bool = False,
     keep_fallback: bool = False,
     affine: Affine = None,
+    progress: bool | None = None,
 ) -> nn.Module:
     """Collapse every affine region of a model into one layer, exactly, and say what was done.
 
@@ -136,6 +143,8 @@ def deploy(
             original layers (as ``<module>.reptool_original``) for calls that would be answered otherwise.
         affine: classes of modules, or module path patterns, that you say are affine and treat every position alike.
             Their code is not read: each is measured by its impulse response, tested, and refused if a test fails.
+        progress: show what is being done; None shows it on a terminal once it takes longer than two seconds. Phases
+            and their times are logged under ``reptool`` as well, and kept in the report.
 
     Returns:
         The user's model (same class or a subclass of it, same attributes, methods and parameter names as far as the
@@ -174,11 +183,14 @@ def deploy(
     if not flatten and is_marked(model, example_inputs, options):
         check_requirements(report(model), needed)
         return model if inplace else independent_copy(model)
-    reference = None if args is None else reference_of(model, args, kwargs, verify)
-    work = _Work(model, args, kwargs, options, verify, needed)
-    target = work.written(inplace, reference)
-    if flatten:
-        return _flattened(model, target, work.found, work)
+    with watched(f"deploy {type(model).__name__}", progress) as watch:
+        with phase("reference"):
+            reference = None if args is None else reference_of(model, args, kwargs, verify)
+        work = _Work(model, args, kwargs, options, verify, needed, watch.seconds)
+        target = work.written(inplace, reference)
+        if flatten:
+            with phase("flatten"):
+                return _flattened(model, target, work.found, work)
     mark(target, example_inputs, options)
     return target
 
@@ -197,24 +209,27 @@ class _Work:
         options: what to do.
         verify: whether regions and the whole model are measured.
         needed: requirements.
+        seconds: what phases took.
     """
 
     def __init__(
         self, model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any], options: Options, verify: bool,
-        needed: list[str],
+        needed: list[str], seconds: dict[str, float],
     ) -> None:  # fmt: skip
         self.model, self.args, self.kwargs, self.options = model, args, kwargs, options
-        self.verify, self.needed = verify, needed
+        self.verify, self.needed, self.seconds = verify, needed, seconds
         self.given_up = GivenUp()
         self.found = Report(type(model).__name__)
 
-    def written(self, inplace: bool, reference: tuple[Any, Any] | None) -> nn.Module:
+    def written(self, inplace: bool, reference: Reference | None) -> nn.Module:
         """The deployed model: the original itself if `inplace`, else a copy."""
         while True:
             plan, checked = self.planned(self.model)
-            self.found = report_of(self.model, plan, checked)
+            self.found = report_of(self.model, plan, checked, reference)
+            self.found.seconds = self.seconds
             check_requirements(self.found, self.needed)
-            rehearsal = Rehearsal(self.model, plan, self.args is not None)
+            with phase("rehearse"):
+                rehearsal = Rehearsal(self.model, plan, self.args is not None)
             if rehearsal.failed:
                 self._give_up(rehearsal.failed)
                 continue
@@ -228,40 +243,45 @@ class _Work:
 
     def _held(
         self, plan: Plan, checked: dict[str, Checked], rehearsal: Rehearsal, inplace: bool,
-        reference: tuple[Any, Any] | None,
+        reference: Reference | None,
     ) -> nn.Module:  # fmt: skip
         """What was written, if it holds; otherwise the model is as it was."""
         try:
             return self._attempt(plan, checked, rehearsal, inplace, reference)
         except InexactError:
             assert reference is not None
-            self._check_in_float64(reference[1])
+            self._check_in_float64(reference.exact)
             return self._attempt(plan, checked, rehearsal, inplace, None)
 
     def _attempt(
         self, plan: Plan, checked: dict[str, Checked], rehearsal: Rehearsal, inplace: bool,
-        reference: tuple[Any, Any] | None,
+        reference: Reference | None,
     ) -> nn.Module:  # fmt: skip
         target = self.model if inplace else independent_copy(self.model)
         with undone_on_error(target):
-            _write_all(target, plan, checked, self.found)
-            self.found.rehearsed = rehearsal.against(target)
+            with phase("write"):
+                _write_all(target, plan, checked, self.found)
+            with phase("rehearse"):
+                self.found.rehearsed = rehearsal.against(target)
             if rehearsal.failed:
                 raise _FailedError
             if self.verify and reference is not None:
                 assert self.args is not None
-                compare_whole(target, self.args, self.kwargs, reference, self.found)
+                with phase("compare"):
+                    compare_whole(target, self.args, self.kwargs, reference, self.found)
         return target
 
     def planned(self, model: nn.Module) -> tuple[Plan, dict[str, Checked]]:
         """A plan all of whose regions hold, with the values of their layers."""
         while True:
-            plan = make_plan(model, self.args, self.kwargs, self.options, True, True, self.given_up)
+            with phase("plan"):
+                plan = make_plan(model, self.args, self.kwargs, self.options, True, True, self.given_up)
             checked: dict[str, Checked] = {}
             failed = GivenUp()
-            for unit in plan.units:
-                checked[unit.prefix], bad = checked_unit(unit, self.verify)
-                failed.add(bad)
+            with phase("measure"):
+                for unit in plan.units:
+                    checked[unit.prefix], bad = checked_unit(unit, self.verify)
+                    failed.add(bad)
             if not failed:
                 return plan, checked
             self._give_up(failed)
@@ -327,6 +347,7 @@ def explain(
     exclude: Patterns = None,
     keep_fallback: bool = False,
     affine: Affine = None,
+    progress: bool | None = None,
 ) -> Report:
     """The plan without the work: what `deploy` would fuse, at what price, and what it would leave and why.
 
@@ -347,10 +368,14 @@ def explain(
         model, example_inputs, rules, force, include, exclude, affine, keep_fallback
     )
     known = not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
-    if known and args is not None:
-        reference_of(model, args, kwargs, wide=False)
-    plan = make_plan(model, args, kwargs, options, values=known)
-    return report_of(model, plan, {})
+    with watched(f"explain {type(model).__name__}", progress) as watch:
+        with phase("reference"):
+            reference = reference_of(model, args, kwargs, wide=False) if known and args is not None else None
+        with phase("plan"):
+            plan = make_plan(model, args, kwargs, options, values=known)
+            found = report_of(model, plan, {}, reference)
+    found.seconds = watch.seconds
+    return found
 
 
 @names_itself
@@ -384,8 +409,7 @@ def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Checked], foun
     only_kept = {id(t) for t in spare}
     found.parameters = (found.parameters[0], sum(p.numel() for p in target.parameters() if id(p) not in only_kept))
     modules = [m for m in target.modules() if m not in kept]
-    found.layers = (found.layers[0], sum(isinstance(m, (nn.modules.conv._ConvNd, nn.Linear)) for m in modules))
-    found.norms = (found.norms[0], sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules))
+    found.layers = (found.layers[0], sum(map(is_layer, modules)))
     absorbed = before - set(target.state_dict())
     for hook in [
         k for k, h in target._load_state_dict_pre_hooks.items() if isinstance(getattr(h, "hook", h), LoadGuard)

@@ -32,6 +32,7 @@ from reptool.module_kinds import (
 from reptool.outside import kept_outside, written_constants, written_contents
 from reptool.own_draws import drew_since
 from reptool.patches import patched
+from reptool.places import said
 from reptool.running import Generators, users_device
 from reptool.runtime.containers import mapped
 from reptool.trace import CaptureLimitError, Event, Input, Question, Trace, Unanswerable
@@ -139,7 +140,7 @@ class Recorder(Writing):
             self.stack.pop()
             del self.stack[-1].items[mark:]
             self._erase_after(before)
-            self.opaque[path] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            self.opaque[path] = said(error)
             return self._leaf(module, path, args, kwargs, hooked)
         self.stack.pop()
         self._close(event, out)
@@ -208,7 +209,7 @@ class Recorder(Writing):
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = "", method: str = "forward") -> Trace:
         """Trace the root's forward (or a method of the one at `path`) on `args` and `kwargs`, which hold `Input`s."""
         module = self.root.get_submodule(path)
-        top, given = Event(module, path, method, None), (args, kwargs)
+        top, given = Event(module, path, method, None, prefix=self.prefix), (args, kwargs)
         self.stack = [top]
         args, kwargs = self._placeholders(args), self._placeholders(kwargs)
         top.args, top.kwargs = self.lower(args), self.lower(kwargs)

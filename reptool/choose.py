@@ -15,8 +15,8 @@ from reptool.analyse import Analysis
 from reptool.facts import keeps_shape
 from reptool.forms import Form
 from reptool.kernel import Kernel
-from reptool.ops import Affine
-from reptool.price import Price, layer_price, nominal_size, op_price
+from reptool.ops import Affine, Op
+from reptool.price import Price, Size, layer_price, nominal_size, op_price
 from reptool.refusal import Code, Refusal
 
 MAX_ROUNDS = 3
@@ -125,13 +125,10 @@ class Chooser:
                         self.found.refused.setdefault(node, known)
                         continue
                     form = known
-                if not self.force and self._only_grows(form):
-                    refusal: Refusal | None = self._dearer(node, form)
-                else:
-                    refusal = self.allowed(node, form)
+                refusal = (None if self.force else self._grows(node, form)) or self.allowed(node, form)
                 if refusal is None:
                     found[root] = form
-                else:
+                elif not _hands_on(self.found.ops[node]):
                     self.found.refused.setdefault(node, refusal)
             self.options[node] = found
         return self.options[node]
@@ -146,12 +143,35 @@ class Chooser:
             return layers[0].computed and not self.found.facts.only_follows(next(iter(form.ops)))
         return form.shape.channels is not None
 
-    def _only_grows(self, form: Form) -> bool:
-        """More weights for no fewer multiplications: a pooling folded into a pointwise convolution, say."""
-        old = [self._as_is(n) for n in form.ops]
-        new = self._layer(form)
-        multiplications, weights = sum(p.multiplications for p in old), sum(p.weights for p in old)
-        return new.weights > weights and new.multiplications >= multiplications
+    def _grows(self, node: fx.Node, form: Form) -> Refusal | None:
+        """More weights for no fewer multiplications: a pooling folded into a pointwise convolution, say.
+
+        What is saved there (an intermediate value, an operation) depends on the size of the image, and what it costs
+        does not: it is taken where the size is known and it pays at that size.
+        """
+        old, new = self._standing_of(form), self._layer(form)
+        if new.weights <= old.weights or new.multiplications < old.multiplications:
+            return None
+        if new.multiplications > old.multiplications or not form.shape.axes:
+            return self._dearer(node, form)
+        shape = self.found.facts.shape(form.root)
+        if shape is None:
+            sentence = (
+                f"one layer in place of {len(form.ops)} operations would hold {new.weights:,} weights instead of "
+                f"{old.weights:,} for as many multiplications; whether that pays depends on the size of the image: "
+                "give example_inputs"
+            )
+            return Refusal(Code.DEARER, sentence, (node.name,))
+        old = sum((self._price_as_is(n, self._seen_size(n)) for n in form.ops), Price())
+        new = layer_price(form.shape, shape[-len(form.shape.axes) :])
+        return None if new.total < old.total else _dearer(node, form, old, new, " at the size of example_inputs")
+
+    def _seen_size(self, node: fx.Node) -> Size | None:
+        """The size of the image that an operation reads in the example."""
+        op = self.found.ops[node]
+        shape = self.found.facts.shape(op.sources[0])
+        axes = len(op.shape.axes or ()) if isinstance(op, Affine) else 0
+        return None if shape is None else shape[-axes:] if axes else shape[2:]
 
     def _with_channels(self, node: fx.Node, form: Form) -> Form | Refusal:
         """A form of poolings alone on as many channels as its value has."""
@@ -174,9 +194,12 @@ class Chooser:
             self._standing[node] = self._price_as_is(node)
         return self._standing[node]
 
-    def _price_as_is(self, node: fx.Node) -> Price:
+    def _standing_of(self, form: Form) -> Price:
+        return sum(map(self._as_is, form.ops), Price())
+
+    def _price_as_is(self, node: fx.Node, seen: Size | None = None) -> Price:
         op = self.found.ops[node]
-        size = self.found.sizes.get(op.sources[0], ())
+        size = self.found.sizes.get(op.sources[0], ()) if seen is None else seen
         axes = op.shape.axes if isinstance(op, Affine) else None
         if axes and len(size) != len(axes):
             size = nominal_size(len(axes))
@@ -276,18 +299,18 @@ class Chooser:
             if not forms:
                 continue
             widest = max(forms, key=lambda f: len(f.ops))
-            before, after = sum(map(self._as_is, widest.ops), Price()), self._layer(widest)
-            if after.total <= before.total and after.multiplications <= before.multiplications:
-                continue  # one layer and what costs nothing
-            self.found.refused.setdefault(node, self._dearer(node, widest))
+            refusal = None if _hands_on(self.found.ops[node]) else self.dearer_than(node, widest)
+            if refusal is not None:  # not one layer and what costs nothing
+                self.found.refused.setdefault(node, refusal)
+
+    def dearer_than(self, node: fx.Node, form: Form) -> Refusal | None:
+        """Why a form as one layer is dearer than what stands; None where it is not."""
+        before, after = self._standing_of(form), self._layer(form)
+        cheaper = after.total <= before.total and after.multiplications <= before.multiplications
+        return None if cheaper else _dearer(node, form, before, after)
 
     def _dearer(self, node: fx.Node, form: Form) -> Refusal:
-        before, after = sum(map(self._as_is, form.ops), Price()), self._layer(form)
-        sentence = (
-            f"one layer in place of {len(form.ops)} operations would cost {after.total:,.0f} instead of "
-            f"{before.total:,.0f} ({after.multiplications:,} instead of {before.multiplications:,} multiplications)"
-        )
-        return Refusal(Code.DEARER, sentence, (node.name,))
+        return _dearer(node, form, self._standing_of(form), self._layer(form))
 
     def _greedy(self, order: list[fx.Node], wanted: set[fx.Node]) -> Choice:
         choice: Choice = {}
@@ -339,3 +362,22 @@ class Chooser:
                 before = before + self._as_is(op)
             regions.append(Region(node, form, before, self._layer(form)))
         return regions
+
+
+def _hands_on(op: Op) -> bool:
+    """Whether an operation gives what it reads: what is refused is what stands in front of it."""
+    return isinstance(op, Affine) and op.paradigm == "identity" and not op.layer
+
+
+def _dearer(node: fx.Node, form: Form, before: Price, after: Price, where: str = "") -> Refusal:
+    """The refusal with the numbers that decided."""
+    pairs = (
+        (before.multiplications, after.multiplications, "multiplications"),
+        (before.weights, after.weights, "weights"),
+    )
+    numbers = ", ".join(f"{new:,} instead of {old:,} {what}" for old, new, what in pairs)
+    sentence = (
+        f"one layer in place of {len(form.ops)} operations would cost {after.total:,.0f} instead of "
+        f"{before.total:,.0f} ({numbers}){where}"
+    )
+    return Refusal(Code.DEARER, sentence, (node.name,))

@@ -16,6 +16,7 @@ from reptool._nodes import metadata_read
 from reptool.analyse import Analysis
 from reptool.kernel import Kernel
 from reptool.ops import Affine, Concat, Op, Pieces, Sum
+from reptool.places import asked, listed, named
 from reptool.refusal import Code, Refusal
 from reptool.spread import Split, Spread, add_share, over_concat, over_slice, over_sum
 from reptool.surgery import Site, Surgeon, Surgery
@@ -111,8 +112,7 @@ class Spreads:
             for question in (*event.questions, *event.minor):
                 return Refusal(
                     Code.SPECIALIZED,
-                    f"{event.path or '<root>'}.{event.method} asks for the {question.what} of {question.node}; "
-                    "with another answer it may run other code",
+                    f"{event.function} asks for {asked(question)}; with another answer it may run other code",
                 )
         return None
 
@@ -183,7 +183,8 @@ class _Walk:
         op = self.found.ops.get(node)
         first: Refusal | None = None
         if reader is not None and not self._alone(node, reader):
-            first = Refusal(Code.READ_ELSEWHERE, f"{node.name}, in front of it, is also read elsewhere")
+            others = listed(n for n in self._readers(node) if n is not reader)
+            first = Refusal(Code.READ_ELSEWHERE, f"{named(node)}, in front of it, is also read by {others}")
         if node in self.through:
             self.tree.append(node)
             return self._back(self.through[node].source, node, steps, shifted) or first
@@ -218,8 +219,8 @@ class _Walk:
         twice = any(p.leaf is node for p in self.parts)
         self.parts.append(_Part(node, steps, shifted))
         if not layered:
-            return Refusal(Code.DISTRIBUTE, f"{node.name}, a part of what it reads, ends in no layer to take it")
-        return Refusal(Code.READ_ELSEWHERE, f"{node.name} is a part of it twice") if twice else None
+            return Refusal(Code.DISTRIBUTE, f"{named(node)}, a part of what it reads, ends in no layer to take it")
+        return Refusal(Code.READ_ELSEWHERE, f"{named(node)} is a part of it twice") if twice else None
 
     def _sum(self, op: Sum, shifted: bool) -> list[tuple[Split | None, bool]] | Refusal:
         if any(m is not None and not _is_number(m) for m in op.maps):
@@ -250,15 +251,19 @@ class _Walk:
         cuts = [r for r in direct if isinstance(self.found.ops.get(r), Pieces)]
         slices = [r for r in direct if r not in cuts] + [r for c in cuts for r in self._readers(c)]
         self.tree += [*cuts, *slices]
-        others = [self.found.ops.get(n) for n in slices if n is not node]
-        if self.kept & {op.source, *cuts} or not all(isinstance(o, Affine) and _is_slice(o) for o in others):
-            return Refusal(Code.READ_ELSEWHERE, f"{op.source.name}, of which it reads a slice, is also read elsewhere")
-        if any(taken & _rows(o) for o in others if isinstance(o, Affine)):
-            return Refusal(Code.READ_ELSEWHERE, f"channels of {node.name}, in front of it, are also read elsewhere")
+        whole = [n for n in slices if not _is_slice(self.found.ops.get(n))]
+        if self.kept & {op.source, *cuts} or whole:
+            sentence = f"{named(op.source)}, of which it reads a slice, is also read by {listed(whole)}"
+            return Refusal(Code.READ_ELSEWHERE, sentence)
+        clash = [n for n in slices if n is not node and taken & _rows(self.found.ops[n])]
+        if clash:
+            return Refusal(
+                Code.READ_ELSEWHERE, f"channels of {named(node)}, in front of it, are also read by {listed(clash)}"
+            )
         channels, axes = op.shape.channels, self.op.shape.axes
         assert channels is not None
         if len(taken) != channels.out_channels:
-            return Refusal(Code.DISTRIBUTE, f"{node.name}, in front of it, holds a channel twice")
+            return Refusal(Code.DISTRIBUTE, f"{named(node)}, in front of it, holds a channel twice")
         if count is None or axes is None:
             return Refusal(Code.CHANNELS, "it is one number for all channels, of which it reads some")
         if len(axes) != len(op.shape.axes or ()):
@@ -299,9 +304,9 @@ def _on_channels(op: Affine, sliced: Affine) -> Affine:
     return replace(op, shape=on(op.shape), load=lambda: on(op.load()))
 
 
-def _rows(op: Affine) -> set[int]:
+def _rows(op: Op) -> set[int]:
     """The channels that a slice takes."""
-    assert op.shape.channels is not None
+    assert isinstance(op, Affine) and op.shape.channels is not None
     return set(op.shape.channels.lo.tolist())
 
 
@@ -315,15 +320,15 @@ def _repeated(walk: _Walk, surgeon: Surgeon) -> Refusal | None:
     event: Event | None = walk.norm.meta["event"]
     while event is not None:
         if calls.count((event.path, event.method)) > 1:
-            return Refusal(Code.SHARED, f"{event.path or '<root>'}.{event.method}, in which it stands, is called twice")
+            return Refusal(Code.SHARED, f"{event.function}, in which it stands, is called twice")
         event = event.parent
     return None
 
 
 def _unplaced(spread: Spread, part: fx.Node, own: Refusal | None) -> Refusal:
     if own is None:
-        return Refusal(Code.DISTRIBUTE, f"no layer takes the share of {part.name}", (spread.norm.name,))
-    return Refusal(own.code, f"its share of {part.name} finds no place: {own.sentence}", (spread.norm.name,))
+        return Refusal(Code.DISTRIBUTE, f"no layer takes the share of {named(part)}", (spread.norm.name,))
+    return Refusal(own.code, f"its share of {named(part)} finds no place: {own.sentence}", (spread.norm.name,))
 
 
 def _kept(spread: Spread, surgery: Surgery) -> bool:

@@ -16,12 +16,16 @@ from reptool.facts import Facts
 from reptool.fallback import Fallbacks
 from reptool.handed_out import handed_out
 from reptool.inputs import placeholders, unknown_inputs
+from reptool.left import left_over
 from reptool.module_kinds import stock_forward, watched_classes
 from reptool.opaque import Responses, named_paths
 from reptool.ops import Affine
 from reptool.options import Options
 from reptool.ownership import Ownership, ownership
+from reptool.places import asked, named, said
 from reptool.planning import Planning
+from reptool.progress import phase
+from reptool.progress import unit as begun
 from reptool.reads import resolve
 from reptool.refusal import Code, Refusal
 from reptool.runtime.originals import KEPT
@@ -79,7 +83,9 @@ def make_plan(
         if prefix and args is not None:
             seen = seen_calls(model, args, kwargs) if seen is None else seen
             given, named = seen.get(prefix, (None, {}))
-        traced = _trace(module, prefix, given, named, watched, responses.below(prefix))
+        begun(prefix or "the whole model")
+        with phase("capture"):
+            traced = _trace(module, prefix, given, named, watched, responses.below(prefix))
         if isinstance(traced, str):
             plan.untraced[prefix] = traced
             queue += _children(prefix, module)
@@ -154,7 +160,7 @@ def _trace(
     except CaptureLimitError as error:
         return str(error)
     except Exception as error:  # the user's forward may raise anything
-        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return said(error)
 
 
 def _unit(
@@ -182,13 +188,17 @@ def _unit(
         found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy())
         surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize, given_up.methods)
         wiring = Wiring(surgeon, above, {*plan.untraced, *unread}, values)
-        surgery, refusals = Planning(surgeon, wiring, options, cast, given_up).done()
+        planning = Planning(surgeon, wiring, options, cast, given_up)
+        surgery, refusals = planning.done()
         if spreads.settled(surgeon, surgery, refusals):
             break
     refusals.update(spreads.refused)
     fused = {n for s in surgery.sites for n in s.region.form.ops}
     left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused and not _is_cut(found, n, r)}
-    unit = Unit(trace.prefix, trace, reads, facts, found, surgery, left, _questions(trace))
+    alive = surgeon.alive(surgery.sites)
+    left.update(left_over(trace, found, alive, left, planning.rejected, values))
+    left = {n: r if n.name in r.nodes else r.at(n.name, *r.nodes) for n, r in left.items()}
+    unit = Unit(trace.prefix, trace, reads, facts, found, surgery, left, alive, _questions(trace))
     gone = unit.gone()
     for path in gone & set(trace.opaque):
         plan.untraced.pop(".".join(p for p in (trace.prefix, path) if p), None)
@@ -202,9 +212,9 @@ def _blocked(recorder: Recorder, trace: Trace) -> dict[fx.Node, Refusal]:
     for node in trace.graph.nodes:
         written = recorder.unsettled.get(id(node.meta.get("module")))
         if node.meta.get("hooked"):
-            blocked[node] = Refusal(Code.HOOK, f"{node.target!r} has hooks that would see other values", (node.name,))
+            blocked[node] = Refusal(Code.HOOK, f"{named(node)} has hooks that would see other values", (node.name,))
         elif written is not None:
-            sentence = f"the forward itself sets {written!r} of {node.target!r}, which may be another one at each call"
+            sentence = f"the forward itself sets {written!r} of {named(node)}, which may be another one at each call"
             blocked[node] = Refusal(Code.SPECIALIZED, sentence, (node.name,))
     return blocked
 
@@ -228,8 +238,7 @@ def _questions(trace: Trace) -> list[str]:
     out: list[str] = []
 
     def walk(event: Event) -> None:
-        path = ".".join(p for p in (trace.prefix, event.path) if p) or "<root>"
-        out.extend(f"{path}.{event.method}: {q.what} of {q.node} = {q.answer!r}" for q in event.questions)
+        out.extend(f"{event.function}: {asked(q)} = {q.answer!r}" for q in event.questions)
         for item in event.items:
             if isinstance(item, Event):
                 walk(item)

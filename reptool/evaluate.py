@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool.casts import is_cast, unknown
+from reptool.places import named
 from reptool.trace import Unanswerable
 
 
@@ -42,13 +43,15 @@ class Evaluation:
                     self.real[node] = unknown(self.real[given])
                 continue
             if node.target is getattr and not node.meta["const"] and self._is_taken(node.args[0]):
-                raise Unanswerable(f"nothing is known of the dtype of {node.args[0]}: give example_inputs")
+                raise Unanswerable(
+                    f"nothing is known of the dtype of {named(node.all_input_nodes[0])}: give example_inputs"
+                )
             missing = [n for n in node.all_input_nodes if n not in self.real and n not in self.fakes]
             if missing:
                 todo += missing
                 continue
             if node.op == "placeholder":
-                raise Unanswerable(f"nothing is known of the input {node.name!r}: give example_inputs")
+                raise Unanswerable(f"nothing is known of {named(node)}: give example_inputs")
             todo.pop()
             known = {**{n: self._seen(n, node) for n in node.all_input_nodes}}
             args, kwargs = (fx.node.map_arg(a, known.__getitem__) for a in (node.args, node.kwargs))

@@ -106,6 +106,10 @@ class Fallbacks:
             if site.asked:
                 self.need(site.asked[0], site.asked[1:], [site])
 
+    def place(self, path: str) -> str:
+        """The path of a module in the whole model."""
+        return ".".join(p for p in (self.recorder.prefix, path) if p) or "<root>"
+
     # --- what is needed
     def need(self, event: Event, asked: Iterable[Event], sites: Iterable[Site]) -> None:
         """Specialize the method of a call, or of the smallest call around it that no region lies across.
@@ -166,7 +170,7 @@ class Fallbacks:
             self._guard(fallback)
             self._keep(fallback, changed)
         except CannotGuardError as error:
-            why = f"{fallback.path or '<root>'}.{fallback.method} cannot be specialized: {error}"
+            why = f"{self.place(fallback.path)}.{fallback.method} cannot be specialized: {error}"
             sites = fallback.sites or fallback.reached
             return {s.region: Refusal(Code.SPECIALIZED, why, (s.region.value.name,)) for s in sites}
         return {}
@@ -179,7 +183,7 @@ class Fallbacks:
                 calls = [e for e in self.calls if (e.path, e.method) == (path, name)]
                 if (path, name) in self.found or all(e in self.rewritten for e in calls):
                     continue
-                why = f"{path or '<root>'}.{name} runs differently in different places"
+                why = f"{self.place(path)}.{name} runs differently in different places"
                 for site in (s for s in self.sites if path in self._spans[s]):
                     problems[site.region] = Refusal(Code.SPECIALIZED, why, (site.region.value.name,))
         return problems
@@ -209,9 +213,9 @@ class Fallbacks:
         for other in sorted(p for s in self._undone(fallback, changed) for p in self._spans[s] & set(changed)):
             tensors, relative = changed[other], other[len(lead) :]
             if not f"{other}.".startswith(lead) or (tensors is None and not relative):
-                raise CannotGuardError(f"it uses {other!r}, which lies outside of it")
+                raise CannotGuardError(f"it uses {self.place(other)!r}, which lies outside of it")
             if len(self.aliases.get(other, ())) > 1 or {path, other} & self.held:
-                raise CannotGuardError(f"{other!r} is held in several places")
+                raise CannotGuardError(f"{self.place(other)!r} is held in several places")
             if tensors is None:
                 made.whole.add(relative)
             else:
@@ -241,7 +245,7 @@ class Fallbacks:
             for site in alone or sites:
                 problems[site.region] = Refusal(
                     Code.DEARER,
-                    f"{path or '<root>'} would keep {made.weights:,} weights for a fallback to save {made.saved:,.0f}",
+                    f"{self.place(path)} would keep {made.weights:,} weights for a fallback to save {made.saved:,.0f}",
                     (site.region.value.name,),
                 )
         return problems
@@ -259,7 +263,7 @@ class Fallbacks:
             try:
                 methods[name] = specialized_method(cls, name, methods.get(name), fallback.guards, fallback.training)
             except CannotCutError as error:
-                refusal = Refusal(Code.METHOD, f"{path or '<root>'}.{name}: {error}", (path,))
+                refusal = Refusal(Code.METHOD, f"{self.place(path)}.{name}: {error}", (self.place(path),))
                 return {s.region: refusal for s in fallback.sites or fallback.reached}
             if fallback.asked:
                 surgery.events.setdefault(path, next(iter(fallback.asked)))

@@ -15,6 +15,7 @@ from reptool.capture import Recorder
 from reptool.errors import InputError
 from reptool.inputs import placeholders, unknown_inputs
 from reptool.module_kinds import calls_itself, foreign_hooks
+from reptool.places import asked, said
 from reptool.rewrite.constants import address, is_text
 from reptool.runtime.expect import _expect, called
 from reptool.trace import Event, all_events
@@ -42,14 +43,12 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
         mark_state(trace, Recorder(model).run(*inputs))
     except Exception as error:  # the user's forward may raise anything
         raise InputError(
-            f"flatten=True cannot follow the model ({type(error).__name__}: {error}); "
-            "give example_inputs, or deploy without flatten"
+            f"flatten=True cannot follow the model ({said(error)}); give example_inputs, or deploy without flatten"
         ) from error
-    asked = [q for e in all_events(trace.top) for q in e.questions]
-    if asked:
+    questions = [q for e in all_events(trace.top) for q in e.questions]
+    if questions:
         raise InputError(
-            f"flatten=True would fix the {asked[0].what} of {asked[0].node} ({asked[0].answer!r}); "
-            "deploy without flatten"
+            f"flatten=True would fix {asked(questions[0])} ({questions[0].answer!r}); deploy without flatten"
         )
     hooked = next(
         (e.path for e in all_events(trace.top) if e.hooked or (e is trace.top and foreign_hooks(model))), None

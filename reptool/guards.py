@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from reptool._nodes import name_of
 from reptool.capture import Recorder
+from reptool.places import asked, named
 from reptool.runtime.originals import Like
 from reptool.trace import Event, Question, Unanswerable
 from reptool.walk import nodes_in
@@ -71,7 +72,7 @@ def guard(event: Event, asked: Iterable[Question], recorder: Recorder) -> Guard:
     def seen(value: Any) -> Any:
         if isinstance(value, fx.Node):
             if value.meta["const"]:
-                raise CannotGuardError(f"it is given the constant {value.name}")
+                raise CannotGuardError(f"it is given {named(value)}")
             return seen_value(value, _evaluated(value, recorder))
         return _plain(value, seen)
 
@@ -113,7 +114,7 @@ def _evaluated(node: fx.Node, recorder: Recorder) -> Any:
 def _cone(question: Question, entry: set[fx.Node]) -> set[fx.Node]:
     """The nodes that an answer is computed by, from the arguments on."""
     if question.at is None:
-        raise CannotGuardError(f"it asks for the {question.what} {question.node}")
+        raise CannotGuardError(f"it asks for {asked(question)}")
     cone: set[fx.Node] = set()
     stack = [question.at]
     while stack:
@@ -124,9 +125,9 @@ def _cone(question: Question, entry: set[fx.Node]) -> set[fx.Node]:
         if node in entry:
             continue
         if node.op == "placeholder":
-            raise CannotGuardError(f"it asks about {node.name}, which is no argument of it")
+            raise CannotGuardError(f"it asks about {named(node)}, which is no argument of it")
         if node.op == "call_method" and name_of(node).endswith("_"):
-            raise CannotGuardError(f"{node.name} is written in place")
+            raise CannotGuardError(f"{named(node)} is written in place")
         stack += node.all_input_nodes
     return cone
 

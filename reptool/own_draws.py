@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reptool.running import Generators
 
-MAX_RUNS = 5
+MAX_RUNS = 10
 _DRAWING = frozenset({"random", "getrandbits", "seed", "manual_seed"})  # and not what reads a state or sets it back
 
 

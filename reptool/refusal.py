@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 
 class Code(str, Enum):
@@ -28,10 +29,12 @@ class Code(str, Enum):
     BROADCAST = "broadcast"
     DTYPE = "dtype"
     DATA_DEPENDENT = "data-dependent"
+    UNREAD = "unread"
     # --- modules read by their impulse response (impulse.py, trials.py, opaque.py)
     OPAQUE = "opaque"
     NOT_AFFINE = "not-affine"
-    # --- planning and ownership (analyse.py, choose.py, surgery/)
+    # --- planning and ownership (analyse.py, choose.py, left.py, surgery/)
+    NO_LAYER = "no-layer"
     DEARER = "dearer"
     DISTRIBUTE = "distribute"
     READ_ELSEWHERE = "read-elsewhere"
@@ -60,17 +63,30 @@ class Refusal:
     Args:
         code: the machine-readable reason.
         sentence: what was found, in words.
-        nodes: names of the graph nodes or module paths it speaks of.
+        nodes: where: the paths of modules, an operation in a module's code as ``path: function``. While a model is
+            planned, the names of graph nodes.
+        lines: for each of them ``file:line`` of the code, '' where torch's own code calls the module.
     """
 
     code: Code
     sentence: str
     nodes: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
 
-    def at(self, *nodes: str) -> Refusal:
+    def at(self, *nodes: str, lines: tuple[str, ...] = ()) -> Refusal:
         """Return the same refusal naming `nodes`."""
-        return replace(self, nodes=tuple(nodes))
+        return replace(self, nodes=tuple(nodes), lines=lines)
+
+    def places(self) -> list[str]:
+        """Each place, with the line of its code where there is one."""
+        lines = self.lines or ("",) * len(self.nodes)
+        return [f"{n} ({line})" if line else n for n, line in zip(self.nodes, lines, strict=True)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; ``lines`` is there where there are any."""
+        out: dict[str, Any] = {"code": self.code.value, "sentence": self.sentence, "nodes": list(self.nodes)}
+        return {**out, "lines": list(self.lines)} if any(self.lines) else out
 
     def __str__(self) -> str:
-        where = f" [{', '.join(self.nodes)}]" if self.nodes else ""
+        where = f" [{', '.join(self.places())}]" if self.nodes else ""
         return f"{self.code.value}: {self.sentence}{where}"

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from torch import fx, nn
 
+from reptool._nodes import name_of
 from reptool._report import FusedRegion, Report
+from reptool._report_words import counted
+from reptool.counting import of_layer
 from reptool.errors import RequirementError
 from reptool.lower import Geometry
+from reptool.norms_run import running
+from reptool.ops import Affine
+from reptool.places import placed
 from reptool.rules import rules_of
+from reptool.surgery import Site
+from reptool.totals import is_layer, totals
 from reptool.units import Plan, Unit, layer_name
 from reptool.verify.regions import Checked
+from reptool.verify.whole_model import Reference
 
 
-def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked]) -> Report:
-    """The report on a plan and what was measured."""
+def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked], reference: Reference | None = None) -> Report:
+    """The report on a plan and what was measured.
+
+    Args:
+        model: the model that was planned.
+        plan: everything that was worked out for it.
+        measured: the errors of its regions.
+        reference: one run of the model itself.
+    """
     out = Report(type(model).__name__, untraced=dict(plan.untraced), refusals=list(plan.unseen))
-    norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    gone_layers, gone_norms = 0, set[fx.Node]()
+    found = running(model, plan)
+    out.norms, out.norms_left, out.unused = (len(found.before), len(found.after)), found.after, found.unused
+    saved: int | None = 0
     for unit in plan.units:
         out.specialized += unit.questions
         _add_fallbacks(out, unit)
-        places = _places(unit)
-        out.refusals += [r.at(*(places.get(n, n) or "<root>" for n in r.nodes)) for r in unit.refusals.values()]
+        out.refusals += placed(unit.trace.graph, unit.refusals.values())
         seen: set[str] = set()
         for site in unit.surgery.sites:
             region, form = site.region, site.region.form
@@ -34,6 +52,12 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked]) -> Rep
             name = layer_name(unit, site)
             out.impulses.update({p: plan.impulses[p] for p in full if p in plan.impulses})
             errors = measured.get(unit.prefix, {}).get(site, (None,))[0]
+            shown = _on_examples(unit, site)
+            computed = any(isinstance(op := unit.found.ops[n], Affine) and op.computed for n in form.ops)
+            if shown is None or unit.prefix or computed:  # what computes a weight multiplies as well
+                saved = None
+            elif saved is not None:
+                saved += shown[0] - shown[1]
             if name in seen:
                 continue
             seen.add(name)
@@ -43,21 +67,49 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked]) -> Rep
                     _shown(site.shape),
                     full,
                     sorted(rules_of(form, unit.found)),
-                    (region.before.multiplications, region.after.multiplications),
+                    shown or (region.before.multiplications, region.after.multiplications),
                     (region.before.total, region.after.total),
                     None if errors is None else errors.exact,
                     None if errors is None else errors.cast,
                     0 if errors is None else errors.sizes,
+                    "nominal" if shown is None else "example_inputs",
                 )
             )
             out.names[name] = full
-            gone_layers += region.before.layers - region.after.layers
-            norms_of = [n for n in form.ops if unit.found.ops[n].paradigm == "bn"]
-            gone_norms |= {unit.found.shares[n].norm if n in unit.found.shares else n for n in norms_of}
-    layers = sum(isinstance(m, (nn.modules.conv._ConvNd, nn.Linear)) for m in model.modules())
-    out.layers, out.norms = (layers, layers - gone_layers), (norms, max(norms - len(gone_norms), 0))
-    out.parameters = (sum(p.numel() for p in model.parameters()),) * 2
+    layers, parameters = totals(model, plan)
+    out.layers = (sum(map(is_layer, model.modules())), layers)
+    out.parameters = (sum(p.numel() for p in model.parameters()), parameters)
+    out.refusals += found.refusals
+    if reference is not None:
+        out.changing, before = reference.changing, reference.multiplications
+        if before is not None:
+            out.multiplications = (before, None if saved is None else before - saved)
     return out
+
+
+def _on_examples(unit: Unit, site: Site) -> tuple[int, int] | None:
+    """Multiplications of a region and of its layer on the example inputs; None where they are not known."""
+    region = site.region
+
+    def shape(node: fx.Node) -> tuple[int, ...] | None:
+        while node.meta.get("share") or name_of(node) == "setitem":  # of the shape of the part, of what is written
+            node = node.all_input_nodes[0]
+        return unit.facts.shape(node)
+
+    before = 0
+    for node in region.form.ops:
+        op = unit.found.ops[node]
+        if not isinstance(op, Affine) or not op.layer or node in unit.alive:
+            continue
+        read, written = shape(op.source), shape(node)
+        if read is None or written is None:
+            return None
+        if op.work is None:
+            before += of_layer(op.shape, read, written)
+        else:
+            before += int(op.work.multiplications * prod(written) / (op.shape.out_channels or 1))
+    read, written = shape(region.root), shape(region.value)
+    return None if read is None or written is None else (before, of_layer(region.form.shape, read, written))
 
 
 def _add_fallbacks(out: Report, unit: Unit) -> None:
@@ -88,26 +140,25 @@ def _shown(shape: Geometry) -> str:
     return f"{name}{len(shape.kernel_size)}d({shape.in_channels}, {shape.out_channels}, {size}{extra})"
 
 
-def _places(unit: Unit) -> dict[str, str]:
-    """Node name -> the path of the module it calls, or of the module whose code it stands in with its name."""
-    out: dict[str, str] = {}
-    for node in unit.trace.graph.nodes:
-        event = node.meta.get("event")
-        inside = str(node.target) if node.op == "call_module" or event is None else event.path
-        path = ".".join(p for p in (unit.prefix, inside) if p)
-        out[node.name] = path if node.op == "call_module" else f"{path}: {node.name}" if path else node.name
-    return out
-
-
 def check_requirements(found: Report, needed: list[str]) -> None:
-    """Raise where something that was required is not so."""
-    left: list[str] = []
-    if "no_batchnorm" in needed and found.norms[1]:
-        left.append(f"{found.norms[1]} batch normalizations are left")
+    """Raise where something that was required is not so, with every path and its reason."""
+    lines: list[str] = []
+    if "no_batchnorm" in needed and found.norms_left:
+        lines.append(f"{counted(len(found.norms_left), 'batch normalization')} left:")
+        lines += [f"  {path}: {_reasons(found, path) or 'the reason is not known'}" for path in found.norms_left]
     if "no_refusals" in needed and found.refusals:
-        left.append(f"{len(found.refusals)} sites were refused")
+        lines.append(f"{counted(len(found.refusals), 'refusal')}:")
+        lines += [f"  {', '.join(r.places()) or '<root>'}: {r.code.value}: {r.sentence}" for r in found.refusals]
     if "all_traced" in needed and found.untraced:
-        left.append(f"{len(found.untraced)} modules could not be followed: {', '.join(list(found.untraced)[:3])}")
-    if left:
-        reasons = "; ".join(str(r) for r in found.refusals[:5])
-        raise RequirementError(f"{'; '.join(left)}. Nothing was changed. {reasons}")
+        lines.append(f"{counted(len(found.untraced), 'module')} that could not be followed:")
+        lines += [f"  {path or '<root>'}: {why}" for path, why in found.untraced.items()]
+    if lines:
+        raise RequirementError(
+            "\n".join([f"{found.model} does not meet what was required; nothing was changed", *lines])
+        )
+
+
+def _reasons(found: Report, path: str) -> str:
+    """Why the norm at a path was left."""
+    reasons = (f"{r.code.value}: {r.sentence}" for r in found.refusals if path in r.nodes)
+    return "; ".join(dict.fromkeys(reasons))

@@ -7,7 +7,7 @@ from torch import fx
 from reptool.analyse import Analysis, forms_of
 from reptool.forms import Form
 from reptool.kernel import Axis
-from reptool.ops import Affine, Pieces, Reduced, Stack, Sum, View
+from reptool.ops import Affine, Concat, Pieces, Reduced, Stack, Sum, View
 
 RULES = (
     "conv_bn", "bn_conv", "branch_add", "branch_concat", "kernel_size", "sequential", "shortcut", "avg_pool", "scale",
@@ -46,18 +46,24 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
             rules.add("branch_add")
             if any(_past_identities(s, found) is form.root for s in op.sources):
                 rules.add("shortcut")
-            parts = [forms_of(found, s) for s in op.sources]
-            shared = [r for r in parts[0] if all(r in p for p in parts) and (r is form.root or r in form.ops)]
-            root = form.root if form.root in shared else shared[0]  # a crop behind the sum may have brought the rest
-            shapes = [p[root].shape for p in parts]
-            sizes = {tuple(a.kernel_size for a in s.axes or ((Axis(),) * len(form.shape.axes or ()))) for s in shapes}
-            if len(sizes) > 1:
-                rules.add("kernel_size")
+            rules |= _sizes(op, form, found)
         elif isinstance(op, View):
             rules.add("linear")
+        elif isinstance(op, Concat):
+            rules |= {"branch_concat", *_sizes(op, form, found)}
         else:
-            rules.add("branch_concat")
+            rules.add("padding")
     return frozenset(rules)
+
+
+def _sizes(op: Sum | Concat, form: Form, found: Analysis) -> set[str]:
+    """The rule that brings branches to one kernel size, where they differ."""
+    parts = [forms_of(found, s) for s in op.sources]
+    shared = [r for r in parts[0] if all(r in p for p in parts) and (r is form.root or r in form.ops)]
+    root = form.root if form.root in shared else shared[0]  # a crop behind the sum may have brought the rest
+    plain = (Axis(),) * len(form.shape.axes or ())
+    sizes = {tuple(a.kernel_size for a in p[root].shape.axes or plain) for p in parts}
+    return {"kernel_size"} if len(sizes) > 1 else set()
 
 
 def _past_identities(node: fx.Node, found: Analysis) -> fx.Node:

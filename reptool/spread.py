@@ -126,7 +126,7 @@ def add_share(spread: Spread, graph: fx.Graph, leaf: fx.Node, steps: list[Split]
         node.meta["module"] = Share(load)
     else:
         node = graph.create_node("call_function", Share(load).forward, (leaf,), name=f"{norm.name}_share")
-    node.meta.update(event=norm.meta["event"], const=False, kind="tensor", share=True)
+    node.meta.update(event=norm.meta["event"], const=False, kind="tensor", share=True, share_of=norm)
     spread.leaves.append(leaf)
     spread.shares.append(node)
     spread.ops.append(replace(op, source=leaf, shape=shape, load=load))

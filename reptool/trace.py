@@ -55,6 +55,18 @@ class Event:
     hooked: bool = False
     node: fx.Node | None = None  # for a leaf
     where: tuple[Any, int] | None = None  # the code that made the call, and the offset of the call in it
+    prefix: str = ""  # of the outermost call: where in the whole model its module is
+
+    @property
+    def place(self) -> str:
+        """The path of the module in the whole model."""
+        *_, top = self.ancestors()
+        return ".".join(p for p in (top.prefix, self.path) if p) or "<root>"
+
+    @property
+    def function(self) -> str:
+        """Module and method, as messages name them."""
+        return f"{self.place}.{self.method}"
 
     def ancestors(self) -> Iterator[Event]:
         """This event and all that enclose it, innermost first."""
@@ -88,6 +100,10 @@ class Trace:
     opaque: dict[str, str]
     constants: dict[str, Tensor]
     shown: bool = False  # whether the caller showed how the root is called
+
+    def place(self, path: str) -> str:
+        """The path in the whole model of a module or tensor of the root."""
+        return ".".join(p for p in (self.prefix, path) if p) or "<root>"
 
 
 @dataclass

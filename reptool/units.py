@@ -58,6 +58,7 @@ class Unit:
     found: Analysis
     surgery: Surgery
     refusals: dict[fx.Node, Refusal]
+    alive: set[fx.Node] = field(default_factory=set)  # operations of the plan that are computed as they stand
     questions: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)  # modules named as affine that were not fused
 

@@ -18,6 +18,7 @@ from reptool.evaluate import Evaluation
 from reptool.module_kinds import calls_itself
 from reptool.outside import contents_of, held_by, written_so_far
 from reptool.patches import DRAWS
+from reptool.places import frame_of, named, said
 from reptool.reads import mutated_argument, writes_many
 from reptool.runtime.containers import Place, filled, mapped, parts, template_of, with_parts
 from reptool.trace import VALUE, CaptureLimitError, Event, Question, Unanswerable
@@ -114,20 +115,20 @@ class Writing:
         self.calls += 1
         exact = op == "call_module" or (op == "call_function" and target in self.functions)
         lowered = tuple(self.operand(a, exact) for a in args)
-        named = {k: self.operand(v, exact) for k, v in kwargs.items()}
-        like = written_out(op, target, lowered, named)
+        keyword = {k: self.operand(v, exact) for k, v in kwargs.items()}
+        like = written_out(op, target, lowered, keyword)
         if like is not None:
             read = {k: self.emit("call_function", getattr, (self.value(like[0]), k), {}).node for k in CAST_TO}
-            target, lowered, named = "to", lowered[:1], {**read, **like[1]}
-        node = self.graph.create_node(op, target, lowered, named)
-        node.meta["event"] = self.stack[-1]
+            target, lowered, keyword = "to", lowered[:1], {**read, **like[1]}
+        node = self.graph.create_node(op, target, lowered, keyword)
+        node.meta["event"], node.meta["frame"] = self.stack[-1], frame_of(self.stack[-1])
         node.meta["const"] = op != "placeholder" and all(n.meta["const"] for n in node.all_input_nodes)
         if op in ("call_function", "call_method") and not node.all_input_nodes:
             node.meta["const"] = getattr(target, "__name__", target) not in DRAWS
         node.meta["kind"] = kind or tensor_kind(node)
         mark(node)
         if writes_many(node):
-            raise Unanswerable(f"{node.name} writes several tensors in place")
+            raise Unanswerable(f"{named(node)} writes several tensors in place")
         written = mutated_argument(node) if op != "call_module" else None
         self.writes_constants |= written is not None and written.meta["const"]
         self.stack[-1].items.append(node)
@@ -228,13 +229,15 @@ class Writing:
         """Answer a question about a value, or raise `Unanswerable`."""
         try:
             if self.guessed and what in ("length", "membership") and node.op == "placeholder":
-                raise Unanswerable(f"{node.name} was taken for an image, and is asked for its {what}")
+                raise Unanswerable(f"{named(node)} was taken for an image, and is asked for its {what}")
             if node.meta["const"] and self.writes_constants and written_so_far(self.graph, node):
-                raise Unanswerable(f"{node.name} was written in place, and is asked for its {what}")
+                raise Unanswerable(f"{named(node)} was written in place, and is asked for its {what}")
             if node.meta.get("cast"):
-                raise Unanswerable(f"{node.name} is of the dtype of a value, and is asked for its {what}")
+                raise Unanswerable(f"{named(node)} is of the dtype of a value, and is asked for its {what}")
             answer = read(self.evaluate(node))
         except Exception as error:
+            if type(error).__name__ == "DataDependentOutputException":
+                error = Unanswerable(f"it decides by the {what} of {named(node)}, which depends on data")
             raise self.refused(error)  # noqa: B904 - it is the same error
         if not node.meta["const"]:
             self.stack[-1].questions.append(Question(what, node.name, answer, node, read))
@@ -250,7 +253,7 @@ class Writing:
             return _isinstance(node.meta["tensor"], kinds)
         if _isinstance(value, Tensor):
             if node.op == "placeholder" and not own and len(self.stack) == 1:  # a list of images may go another way
-                self.stack[-1].questions.append(Question("type", node.name, "Tensor"))
+                self.stack[-1].questions.append(Question("type", str(node.target), "Tensor"))
             return _isinstance(value, kinds)
         if own:
             return _isinstance(value, kinds)
@@ -260,7 +263,7 @@ class Writing:
         try:
             return _isinstance(self.evaluate(node), kinds)
         except Unanswerable as error:
-            raise self.refused(Unanswerable(f"{node.name} is asked for its type: {error}")) from None
+            raise self.refused(Unanswerable(f"{named(node)} is asked for its type: {error}")) from None
 
     def evaluate(self, node: fx.Node) -> Any:
         """The concrete value of a constant, or a fake one of what depends on the inputs."""
@@ -270,6 +273,6 @@ class Writing:
         except (Unanswerable, CaptureLimitError):
             raise
         except Exception as error:
-            raise Unanswerable(f"{node.name}: {type(error).__name__}: {error}") from error
+            raise Unanswerable(f"{named(node)}: {said(error)}") from error
         finally:
             self.active = active

@@ -1,5 +1,6 @@
 """Print what the README's example prints: `python -m tests.readme`."""
 
+import os
 import re
 from pathlib import Path
 
@@ -21,4 +22,5 @@ def shown(text: str) -> str:
 
 
 if __name__ == "__main__":
+    os.environ["COLUMNS"] = "120"  # reports are as wide as the terminal
     exec(compile(example(README.read_text()), "README.md", "exec"), {})

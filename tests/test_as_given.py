@@ -156,7 +156,7 @@ def test_a_model_whose_copies_are_others_is_refused(inplace: bool) -> None:
 def test_the_reference_is_the_models_own_output_and_the_exact_one() -> None:
     model, x = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).eval(), torch.randn(2, 3, 6, 6)
     with torch.no_grad():
-        own, exact = reference_of(model, (x,), {}, True)
-        assert torch.equal(own, model(x))
-        assert torch.equal(exact, full_copy(model).double()(x.double()))
-        assert reference_of(model, (x,), {}, False)[1] is None
+        found = reference_of(model, (x,), {}, True)
+        assert torch.equal(found.own, model(x))
+        assert torch.equal(found.exact, full_copy(model).double()(x.double()))
+        assert reference_of(model, (x,), {}, False).exact is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import reptool
 from reptool import RULES, Code
-from reptool.blocks import DiverseBranchBlock, RepNeXtUnit, RepVGGBlock
+from reptool.blocks import DiverseBranchBlock, Parallel, RepNeXtUnit, RepVGGBlock
 from reptool.errors import (
     InputError,
     RegionWarning,
@@ -494,17 +495,62 @@ def test_a_dense_1x1_before_a_grouped_kxk_is_refused_by_price() -> None:
     assert_refused_by_price(nn.Sequential(conv(16, 16, 1), conv(16, 16, padding=0, groups=16)))
 
 
-def test_a_pooling_behind_a_pointwise_layer_stays_a_pooling() -> None:
-    """DenseNet's transition: one 2x2 convolution of stride 2 would have four times the weights."""
-    model = randomize(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), conv(8, 4, 1, bias=False), nn.AvgPool2d(2)))
-    model.eval()
-    report = reptool.explain(model)
+def transition(channels: int, size: int) -> tuple[nn.Module, Tensor]:
+    """DenseNet's transition: one 2x2 convolution of stride 2 has four times the weights and multiplies as often."""
+    parts = (
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        conv(channels, channels // 2, 1, bias=False),
+        nn.AvgPool2d(2),
+        nn.ReLU(),
+    )
+    return randomize(nn.Sequential(*parts)).eval(), torch.randn(1, channels, size, size)
+
+
+def test_a_pooling_behind_a_pointwise_layer_is_folded_where_the_size_says_that_it_pays() -> None:
+    model, x = transition(64, 16)
+    (region,) = reptool.explain(model, x).regions
+    assert "avg_pool" in region.rules
+    assert region.multiplications[0] == region.multiplications[1]
+    assert_equivalent(model, reptool.deploy(model, x), x)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_pooling_behind_a_pointwise_layer_stays_where_its_weights_cost_more(given: bool) -> None:
+    model, x = transition(512, 4)
+    report = reptool.explain(model, x if given else None)
     assert not report.regions
-    assert Code.DEARER in {r.code for r in report.refusals}
-    x = torch.randn(2, 8, 9, 6)
-    for deployed in (reptool.deploy(model), reptool.deploy(model, x)):
-        assert_equivalent(model, deployed, x)
-        assert sum(p.numel() for p in deployed.parameters()) == sum(p.numel() for p in model.parameters())
+    (refusal,) = [r for r in report.refusals if r.code is Code.DEARER]
+    assert refusal.nodes == ("3",)
+    assert ("example_inputs" in refusal.sentence, "weights" in refusal.sentence) == (True, True)
+    deployed = reptool.deploy(model, x if given else None)
+    assert sum(p.numel() for p in deployed.parameters()) == sum(p.numel() for p in model.parameters())
+
+
+def numbers(sentence: str) -> list[tuple[int, int]]:
+    """The pairs ``new instead of old`` of a sentence."""
+    found = re.findall(r"([\d,]+)[a-z ]* instead of ([\d,]+)", sentence)
+    return [(int(a.replace(",", "")), int(b.replace(",", ""))) for a, b in found]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_what_is_dearer_is_so_in_one_of_its_numbers(given: bool) -> None:
+    models = [
+        (nn.Sequential(nn.Conv1d(256, 128, 1), nn.AvgPool1d(2), nn.ReLU()), torch.randn(1, 256, 9)),
+        (nn.Sequential(nn.Conv3d(64, 64, 1), nn.AvgPool3d(2), nn.BatchNorm3d(64)), torch.randn(1, 64, 4, 4, 4)),
+        (nn.Sequential(conv(16, 16, groups=16), conv(16, 16, 1), nn.AvgPool2d(2)), torch.randn(1, 16, 8, 8)),
+        (nn.Sequential(conv(64, 8, 1), conv(8, 64, 1), nn.BatchNorm2d(64)), torch.randn(1, 64, 8, 8)),
+        (nn.Sequential(conv(4, 4, bias=False), conv(4, 4, padding=0), nn.AvgPool2d(3, 1, 1)), torch.randn(1, 4, 8, 8)),
+        (nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64)), torch.randn(2, 64)),
+        transition(512, 4),
+    ]
+    refusals = [r for m, x in models for r in reptool.explain(m.eval(), x if given else None).refusals]
+    found = [r for r in refusals if r.code is Code.DEARER]
+    assert len(found) >= 3
+    for refusal in found:
+        pairs = numbers(refusal.sentence)
+        assert pairs, refusal
+        assert any(new > old for new, old in pairs), refusal
 
 
 def test_regions_are_priced_whole() -> None:
@@ -529,6 +575,18 @@ def test_no_plan_raises_the_price_or_the_multiplications(seed: int) -> None:
 
 
 # --- explain and report ---------------------------------------------------------------------------------------------
+def test_rules_mean_the_same_for_sums_and_concatenations() -> None:
+    for how in ("sum", "concat"):
+        same = Parallel([conv(6, 8), conv(6, 8)], how).eval()
+        other = Parallel([conv(6, 8), conv(6, 8, 1)], how).eval()
+        rules = ["branch_add", "branch_concat"]
+        assert len(reptool.explain(same, rules=rules, force=True).regions) == 1
+        (refusal,) = reptool.explain(other, rules=rules, force=True).refusals
+        assert (refusal.code, "kernel_size" in refusal.sentence) == (Code.RULE_OFF, True)
+        (region,) = reptool.explain(other, rules=[*rules, "kernel_size"], force=True).regions
+        assert "kernel_size" in region.rules
+
+
 def test_explain_is_the_plan_that_deploy_carries_out() -> None:
     model = ready(Net())
     before = state(model)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 import reptool
 from reptool.demo.export import export_onnx, onnx_operators, run_onnx
 from reptool.demo.others import calibrate
-from reptool.testing import count_operations, randomize, tensors_in
+from reptool.testing import count_operations, randomize, tensors_in, unnamed_sites
+from tests.test_counting import counted
+from tests.test_places import assert_no_graph_names
 
 pytestmark = pytest.mark.models
 
@@ -218,3 +220,21 @@ def test_one_graph() -> None:
     assert isinstance(flat, torch.fx.GraphModule)
     assert sum(isinstance(m, nn.Conv2d) for m in flat.modules()) == 22
     assert error(flat(x), double("repvgg_a0")(x.double())) < 1e-5
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_nothing_that_still_runs_is_silent(name: str) -> None:
+    x = images(name)
+    with_inputs = reptool.deploy(original(name), x, verify=False)
+    for model in (deployed(name), with_inputs):
+        assert unnamed_sites(model, reptool.report(model), x) == []
+    assert_no_graph_names(original(name), x)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_multiplications_are_those_that_torch_counts(name: str) -> None:
+    x = images(name)
+    model = reptool.deploy(original(name), x, verify=False)
+    report = reptool.report(model)
+    assert report.multiplications == (counted(original(name), x), counted(model, x))
+    assert {r.at for r in report.regions} == {"example_inputs"}

@@ -203,6 +203,12 @@ CASES = [
     ),
     Case(Code.DATA_DEPENDENT, lambda: net(lambda self, x: self.a(x)[:, :, :4], a=conv(4, 4)), "getitem"),
     Case(
+        Code.UNREAD,
+        lambda: nn.Sequential(nn.ReLU(), nn.InstanceNorm2d(4, track_running_stats=True)),
+        "InstanceNorm2d [1]",
+    ),
+    Case(Code.NO_LAYER, lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), "[0]"),
+    Case(
         Code.OPAQUE,
         lambda: nn.Sequential(net(lambda self, x: x.amax((2, 3)))),
         "[0]",
@@ -323,6 +329,14 @@ def test_every_code_has_a_case() -> None:
 def test_every_code_has_a_line_in_the_documentation() -> None:
     rows = [line.split("|")[1].strip() for line in DOCS.read_text().splitlines() if line.startswith("| `")]
     assert rows == [f"`{code.value}`" for code in Code]
+
+
+def test_a_refusal_is_plain_data_with_lines_where_there_are_any() -> None:
+    plain = {"code": "stride", "sentence": "strides 1 and 2", "nodes": ["a", "b"]}
+    assert Refusal(Code.STRIDE, "strides 1 and 2", ("a", "b")).to_dict() == plain
+    lined = Refusal(Code.STRIDE, "strides 1 and 2").at("a", "b", lines=("", "net.py:3"))
+    assert lined.to_dict() == {**plain, "lines": ["", "net.py:3"]}
+    assert str(lined) == "stride: strides 1 and 2 [a, b (net.py:3)]"
 
 
 def test_a_refusal_prints_code_sentence_and_places() -> None:

@@ -177,8 +177,10 @@ def test_a_block_whose_forward_the_library_wraps_is_written_anew() -> None:
     assert convolutions(deployed) == 2
     y = torch.randn(1, 4, 5, 11)
     assert (deployed(y) - model(y)).abs().max() < 1e-5
-    with pytest.raises(SpecializedError):
-        deployed.train()(x)
+    assert torch.equal(deployed.train()(y), deployed.eval()(y))
+    deployed[0].saves_memory = True
+    with pytest.raises(SpecializedError, match="saves_memory"):
+        deployed(x)
 
 
 def test_a_wrapped_forward_with_an_optional_argument_stays_and_says_so() -> None:

@@ -28,21 +28,19 @@ def along_channels(
         return None
     exact = exact.double()
     if value.numel() == 1:
-        rank = ctx.rank(source)
-        if value.dim() > 1 and (rank is None or value.dim() > rank):
-            return None
-        return Kernel(None, None), exact.reshape(1)
+        return _adds_axes(value, ctx.rank(source), 1) or (Kernel(None, None), exact.reshape(1))
     wide = [i for i, size in enumerate(value.shape) if size != 1]
     if len(wide) > 1:
         return Refusal(Code.BROADCAST, f"a constant of shape {tuple(value.shape)} varies along more than the channels")
     behind = value.dim() - 1 - wide[0]
     rank = ctx.rank(source)
-    if behind > MAX_AXES or (rank is not None and rank < value.dim()):
-        return None
-    if rank is None and value.dim() > (behind + 2 if behind else 1):
+    if behind > MAX_AXES:
         return Refusal(
-            Code.RANK_UNKNOWN, f"a constant of shape {tuple(value.shape)} may add axes to a value of unknown rank"
+            Code.BROADCAST, f"a constant of shape {tuple(value.shape)} has {behind} axes behind the channels"
         )
+    added = _adds_axes(value, rank, behind + 2 if behind else 1)
+    if added is not None:
+        return added
     if rank is not None and behind and behind != rank - 2:
         return Refusal(
             Code.BROADCAST, f"a constant of shape {tuple(value.shape)} varies along an axis that is not the channels"
@@ -52,6 +50,16 @@ def along_channels(
     if known is not None and known != count:
         return Refusal(Code.BROADCAST, f"a constant of {count} channels on a value of {known}")
     return Kernel(Channels.grouped(count, count, count), (Axis(),) * behind), exact.reshape(count)
+
+
+def _adds_axes(value: Tensor, rank: int | None, least: int) -> Refusal | None:
+    """Whether arithmetic with this constant may give a value of more axes; of an unknown rank it has `least`."""
+    shape = tuple(value.shape)
+    if rank is None and value.dim() > least:
+        return Refusal(Code.RANK_UNKNOWN, f"a constant of shape {shape} may add axes to a value of unknown rank")
+    if rank is not None and value.dim() > rank:
+        return Refusal(Code.BROADCAST, f"a constant of shape {shape} adds axes to a value of {rank}")
+    return None
 
 
 def _changes_dtype(value: Any, dtype: torch.dtype | None) -> Refusal | None:

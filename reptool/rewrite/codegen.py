@@ -21,6 +21,7 @@ from reptool._nodes import is_inert, name_of
 from reptool.capture import Recorder
 from reptool.function_text import behind
 from reptool.modes import names_in, offered, own_settings
+from reptool.places import asked, named
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.constants import CannotCutError, Constants
@@ -103,17 +104,14 @@ class Cutter:
         try:
             return self._method()
         except CannotCutError as error:
-            return Refusal(
-                error.code, f"{self.event.path or '<root>'}.{self.event.method}: {error}", (self.event.path,)
-            )
+            return Refusal(error.code, f"{self.event.function}: {error}", (self.event.place,))
 
     def _method(self) -> Method:
         function = getattr(type(self.event.module), self.event.method)
         check_rewritable(function)
         questions = [*self.event.questions, *self.event.minor]
         if questions and not self.fallback:
-            q = questions[0]
-            raise CannotCutError(f"it asks for the {q.what} of {q.node}")
+            raise CannotCutError(f"it asks for {asked(questions[0])}")
         if self.event.effects:
             raise CannotCutError(f"it {self.event.effects[0]}")
         guards = self._parameters(function)
@@ -199,7 +197,7 @@ class Cutter:
             return
         handed = any(n in self.map for n in nodes_in(child.output))
         if handed and any(e.questions or e.minor for e in all_events(child)):
-            raise CannotCutError(f"{child.path} hands on what it is given, and asks something: it may not always")
+            raise CannotCutError(f"{child.place} hands on what it is given, and asks something: it may not always")
         self.now = min((self.reads.position[n] for n in child.nodes()), default=self.now)
         args, kwargs = self._lookup_all(child.args), self._lookup_all(child.kwargs)
         relative = self._relative(child.path) if child.method == "forward" else child.method
@@ -215,7 +213,7 @@ class Cutter:
             known = self._other_name(path)
             if known is not None:
                 return known
-            raise CannotCutError(f"it uses {path!r}, which lies outside of it")
+            raise CannotCutError(f"it uses {'.'.join(p for p in (self.prefix, path) if p)!r}, which lies outside of it")
         return path[len(base) + 1 :]
 
     def _other_name(self, path: str) -> str | None:
@@ -308,14 +306,14 @@ class Cutter:
             if seen in self.map:
                 return self.map[seen]
             if seen in self.edits.bypass or seen in self.edits.dead:
-                raise CannotCutError(f"it reads {node.name}, which was written in place elsewhere")
+                raise CannotCutError(f"it reads {named(node)}, which was written in place elsewhere")
         if node in self.map:
             return self.map[node]
         if node in self.edits.bypass and node not in self.edits.layers:
             return self._lookup(user, self.edits.bypass[node])
         if node.meta["const"]:
             return self._constant(node)
-        raise CannotCutError(f"it needs {node.name}, which is computed elsewhere")
+        raise CannotCutError(f"it needs {named(node)}, which is computed elsewhere")
 
     def _constant(self, node: fx.Node) -> Any:
         if node.op == "get_attr":

@@ -8,6 +8,7 @@ from torch import fx
 
 from reptool.forms import Form
 from reptool.ops import Affine
+from reptool.places import named
 from reptool.refusal import Code, Refusal
 from reptool.surgery.traced import Traced
 
@@ -37,7 +38,8 @@ def alike(traced: Traced) -> Callable[[fx.Node, Form], Refusal | None]:
         pattern = traced.pattern(traced.ordered(form))
         if any(all(pattern in patterns[o] for o in several[n] if o not in form.ops) for n in layers):
             return None
-        name = str(layers[0].target)
-        return Refusal(Code.SHARED, f"{name!r} is called in places that would need different weights", (node.name,))
+        return Refusal(
+            Code.SHARED, f"{named(layers[0])} is called in places that would need different weights", (node.name,)
+        )
 
     return refused

@@ -8,6 +8,7 @@ from reptool._nodes import metadata_read
 from reptool.casts import is_cast
 from reptool.choose import Region
 from reptool.ops import Affine, Concat, Pieces
+from reptool.places import listed, named, seen_in
 from reptool.refusal import Code, Refusal
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced, is_plain_identity
@@ -45,13 +46,13 @@ class Checking(Traced):
             op = self.found.ops[node]
             changes = bool(op.owners) or node is site.carrier
             if changes and node in live:
-                return Refusal(Code.READ_ELSEWHERE, "an absorbed layer's output is still read elsewhere", (node.name,))
+                return self._read_elsewhere("the output of a layer that would go away", node, absorbed)
             if not op.owners and node in live and node not in site.onpath:
                 continue
             if isinstance(op, Pieces) and node in live:
                 continue
             if node in live and node in site.onpath and not is_plain_identity(op, node):
-                return Refusal(Code.READ_ELSEWHERE, "an absorbed value is still read elsewhere", (node.name,))
+                return self._read_elsewhere("a value that would go away", node, absorbed)
             last = max(absorbed[node], key=lambda s: self.reads.position[s.region.value])
             if len(absorbed[node]) > 1 and last is site and any(other.carrier is node for other in absorbed[node]):
                 return Refusal(Code.READ_ELSEWHERE, "one layer would have to serve two regions", (node.name,))
@@ -71,8 +72,13 @@ class Checking(Traced):
             if metadata_read(reader) == "rank" and (node not in site.dead or self._casts_only(reader, absorbed)):
                 continue
             if node in site.dead or not self._same_size(node, site):
-                return Refusal(Code.READ_ELSEWHERE, "the shape of an absorbed value is read", (node.name, reader.name))
+                sentence = f"{seen_in(reader)} reads the shape of {named(node)}, which would go away"
+                return Refusal(Code.READ_ELSEWHERE, sentence, (node.name, reader.name))
         return None
+
+    def _read_elsewhere(self, what: str, node: fx.Node, absorbed: dict[fx.Node, list[Site]]) -> Refusal:
+        others = [r for r in self.reads.readers.get(node, ()) if r not in absorbed and not metadata_read(r)]
+        return Refusal(Code.READ_ELSEWHERE, f"{what} is also read by {listed(others)}", (node.name,))
 
     def _casts_only(self, reader: fx.Node, absorbed: dict[fx.Node, list[Site]]) -> bool:
         """Whether a dtype is read for nothing but constants of absorbed operations."""
@@ -103,11 +109,12 @@ class Checking(Traced):
         """Whether a module or tensor is used anywhere but in absorbed operations of the same meaning."""
         slotted = owner == site.slot or (site.event is not None and owner.startswith(f"{site.slot}."))
         if owner in self.hooked:
-            return Refusal(Code.HOOK, f"{owner!r} has hooks that would see other values", (node.name,))
-        if owner in self.held and node.op == "call_module" and not (slotted and site.reuse):
             return Refusal(
-                Code.SHARED, f"{owner!r} is also kept in a plain attribute, which would keep the old one", (node.name,)
+                Code.HOOK, f"{self.trace.place(owner)!r} has hooks that would see other values", (node.name,)
             )
+        if owner in self.held and node.op == "call_module" and not (slotted and site.reuse):
+            sentence = f"{self.trace.place(owner)!r} is also kept in a plain attribute, which would keep the old one"
+            return Refusal(Code.SHARED, sentence, (node.name,))
         spread = self.found.shares.get(node)
         users: list[fx.Node] = []
         for call in self.calls.get(owner, ()):
@@ -117,7 +124,7 @@ class Checking(Traced):
             users += self.const_users(attribute)
             for event in self.givers.get(attribute, ()):
                 if event in node.meta["event"].ancestors():
-                    sentence = f"{owner!r} is also given out by {event.path or '<root>'}.{event.method}"
+                    sentence = f"{self.trace.place(owner)!r} is also given out by {event.function}"
                     return Refusal(Code.SHARED, sentence, (node.name,))
         for user in users:
             if spread is not None and user is spread.norm:
@@ -129,18 +136,21 @@ class Checking(Traced):
                 ):
                     return Refusal(
                         Code.SHARED,
-                        f"{owner!r} would be a layer in one place and absorbed in another",
+                        f"{self.trace.place(owner)!r} would be a layer in one place and absorbed in another",
                         (node.name, user.name),
                     )
                 if kept and any(self._signature(s) != signature for s in absorbed[user] if s is not site):
                     return Refusal(
                         Code.SHARED,
-                        f"{owner!r} is called in places that would need different weights",
+                        f"{self.trace.place(owner)!r} is called in places that would need different weights",
                         (node.name, user.name),
                     )
                 continue
             if user.op == "call_module" and user is not node:
-                return Refusal(Code.SHARED, f"{owner!r} is called more than once", (node.name, user.name))
+                return Refusal(
+                    Code.SHARED, f"{self.trace.place(owner)!r} is called more than once", (node.name, user.name)
+                )
             if user is not node:
-                return Refusal(Code.SHARED, f"{owner!r} is also read by {user.name}", (node.name, user.name))
+                sentence = f"{self.trace.place(owner)!r} is also read by {named(user)}"
+                return Refusal(Code.SHARED, sentence, (node.name, user.name))
         return None

@@ -219,9 +219,7 @@ class Operating(Traced):
         made = refusal or cutter.method()
         known = surgery.methods.get(event.path, {}).get(event.method)
         if isinstance(made, Method) and known is not None and known.source != made.source:
-            made = Refusal(
-                Code.SHARED, f"{event.path}.{event.method} runs differently in different places", (event.path,)
-            )
+            made = Refusal(Code.SHARED, f"{event.function} runs differently in different places", (event.place,))
         if isinstance(made, Refusal):
             for node in touched:
                 site = blame.get(node) or next((blame[n] for n in self._cause(node) if n in blame), None)
@@ -261,7 +259,7 @@ class Operating(Traced):
                 return None
         bound = event.module.__dict__.get(event.method)
         if bound is not None and not hasattr(bound, "recorder"):
-            return Refusal(Code.METHOD, f"{event.path}.{event.method} was put on the instance", (event.path,))
+            return Refusal(Code.METHOD, f"{event.function} was put on the instance", (event.place,))
         return None
 
     def _drop(self, sites: list[Site], edits: Edits, surgery: Surgery, slots: set[str]) -> None:

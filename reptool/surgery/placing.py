@@ -16,6 +16,7 @@ from reptool.choose import Region
 from reptool.lower import Geometry, Place, geometry, geometry_of
 from reptool.module_kinds import calls_itself
 from reptool.ops import Affine, Op, View
+from reptool.places import asked
 from reptool.refusal import Code, Refusal
 from reptool.straight import straight
 from reptool.surgery.site import Site
@@ -71,9 +72,8 @@ class Placing(Traced):
             for owner in op.owners:
                 others = self.tied.get(owner)
                 if others:
-                    return Refusal(
-                        Code.SHARED, f"the parameter {owner!r} is shared with {sorted(others)}", (node.name,)
-                    )
+                    shared = f"{self.trace.place(owner)!r} is shared with {', '.join(map(repr, sorted(others)))}"
+                    return Refusal(Code.SHARED, f"the parameter {shared}", (node.name,))
         return None
 
     def placed(self, region: Region, carrier: fx.Node, shape: Geometry) -> Site | Refusal:
@@ -251,8 +251,7 @@ class Placing(Traced):
             for question in questions:
                 return Refusal(
                     Code.SPECIALIZED,
-                    f"{event.path or '<root>'}.{event.method} asks for the {question.what} of {question.node}; "
-                    "with another answer it may run other code",
+                    f"{event.function} asks for {asked(question)}; with another answer it may run other code",
                     (site.region.value.name,),
                 )
         return None

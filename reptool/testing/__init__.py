@@ -19,6 +19,8 @@ from reptool.testing._collapse import assert_collapses as assert_collapses
 from reptool.testing._equivalence import assert_equivalent as assert_equivalent
 from reptool.testing._equivalence import other_sizes as other_sizes
 from reptool.testing._randomize import randomize as randomize
+from reptool.testing._sites import executed_sites as executed_sites
+from reptool.testing._sites import unnamed_sites as unnamed_sites
 
 if TYPE_CHECKING:
     from reptool.testing._strategies import axes as axes
@@ -41,12 +43,14 @@ __all__ = [
     "conv_modules",
     "count_operations",
     "dense_weight",
+    "executed_sites",
     "kernels",
     "norm_modules",
     "other_sizes",
     "parallel_kernels",
     "randomize",
     "tensors_in",
+    "unnamed_sites",
 ]
 
 _STRATEGIES = (

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 from reptool._copies import full_copy
 from reptool.budget import is_out_of_memory
+from reptool.progress import unit as begun
 from reptool.refusal import Code, Refusal
 from reptool.running import users_code
 from reptool.runtime.containers import leaves, mapped
@@ -77,6 +78,7 @@ class Rehearsal:
     def _prepare(self, model: nn.Module, unit: Unit, event: Event, shown: bool, covered: set[Event]) -> None:
         for around in (e for e in event.ancestors() if e is event or e.method == "forward"):
             full = ".".join(p for p in (unit.prefix, around.path) if p)
+            begun(full or "the whole model")
             old = model.get_submodule(full)
             takes = _takes(old, around, unit)
             if takes:

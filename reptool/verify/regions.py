@@ -22,6 +22,8 @@ from reptool.facts import Facts
 from reptool.kernel import Kernel
 from reptool.lower import Geometry, Place, new_layer, values
 from reptool.ops import Affine, Op, View
+from reptool.places import place_of
+from reptool.progress import unit as begun
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
 from reptool.rules import rules_of
@@ -275,6 +277,7 @@ def checked_unit(unit: Unit, verify: bool) -> tuple[Checked, GivenUp]:
     out: Checked = {}
     failed = GivenUp()
     for site in unit.surgery.sites:
+        begun(layer_name(unit, site))
         found = _checked(unit, site, verify)
         if isinstance(found, Refusal):
             failed.regions[key_of(unit, site.region)] = found.at(site.region.value.name)
@@ -298,7 +301,7 @@ def _checked(unit: Unit, site: Site, verify: bool) -> tuple[Measured | None, Ten
         found = made if isinstance(made, Refusal) else (None, *made)
     if isinstance(found, Refusal):
         if found.code is Code.NON_FINITE:
-            bad = ", ".join(_not_finite(unit, site)) or region.value.name
+            bad = ", ".join(_not_finite(unit, site)) or place_of(region.value)
             raise InputError(
                 f"region {layer_name(unit, site)!r}: {found}: NaN or infinity in {bad}; repair or exclude it first"
             )
@@ -330,7 +333,7 @@ def _failed_spreads(unit: Unit) -> GivenUp:
         error = measure_spread(spread, norms, unit.facts, unit.reads)
         if error <= EXACT:
             continue
-        where = str(spread.norm.target) if spread.norm.op == "call_module" else spread.norm.name
+        where = place_of(spread.norm)
         refusal = Refusal(Code.UNVERIFIED, f"the norm {where!r} (distribute) is off by {error:.3g} behind its parts")
         for site in unit.surgery.sites:
             if set(spread.shares) & site.region.form.ops:

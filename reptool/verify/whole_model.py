@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from reptool._copies import full_copy
 from reptool._report import Report
 from reptool.as_given import run_as_given
+from reptool.counting import Multiplications
 from reptool.errors import UnsupportedModelError
 from reptool.inputs import check_inputs_run
 from reptool.running import users_code
 from reptool.runtime.containers import mapped
+from reptool.state import changed_since, held_by, modules_of
 from reptool.tensors import cloned, tensors_in
 
 MODEL_FLOOR = 5e-6
@@ -22,8 +25,25 @@ DRAWS = 3
 ROUNDING = 10  # two roundings of one model were seen to differ by a factor of 3; a wrong region is off by far more
 
 
-def reference_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: bool) -> tuple[Any, Any]:
-    """The output of the caller's own model, which stays as it is, and the output of a copy in float64.
+@dataclass
+class Reference:
+    """One run of the model itself on the example inputs.
+
+    Args:
+        own: its output.
+        exact: its output in float64; None where it cannot run there, or where nobody asked for it.
+        changing: parameters and buffers that it changed.
+        multiplications: how many it executed; None where not all of them could be counted.
+    """
+
+    own: Any
+    exact: Any
+    changing: list[str]
+    multiplications: int | None
+
+
+def reference_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], wide: bool) -> Reference:
+    """One run of the caller's own model, which stays as it is, and the output of a copy in float64.
 
     Args:
         model: the caller's own.
@@ -36,20 +56,28 @@ def reference_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         UnsupportedModelError: a copy of the model is another model.
     """
     copies: dict[int, Any] = {}
-    copied = full_copy(model, copies)
-    with users_code():
-        own = run_as_given(model, copies, lambda m: check_inputs_run(m, cloned(args), cloned(kwargs)))
+    copied, changing = full_copy(model, copies), list[str]()
+
+    def run(given: nn.Module) -> Any:
+        before = held_by(given)
+        out = check_inputs_run(given, cloned(args), cloned(kwargs))
+        changing.extend(changed_since(before, given))
+        return out
+
+    with users_code(), Multiplications() as counted:
+        own = run_as_given(model, copies, run)
+    found = Reference(own, None, changing, counted.known)
     if not wide:
-        return own, None
+        return found
     try:
         double = full_copy(copied).double()
         with torch.no_grad(), users_code():
-            exact = double(*cloned(args, True), **cloned(kwargs, True))
+            found.exact = double(*cloned(args, True), **cloned(kwargs, True))
     except Exception:  # a model that fixes a dtype in its code
-        exact = None
-    if not (exact is not None and whole_error(own, exact) <= ALIKE):
+        found.exact = None
+    if not (found.exact is not None and whole_error(own, found.exact) <= ALIKE):
         _check_copied(copied, own, args, kwargs)
-    return own, exact
+    return found
 
 
 def _check_copied(copied: nn.Module, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -126,20 +154,30 @@ class InexactError(Exception):
 
 
 def compare_whole(
-    target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reference: tuple[Any, Any], found: Report
+    target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reference: Reference, found: Report
 ) -> None:
     """Compare the whole deployed model with the original on the example inputs; the report keeps both errors.
 
     Raises:
         InexactError: they differ by more than rounding.
+        UnsupportedModelError: they do, and the model changes its own state.
     """
-    own, exact = reference
-    with torch.no_grad(), users_code():
+    own, exact = reference.own, reference.exact
+    with torch.no_grad(), users_code(), Multiplications() as counted:
         out = full_copy(target)(*cloned(args), **cloned(kwargs))
+    if reference.multiplications is not None:
+        found.multiplications = reference.multiplications, counted.known
     dtypes = [t.dtype for t in tensors_in(own)] or [torch.float32]
     floor = max(MODEL_FLOOR, 40 * max(torch.finfo(d).eps for d in dtypes))
     wanted = own if exact is None else exact
     error, base = whole_error(out, wanted), whole_error(own, wanted)
     found.model_error = (error, base)
-    if not error <= max(ROUNDING * base, floor):
-        raise InexactError
+    if error <= max(ROUNDING * base, floor):
+        return
+    if found.changing:
+        raise UnsupportedModelError(
+            f"the {found.model} changes its own state when it runs in eval mode: {modules_of(found.changing)}; what is "
+            f"deployed would change it otherwise (it is off by {error:.3g} on example_inputs); nothing was changed. "
+            "Take observers out or freeze what they hold, then deploy"
+        )
+    raise InexactError

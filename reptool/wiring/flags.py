@@ -10,6 +10,7 @@ from typing import Any
 from reptool.function_text import behind
 from reptool.modes import MAX_TRIES, given, is_switch, offered, other_settings, own_settings, without, words_of
 from reptool.module_kinds import stock_forward
+from reptool.places import method_of
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.method_source import guarded_method
 from reptool.surgery import Site, Surgery
@@ -76,7 +77,7 @@ class Flags:
                 parts = self._shown_between(state, path, name, base, asked) if len(asked) == len(bad) else frozenset()
                 parts |= self._offered(state, function, calls, base, bad)
             for site in parts:
-                found.problems[site.region] = between(site, path, name)
+                found.problems[site.region] = between(site, method_of(self.trace.place(path), type(module), name))
             if parts:
                 continue
             settings = self._settings(state, path, name, base)
@@ -96,7 +97,7 @@ class Flags:
             for site in sites:
                 found.problems[site.region] = Refusal(
                     Code.SPECIALIZED,
-                    f"{path or '<root>'}.{name} may run other code with another {what!r}; "
+                    f"{self.trace.place(path)}.{name} may run other code with another {what!r}; "
                     "give example_inputs that show how it is called",
                     (site.region.value.name,),
                 )

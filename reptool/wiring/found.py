@@ -23,10 +23,7 @@ class Found:
     methods: dict[str, dict[str, Method]] = field(default_factory=dict)
 
 
-def between(site: Site, path: str, name: str) -> Refusal:
+def between(site: Site, method: str) -> Refusal:
     """The refusal of a region of which other code gives a value from inside."""
-    return Refusal(
-        Code.READ_ELSEWHERE,
-        f"{path or '<root>'}.{name} gives a value between layers that would become one",
-        (site.region.value.name,),
-    )
+    sentence = f"{method} gives a value between layers that would become one"
+    return Refusal(Code.READ_ELSEWHERE, sentence, (site.region.value.name,))

@@ -16,6 +16,7 @@ from torch import nn
 from reptool.asked_kinds import asked_kinds
 from reptool.listing import lists_tensors
 from reptool.module_kinds import stock_forward
+from reptool.places import asked, method_of
 from reptool.readings import WEIGHTS, computes_from
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.method_source import sealed_method
@@ -75,7 +76,7 @@ class Wiring:
                 lists = name == "forward" and any(map(lists_tensors, read.functions))
                 for site, paths in state.paths.items():
                     if lists or any(may_use(f"{inside}.{p}" if p else inside, "", state, read, inside) for p in paths):
-                        found.problems[site.region] = _unfollowed(site, path, name)
+                        found.problems[site.region] = _unfollowed(site, method_of(path, type(module), name))
         for full in self.untraced:
             if not full.startswith(self.prefix) or full == self.trace.prefix:
                 continue
@@ -88,7 +89,7 @@ class Wiring:
             if any(map(lists_tensors, read.functions)):
                 sites = [s for s, ps in state.paths.items() if any(p.startswith(f"{path}.") or not path for p in ps)]
             for site in sites:
-                found.problems[site.region] = _unfollowed(site, full, "forward")
+                found.problems[site.region] = _unfollowed(site, method_of(full, type(inner), "forward"))
 
     # --- the same method with other answers
     def _answers(self, state: Changed, surgery: Surgery, found: Found) -> None:
@@ -110,9 +111,8 @@ class Wiring:
                     continue
                 found.problems[site.region] = Refusal(
                     Code.SPECIALIZED,
-                    f"{event.path or '<root>'}.{event.method} asks for the {questions[0].what} of "
-                    f"{questions[0].node} and names parts of this region; with another answer it may run them "
-                    "one by one",
+                    f"{event.function} asks for {asked(questions[0])} and names parts of this region; "
+                    "with another answer it may run them one by one",
                     (site.region.value.name,),
                 )
 
@@ -137,7 +137,7 @@ class Wiring:
                 if asked & paths or read & others or ("" in asked and any(p.startswith(lead) for p in paths)):
                     found.problems[site.region] = Refusal(
                         Code.SPECIALIZED,
-                        f"{path or '<root>'}.{name} asks what kind of module an absorbed layer is, or for its "
+                        f"{self.trace.place(path)}.{name} asks what kind of module an absorbed layer is, or for its "
                         "parameters",
                         (site.region.value.name,),
                     )
@@ -170,7 +170,9 @@ class Wiring:
                     continue
                 elif not stock and not name.startswith("_") and all(map(self.runs.in_series, differs)):
                     for site in differs:
-                        found.problems[site.region] = between(site, path, name)
+                        found.problems[site.region] = between(
+                            site, method_of(self.trace.place(path), type(module), name)
+                        )
                     continue
                 if surgery.fallbacks is not None and surgery.fallbacks.redirect(path, name, sites):
                     continue
@@ -194,9 +196,6 @@ class Wiring:
         )
 
 
-def _unfollowed(site: Site, path: str, name: str) -> Refusal:
-    return Refusal(
-        Code.UNTRACEABLE,
-        f"{path or '<root>'}.{name} could not be followed and may use the modules of this region one by one",
-        (site.region.value.name,),
-    )
+def _unfollowed(site: Site, method: str) -> Refusal:
+    sentence = f"{method} could not be followed and may use the modules of this region one by one"
+    return Refusal(Code.UNTRACEABLE, sentence, (site.region.value.name,))
