@@ -71,9 +71,10 @@ test-oldest: $(READY_OLDEST) ## the tests with the oldest PyTorch that is suppor
 fuzz: $(READY) ## random whole networks for SECONDS=300, printing a reproducer on failure
 	$(VENV)/bin/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
-lint: $(READY) ## ruff: rules and format
+lint: $(READY) ## ruff: rules and format; import-linter: imports point down the list of packages
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
 
 types: $(READY) ## mypy, strict
 	$(VENV)/bin/mypy

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import reptool
-from reptool._weights import set_plain
+from reptool.ir.computed_weights import set_plain
 from reptool.testing import randomize
 
 

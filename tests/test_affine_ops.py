@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reptool.affine_ops import all_affine
+from reptool.probing.affine_ops import all_affine
 
 
 class Case(nn.Module):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reptool.algebra import add, compose, concat, embed
-from reptool.kernel import Axis, Border, Channels, Kernel, identity
+from reptool.algebra.kernel import Axis, Border, Channels, Kernel, identity
+from reptool.algebra.laws import add, compose, concat, embed
 from reptool.refusal import Code, Refusal
 from reptool.testing import (
     apply_kernel,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool._copies import full_copy
-from reptool.as_given import run_as_given
 from reptool.errors import UnsupportedModelError
+from reptool.models.as_given import run_as_given
+from reptool.models.copies import full_copy
 from reptool.testing import randomize
 from reptool.verify.whole_model import reference_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from reptool.asked_kinds import asked_kinds
+from reptool.pysource.asked_kinds import asked_kinds
 from tests.traps import ConvBN, check, codes, norms, ready
 
 

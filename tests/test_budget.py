@@ -10,8 +10,8 @@ from torch import nn
 
 import reptool
 from reptool import Code
-from reptool.budget import BYTES, check_bytes, is_out_of_memory, smallest_size, too_large, weight_bytes
-from reptool.kernel import Axis, Channels, Kernel
+from reptool.algebra.budget import BYTES, check_bytes, is_out_of_memory, smallest_size, too_large, weight_bytes
+from reptool.algebra.kernel import Axis, Channels, Kernel
 from tests.traps import assert_same, image, ready
 
 

@@ -15,8 +15,8 @@ from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.nn.utils import parametrizations, prune
 
 import reptool
-from reptool._copies import full_copy, independent_copy, shallow_copy
 from reptool.errors import SpecializedError, UnsupportedModelError
+from reptool.models.copies import full_copy, independent_copy, shallow_copy
 from reptool.testing import randomize
 
 COPIES = [shallow_copy, full_copy, independent_copy]

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import reptool
 from reptool.blocks import DiverseBranchBlock, RepVGGBlock
-from reptool.counting import Multiplications
-from reptool.inputs import example_arguments
-from reptool.tensors import cloned
+from reptool.frontends.inputs import example_arguments
+from reptool.ir.tensors import cloned
+from reptool.report.counting import Multiplications
 from tests.networks import random_network
 from tests.test_refusals import conv, net
 

@@ -796,14 +796,14 @@ def test_one_wrong_tap_is_found_before_anything_is_written(
 ) -> None:
     model = ready(nn.Sequential(conv(3, 4, stride=stride), nn.BatchNorm2d(4), nn.ReLU()))
     before = state(model)
-    grouped = reptool.kernel.Kernel.grouped_weight  # type: ignore[attr-defined]
+    grouped = reptool.algebra.kernel.Kernel.grouped_weight  # type: ignore[attr-defined]
 
     def planted(kernel: Any) -> Tensor:
         weight: Tensor = grouped(kernel).clone()
         weight[0, 0, tap[0], tap[1]] += 1e-6
         return weight
 
-    monkeypatch.setattr("reptool.kernel.Kernel.grouped_weight", planted)
+    monkeypatch.setattr("reptool.algebra.kernel.Kernel.grouped_weight", planted)
     with pytest.raises(RegionWarning, match=r"region '0' \(conv_bn\) is off by .* at input size \(\d+, \d+\)"):
         reptool.deploy(model, inplace=True)
     assert same_state(model, before)
@@ -817,7 +817,7 @@ def test_one_wrong_tap_is_found_before_anything_is_written(
 
 
 def test_a_wrong_bias_or_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reptool import lower
+    from reptool.rewrite import lower
     from reptool.verify import regions
 
     model = ready(nn.Sequential(conv(3, 4, padding_mode="reflect"), nn.BatchNorm2d(4)))
@@ -860,7 +860,7 @@ class _Unrehearsed:
 
 
 def test_a_whole_model_that_differs_is_found_although_every_region_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reptool import _deploy
+    from reptool.api import deploy as _deploy
 
     def miswritten(model: nn.Module, *given: Any) -> None:
         write(model, *given)

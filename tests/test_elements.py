@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool.elements import only_called
+from reptool.pysource.elements import only_called
 from reptool.testing import randomize
 
 

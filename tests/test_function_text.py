@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from reptool.function_text import behind, definition_of, own_definition, tree_of
+from reptool.pysource.functions import behind, definition_of, own_definition, tree_of
 
 
 def decorated(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reptool.capture import Recorder
-from reptool.guards import CannotGuardError, guard
-from reptool.inputs import placeholders
+from reptool.capture.tracer import Recorder
+from reptool.frontends.inputs import placeholders
+from reptool.rewrite.guard_inference import CannotGuardError, guard
 from reptool.runtime.originals import fits
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reptool import Code, Refusal
-from reptool.impulse import Response, measure
-from reptool.kernel import Border
+from reptool.algebra.kernel import Border
+from reptool.probing.impulse import Response, measure
 
 
 class Hidden(nn.Module):
@@ -306,7 +306,7 @@ def hidden_layers(draw: Any) -> tuple[nn.Module, int, int]:
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(hidden_layers(), st.integers(0, 2**16))
 def test_any_affine_module_equals_its_kernel(case: tuple[nn.Module, int, int], seed: int) -> None:
-    from reptool.lower import Place, geometry, new_layer, values
+    from reptool.rewrite.lower import Place, geometry, new_layer, values
 
     module, channels, axes = case
     kernel = kernel_of(module, channels, axes).kernel

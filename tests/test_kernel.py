@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from reptool.kernel import Axis, Border, Channels, Kernel, identity, rewindow
+from reptool.algebra.kernel import Axis, Border, Channels, Kernel, identity, rewindow
 from reptool.testing import apply_kernel, axes, channel_structures, dense_weight, kernels
 
 

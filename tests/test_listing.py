@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from reptool.listing import lists_tensors
+from reptool.pysource.listing import lists_tensors
 from tests.traps import ConvBN, check, codes, norms, ready
 
 

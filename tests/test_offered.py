@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool.modes import offered
-from reptool.trace import Event
+from reptool.capture.settings import offered
+from reptool.ir.trace import Event
 from tests.traps import codes, image, ready
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool.own_draws import drew_itself
+from reptool.models.rng import drew_itself
 from tests.traps import image, ready
 
 DRAWS: dict[str, Callable[[], object]] = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import reptool
 from reptool.errors import SpecializedError
-from reptool.wiring.passing_on import adds_nothing, only_passed_on
+from reptool.pysource.passing_on import adds_nothing, only_passed_on
 
 
 class Body(nn.Module):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool import patches
-from reptool.capture import Recorder
+from reptool.capture.tracer import Recorder
+from reptool.capture import patching as patches
 from reptool.errors import InputError
 from tests.traps import ConvBN, assert_same, check, codes, image, norms, ready
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import reptool
 from reptool import Code, Refusal
-from reptool.accept import prepared
-from reptool.engine import make_plan
-from reptool.reporting import report_of
-from reptool.units import Plan
+from reptool.api.accept import prepared
+from reptool.api.pipeline import make_plan
+from reptool.api.reporting import report_of
+from reptool.surgery.units import Plan
 from tests.networks import random_network
 from tests.test_refusals import CASES, conv, net
 

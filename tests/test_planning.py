@@ -8,7 +8,8 @@ import pytest
 from torch import Tensor, nn
 
 import reptool
-from reptool import Code, planning
+from reptool import Code
+from reptool.api import planning
 from tests.traps import Branches, assert_same, check, codes, image, norms, ready
 
 
@@ -97,7 +98,7 @@ def test_a_class_that_cannot_be_derived_from_is_left_and_says_why() -> None:
 
 
 def test_only_what_changed_is_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reptool.choose import Chooser
+    from reptool.plan.select import Chooser
 
     chosen: list[int] = []
     own = Chooser._island

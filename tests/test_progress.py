@@ -13,9 +13,9 @@ from rich.console import Console
 from torch import nn
 
 import reptool
-from reptool import progress
 from reptool.blocks import RepVGGBlock
-from reptool.progress import Watch, phase, unit, watched
+from reptool.report import progress
+from reptool.report.progress import Watch, phase, unit, watched
 
 
 def model() -> nn.Module:

@@ -13,8 +13,8 @@ from torch import nn
 
 import reptool
 from reptool import Code, Refusal
-from reptool._report import FusedRegion, Report, reasons
-from reptool._report_text import MOST_PLACES, folded
+from reptool.report.data import FusedRegion, Report, reasons
+from reptool.report.text import MOST_PLACES, folded
 from tests.test_refusals import conv
 
 LONG = "backbone.stages.2.blocks.14.token_mixer.reparametrized_branches.large_kernel.conv"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reptool
-from reptool.running import users_code
+from reptool.models.running import users_code
 from tests.traps import ConvBN, image, ready
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import reptool
-from reptool.inputs import example_arguments
+from reptool.frontends.inputs import example_arguments
 from reptool.testing import executed_sites, randomize, unnamed_sites
 from tests.networks import random_network
 from tests.test_left import CASES as LEFT

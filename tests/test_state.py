@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import reptool
 from reptool.errors import UnsupportedModelError
-from reptool.state import changed_since, held_by, modules_of
+from reptool.models.state import changed_since, held_by, modules_of
 from reptool.testing import randomize
 from tests.test_refusals import conv, images
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reptool.algebra.kernel import Axis, Border, Channels, Kernel
 from reptool.blocks import RepVGGBlock
 from reptool.errors import InputError
-from reptool.kernel import Axis, Border, Channels, Kernel
 from reptool.testing import (
     apply_kernel,
     assert_collapses,
@@ -288,9 +288,7 @@ class WritesToIt:
 def test_assert_collapses_accepts_the_right_module_only(
     monkeypatch: pytest.MonkeyPatch, deploy: Any, message: str | None
 ) -> None:
-    engine = types.ModuleType("reptool")
-    engine.deploy = lambda block, example_inputs=None: deploy(block)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "reptool", engine)
+    monkeypatch.setattr("reptool.testing._collapse.deploy", lambda block, example_inputs=None: deploy(block))
     block = ConvNorm()
     if message is None:
         assert isinstance(assert_collapses(block), nn.Conv2d)
@@ -303,9 +301,7 @@ def test_assert_collapses_accepts_the_right_module_only(
 def test_a_module_that_is_one_convolution_already_has_nothing_to_collapse(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine = types.ModuleType("reptool")
-    engine.deploy = lambda block: block  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "reptool", engine)
+    monkeypatch.setattr("reptool.testing._collapse.deploy", lambda block: block)
     with pytest.raises(AssertionError, match="changed nothing"):
         assert_collapses(nn.Conv2d(2, 2, 1))
 

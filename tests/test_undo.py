@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import reptool
-from reptool import apply
+from reptool.surgery import apply
 from reptool.testing import randomize
 
 

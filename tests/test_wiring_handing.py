@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool.wiring.handing import asked_for, hands_on
+from reptool.pysource.handing import asked_for, hands_on
 
 
 class Looks:

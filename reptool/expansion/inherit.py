@@ -83,7 +83,7 @@ def collapsed(block: nn.Module) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: the block does not collapse to one convolution.
     """
-    from reptool import deploy
+    from reptool.api.deploy import deploy
 
     plain = deploy(copy.deepcopy(block).double().eval(), verify=False)
     layers = [m for m in plain.modules() if isinstance(m, CONVS)]

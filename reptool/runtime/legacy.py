@@ -1,24 +1,33 @@
-"""Old addresses: pickles of reptool 0.1.0 name classes and functions where they were then."""
+"""Old addresses: pickles of earlier releases name classes and functions where they were then."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType
-
-from reptool.runtime import hooks, method, originals, subclass
+from typing import Any
 
 _WAS = {
-    "reptool.delivered": subclass,
-    "reptool.kept": originals,
-    "reptool.method_text": method,
-    "reptool.rank_guard": hooks,
-    "reptool.apply": hooks,
+    "reptool.delivered": "reptool.runtime.subclass",
+    "reptool.kept": "reptool.runtime.originals",
+    "reptool.method_text": "reptool.runtime.method",
+    "reptool.rank_guard": "reptool.runtime.hooks",
+    "reptool.apply": "reptool.runtime.hooks",
+    "reptool._report": "reptool.report.data",
 }
+"""Where a module was, and where what pickles need of it is now."""
+
+
+class _Moved(ModuleType):
+    """A module at an old address, which looks a name up where it is now."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(_WAS[self.__name__]), name)
 
 
 def keep_old_addresses() -> None:
-    """Make `pickle` find what moved; a module that stands at an old address by now stays."""
+    """Make `pickle` find what moved."""
     for name, home in _WAS.items():
-        alias = ModuleType(name, f"Where pickles of reptool 0.1.0 look for what {home.__name__} holds.")
-        held = vars(sys.modules.setdefault(name, alias))
-        held.update({k: v for k, v in vars(home).items() if k not in held and not k.startswith("__")})
+        sys.modules.setdefault(name, _Moved(name, f"Where pickles of earlier releases look for what {home} holds."))

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from reptool._copies import full_copy
-from reptool.nested import Inputs
-from reptool.operations import count_operations as count_operations
+from reptool.api.deploy import deploy
+from reptool.ir.nested import Inputs
+from reptool.models.copies import full_copy
+from reptool.probing.operations import count_operations as count_operations
 from reptool.testing._equivalence import _cast, assert_equivalent
 from reptool.testing._examples import example_for as example_for
 from reptool.testing._randomize import randomize
@@ -58,8 +59,6 @@ def assert_collapses(
     original = randomize(full_copy(module), seed, extreme=extreme, scales=scales, variances=variances).double().eval()
     inputs = _cast(example_for(module) if example_inputs is None else example_inputs, torch.float64)
     shown = {} if example_inputs is None else {"example_inputs": inputs}
-
-    from reptool import deploy  # imported late: this module also tests the parts that deploy is made of
 
     before = {key: value.clone() for key, value in original.state_dict().items()}
     deployed: nn.Module = deploy(original, **shown, **options)
