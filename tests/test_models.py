@@ -17,8 +17,8 @@ import reptool
 from reptool.demo.export import export_onnx, onnx_operators, run_onnx
 from reptool.demo.others import calibrate
 from reptool.testing import count_operations, randomize, tensors_in, unnamed_sites
-from tests.test_counting import counted
-from tests.test_places import assert_no_graph_names
+from tests.pysource.test_places import assert_no_graph_names
+from tests.report.test_counting import counted
 
 pytestmark = pytest.mark.models
 

@@ -264,7 +264,7 @@ CASES = [
     Case(Code.RULE_OFF, lambda: nn.Sequential(conv(4, 4), nn.BatchNorm2d(4)), "[1]", options={"rules": "sequential"}),
 ]
 OTHERS = {Code.OVERFLOW, Code.NON_FINITE}  # what only the values show: their own tests are below
-ELSEWHERE = {Code.BUDGET, Code.UNVERIFIED, Code.NOT_RUN}  # tests/test_planning.py, tests/verify/test_methods.py
+ELSEWHERE = {Code.BUDGET, Code.UNVERIFIED, Code.NOT_RUN}  # tests/api/test_planning.py, tests/verify/test_methods.py
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.code.value} {c.id}".strip())

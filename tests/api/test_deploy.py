@@ -401,7 +401,7 @@ def test_each_rule_by_its_name_alone(rule: str) -> None:
 
 
 def test_every_rule_is_documented() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "index.md").read_text().partition("## Rules")[2]
+    text = (Path(__file__).parents[2] / "docs" / "index.md").read_text().partition("## Rules")[2]
     assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == list(RULES)
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool.capture.tracer import Recorder
 from reptool.capture import patching as patches
+from reptool.capture.tracer import Recorder
 from reptool.errors import InputError
 from tests.traps import ConvBN, assert_same, check, codes, image, norms, ready
 

@@ -24,7 +24,7 @@ from tests.test_refusals import CASES, conv, net
 
 def here(offset: int, function: Callable[..., Any]) -> str:
     """``file:line`` of a line of a function of this file."""
-    return f"tests/test_places.py:{function.__code__.co_firstlineno + offset}"
+    return f"tests/pysource/test_places.py:{function.__code__.co_firstlineno + offset}"
 
 
 def found(model: nn.Module, x: Tensor | None = None, **options: Any) -> list[Refusal]:

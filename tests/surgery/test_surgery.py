@@ -425,7 +425,7 @@ def test_a_pickle_is_read_by_another_process(model: nn.Module, tmp_path: Path) -
         "import sys, torch; m, x, y = torch.load(sys.argv[1], weights_only=False); "
         "assert (m(x) - y).abs().max() < 1e-12; print(type(m).__name__)"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     run = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "model.pt")], capture_output=True, text=True, cwd=root, check=False
     )

@@ -14,7 +14,7 @@ import reptool
 from reptool.frontends.inputs import example_arguments
 from reptool.testing import executed_sites, randomize, unnamed_sites
 from tests.networks import random_network
-from tests.test_left import CASES as LEFT
+from tests.report.test_left import CASES as LEFT
 from tests.test_refusals import CASES, Code, conv, images, net
 
 

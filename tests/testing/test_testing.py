@@ -1,7 +1,5 @@
 """The helpers that everything else is tested with: checked against torch, and broken on purpose."""
 
-import sys
-import types
 from typing import Any
 
 import pytest
@@ -373,14 +371,12 @@ def test_blocks_whose_first_layer_is_called_last_collapse() -> None:
 
 def test_example_inputs_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    engine = types.ModuleType("reptool")
 
     def deploy(block: Any, example_inputs: Any = None, **options: Any) -> nn.Module:
         seen.append((example_inputs, options))
         return folded(block)
 
-    engine.deploy = deploy  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "reptool", engine)
+    monkeypatch.setattr("reptool.testing._collapse.deploy", deploy)
     block, x = ConvNorm(), torch.randn(1, 2, 6, 6)
     assert_collapses(block, x, force=True)
     assert_collapses(block)
@@ -414,7 +410,6 @@ def test_randomize_gives_channels_the_scales_and_variances_asked_for() -> None:
 
 def test_extreme_statistics_show_a_fold_that_divides(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fold that divides by the scale is right for the usual ones alone."""
-    engine = types.ModuleType("reptool")
 
     def deploy(block: Any, **options: Any) -> nn.Module:
         with torch.no_grad():
@@ -422,8 +417,7 @@ def test_extreme_statistics_show_a_fold_that_divides(monkeypatch: pytest.MonkeyP
             made.bias.copy_(made.bias / block.norm.weight * block.norm.weight)
         return made
 
-    engine.deploy = deploy  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "reptool", engine)
+    monkeypatch.setattr("reptool.testing._collapse.deploy", deploy)
     assert_collapses(ConvNorm())
     with pytest.raises(AssertionError):
         assert_collapses(ConvNorm(), scales=(0.0, 0.0, 0.0, 0.0))
