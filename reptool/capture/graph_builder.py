@@ -18,11 +18,12 @@ from reptool.capture.symbolic import Symbolic, TensorValue, Value
 from reptool.ir.aliasing import mutated_argument, writes_many
 from reptool.ir.casts import CAST_TO, mark, written_out
 from reptool.ir.nodes import tensor_kind
-from reptool.ir.trace import VALUE, CaptureLimitError, Event, Question, Unanswerable
+from reptool.ir.trace import VALUE, CaptureLimitError, Event, Question, Setting, Unanswerable
 from reptool.ir.walk import KINDS, leaves_in
 from reptool.pysource.module_info import calls_itself
 from reptool.pysource.places import frame_of, named, said
 from reptool.runtime.containers import Place, filled, mapped, parts, template_of, with_parts
+from reptool.runtime.snapshot import IncomparableError, snapshot
 
 MAX_NODES = 100_000
 _PLAIN = frozenset({int, float, str, bool, type(None), TensorValue, Value, Tensor, nn.Parameter})
@@ -141,7 +142,8 @@ class Writing:
     def hand(self, node: fx.Node) -> Symbolic:
         """A value for the model's code; who still holds it when the forward has ended keeps it outside."""
         value = self.value(node)
-        self.given.append(weakref.ref(value))
+        node.meta["time"] = self.calls
+        self.given.append(weakref.ref(value, lambda _: node.meta.update(dead=self.calls)))
         return value
 
     def refused(self, error: Exception) -> Exception:
@@ -223,6 +225,18 @@ class Writing:
         value = self.parameter(module, name, tensor)
         value.node.meta["listed"] = True  # its dtype and device are known for sure
         return value
+
+    def setting(self, module: nn.Module, name: str, value: Any, home: str) -> None:
+        """Remember an attribute that is no data, read by code of the package or module `home`."""
+        path = self.paths.get(id(module))
+        if path is None or not self.stack:
+            return
+        try:
+            seen = snapshot(value)
+        except IncomparableError as error:
+            seen = error
+        by_torch = home.partition(".")[0] == "torch"
+        self.stack[-1].settings.append(Setting(path, name, seen, self.calls, by_torch))
 
     # --- questions
     def ask(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dis
+import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from reptool.ir.trace import Question, Unanswerable
 from reptool.ir.walk import KINDS, nodes_in
 from reptool.pysource.module_info import stock_forward
+from reptool.runtime.snapshot import ABSENT
 
 if TYPE_CHECKING:
     from reptool.capture.tracer import Recorder
@@ -38,6 +40,12 @@ _MODES = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled",
 _MATH = ("ceil", "floor", "sqrt", "prod", "log", "log2", "trunc")
 
 
+STRUCTURE = frozenset(vars(nn.Module())) - {"training", "__dict__"} | {"__class__", "forward"}
+"""What every module has: torch's own bookkeeping."""
+_BOOKKEEPING = frozenset({"torch.nn.modules.module", "torch.nn.modules.container", "inspect"})
+WATCHED: set[type] = set()
+"""What stands in the place of methods while they are recorded."""
+
 _BASE: Any = torch._C._FunctionBase
 _INSIDE: Any = torch.autograd.function._SingleLevelFunction
 """Where every `apply` of an autograd function ends up, also one that was stored earlier (``swish = Swish.apply``)."""
@@ -56,8 +64,23 @@ def patched(recorder: Recorder) -> Iterator[None]:
     def traced_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return recorder.call_module(self, args, kwargs) if recorder.tracing else call(self, *args, **kwargs)
 
+    look = nn.Module.__getattribute__
+
+    def traced_attribute(self: nn.Module, name: str) -> Any:
+        value = look(self, name)
+        if name not in STRUCTURE and recorder.tracing:
+            _seen(recorder, self, name, value, sys._getframe(1))
+        return value
+
     def traced_read(self: nn.Module, name: str) -> Any:
-        found = read(self, name)
+        try:
+            found = read(self, name)
+        except AttributeError:
+            if recorder.tracing:
+                _seen(recorder, self, name, ABSENT, sys._getframe(1))
+            raise
+        if found is None and recorder.tracing:
+            _seen(recorder, self, name, None, sys._getframe(1))
         if isinstance(found, Tensor) and recorder.tracing and (name in self._parameters or name in self._buffers):
             return recorder.parameter(self, name, found)
         return found
@@ -124,6 +147,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
             replace(norm, "_check_input_dim", _unchecked(recorder, norm._check_input_dim))
         replace(nn.Module, "__call__", traced_call)
         replace(nn.Module, "__getattr__", traced_read)
+        replace(nn.Module, "__getattribute__", traced_attribute)
         replace(nn.Module, "__setattr__", traced_write)
         replace(nn.Module, "__delattr__", _not_deleted(recorder, nn.Module.__delattr__))
         for cls in sorted(recorder.callers, key=lambda c: c.__qualname__):
@@ -154,6 +178,29 @@ def patched(recorder: Recorder) -> Iterator[None]:
             delattr(owner, name) if old is saved else setattr(owner, name, old)
         for module, name, old in reversed(written):  # the next run finds the model as it was
             vars(module).pop(name, None) if old is written else vars(module).__setitem__(name, old)
+
+
+def _seen(recorder: Recorder, module: nn.Module, name: str, value: Any, frame: Any) -> None:
+    """Remember that code reads an attribute of a module which is neither data nor a part nor a method of it."""
+    home = str(frame.f_globals.get("__name__"))
+    if home in _BOOKKEEPING or home.partition(".")[0] == "reptool" or isinstance(value, (nn.Module, Tensor)):
+        return
+    own = object.__getattribute__(module, "__dict__")
+    if name == "__dict__":  # code that reads all there is
+        for other in [n for n in own if n not in STRUCTURE]:
+            recorder.setting(module, other, own[other], home)
+        return
+    if name not in own and value is not ABSENT and _is_computed(type(module), name):
+        return
+    if type(value) in WATCHED or type(value) in KINDS or any(True for _ in nodes_in(value)):
+        return
+    recorder.setting(module, name, value, home)
+
+
+def _is_computed(cls: type, name: str) -> bool:
+    """Whether a class has code under a name: a method, or a property, which reads what it reads."""
+    found = inspect.getattr_static(cls, name, None)
+    return hasattr(type(found), "__get__")
 
 
 def _not_kept(recorder: Recorder) -> Callable[..., Iterator[None]]:

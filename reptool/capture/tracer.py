@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 from reptool.capture.graph_builder import Writing
-from reptool.capture.patching import patched
+from reptool.capture.patching import WATCHED, patched
 from reptool.capture.side_effects import kept_outside, written_constants, written_contents
 from reptool.capture.symbolic import Symbolic
 from reptool.ir.nodes import barrier
@@ -316,3 +316,6 @@ class _Watched:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.recorder.call_method(self.module, self.name, self.method, args, kwargs)
+
+
+WATCHED.add(_Watched)

@@ -35,6 +35,28 @@ class Question:
     read: Callable[[Any], Any] | None = None
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A value that is no data and that code read: an attribute of a module.
+
+    Args:
+        path: of the module.
+        name: of the attribute.
+        value: a snapshot of what it was.
+        time: when it was read, in operations.
+        by_torch: whether it was torch's own code that read it, on behalf of a class derived from one of torch's.
+    """
+
+    path: str
+    name: str
+    value: Any
+    time: int
+    by_torch: bool = False
+
+    def __str__(self) -> str:
+        return ".".join(p for p in (self.path, self.name) if p)
+
+
 @dataclass(eq=False)
 class Event:
     """One call of a module, or of one of a module's own methods."""
@@ -49,6 +71,7 @@ class Event:
     items: list[fx.Node | Event] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     minor: list[Question] = field(default_factory=list)  # those about ranks, dtypes and devices alone
+    settings: list[Setting] = field(default_factory=list)  # what it read that is no data
     effects: list[str] = field(default_factory=list)  # what its code does beside returning a value
     passed: list[Event] = field(default_factory=list)
     peeked: set[str] = field(default_factory=set)  # other modules whose parameters its code reads

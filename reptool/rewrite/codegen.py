@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.capture.settings import names_in, offered, own_settings
+from reptool.capture.settings import offered
 from reptool.capture.tracer import Recorder
 from reptool.ir.aliasing import Reads
 from reptool.ir.nodes import is_inert, name_of
-from reptool.ir.trace import Event, all_events
+from reptool.ir.trace import Event, Setting, all_events
 from reptool.ir.walk import nodes_in
 from reptool.pysource.functions import behind
 from reptool.pysource.places import asked, named
@@ -30,6 +30,7 @@ from reptool.rewrite.constants import CannotCutError, Constants
 from reptool.rewrite.method_source import Check, checks, header_of, signature_of
 from reptool.rewrite.own_mode import decides_nothing
 from reptool.rewrite.printer import Printer, read_item
+from reptool.rewrite.setting_checks import setting_checks, settings_of
 from reptool.runtime.containers import Place, filled, leaves, mapped, parts, read_key, template_of
 from reptool.runtime.method import Method
 
@@ -129,12 +130,11 @@ class Cutter:
 
     def _settings(self) -> list[Check]:
         """Checks of the module's attributes that the text no longer reads: what they were was written into it."""
-        names = {n for e in self._written_out(self.event) for n in names_in(getattr(type(e.module), e.method))}
-        found = own_settings(self.event.module, names, names)
         folded = (self.edits.bypass.keys() | self.edits.dead) - self.edits.layers.keys()
-        moded = "training" in found and not decides_nothing(self.event, folded, self.recorder)
-        out = [Check("training", "self.training", (False,))] if moded else []
-        return out + [Check(f"self.{n}", f"self.{n}", (v,)) for n, v in found.items() if n != "training"]
+        read = settings_of(self._written_out(self.event))
+        if any(_is_mode(s) for s in read) and decides_nothing(self.event, folded, self.recorder):
+            read = [s for s in read if not _is_mode(s)]
+        return setting_checks(self.event, read)
 
     def _written_out(self, event: Event) -> Iterator[Event]:
         """A call, and those of the module's own methods that are not made any more."""
@@ -346,6 +346,10 @@ class Cutter:
             frozenset(self.read),
             constants.values,
         )
+
+
+def _is_mode(setting: object) -> bool:
+    return isinstance(setting, Setting) and setting.name == "training"
 
 
 def check_rewritable(function: Callable[..., Any]) -> None:

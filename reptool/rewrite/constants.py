@@ -125,6 +125,10 @@ class Constants:
             return self.keep(function, "_f")
         raise CannotCutError(f"{getattr(function, '__qualname__', function)!r} cannot be imported again")
 
+    def member(self, module: str, name: str) -> str:
+        """The text for what a module holds under a name."""
+        return f"{self._package(module)}.{name}"
+
     def _package(self, module: str) -> str:
         """The text for a module: its whole name, of which the first part is imported."""
         first, _, rest = module.partition(".")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.jit.annotations import try_ann_to_type
 
 from reptool.pysource.functions import behind
-from reptool.rewrite.constants import CannotCutError, Constants
+from reptool.rewrite.constants import CannotCutError, Constants, is_text
 from reptool.runtime.method import Method
 from reptool.runtime.subclass import ORIGINAL
 
@@ -28,16 +28,34 @@ class Check:
 
     Args:
         name: what it is, as errors name it.
-        read: the expression that reads it.
+        read: the expression that reads it, or what makes it.
         seen: what it may be.
+        exact: whether `seen` is a snapshot, with which the value is compared.
     """
 
     name: str
-    read: str
+    read: str | Callable[[Constants], str]
     seen: tuple[Any, ...]
+    exact: bool = False
+
+    def text(self, constants: Constants) -> str:
+        """The statement that checks it."""
+        read = self.read if isinstance(self.read, str) else self.read(constants)
+        if self.exact:
+            (seen,) = self.seen
+            return f"_expect_same({self.name!r}, {read}, {repr(seen) if is_text(seen) else constants.keep(seen, '_s')})"
+        seen = ", ".join(dict.fromkeys(constants.text(v, f"its argument {self.name!r}") for v in self.seen))
+        return f"_expect({self.name!r}, {read}, {seen})"
+
+    def holds(self, constants: Constants) -> str:
+        """The expression that says whether a snapshot holds."""
+        read = self.read if isinstance(self.read, str) else self.read(constants)
+        return f"_same({read}, {constants.keep(self.seen[0], '_s')})"
 
     def scripted(self) -> str | None:
         """The same as an expression of TorchScript; None where it has none."""
+        if not isinstance(self.read, str) or "(" in self.read or self.read.count(".") > 1:
+            return None
         if not all(v is None or type(v) in (bool, int, float, str) for v in self.seen):
             return None
         tests = dict.fromkeys(f"{self.read} is None" if v is None else f"{self.read} == {v!r}" for v in self.seen)
@@ -48,10 +66,7 @@ def checks(wanted: Sequence[Check], constants: Constants) -> list[str]:
     """Statements that raise where one of the values is another."""
     if not wanted:
         return []
-    eager = []
-    for check in wanted:
-        seen = dict.fromkeys(constants.text(v, f"its argument {check.name!r}") for v in check.seen)
-        eager.append(f"        _expect({check.name!r}, {check.read}, {', '.join(seen)})")
+    eager = [f"        {check.text(constants)}" for check in wanted]
     scripted = [f"        assert {text}" for check in wanted if (text := check.scripted())]
     head = f"{constants.function(torch.jit.is_scripting)}()"
     if not scripted:
@@ -80,7 +95,7 @@ def guarded_method(
     name: str,
     seen: Mapping[str, list[Any]],
     given: Mapping[str, Any] = MappingProxyType({}),
-    settings: Mapping[str, Any] = MappingProxyType({}),
+    settings: Sequence[Check] = (),
 ) -> Method | None:
     """The method as it is, behind a check that it is called as it was seen to be.
 
@@ -89,12 +104,12 @@ def guarded_method(
         name: of the method.
         seen: arguments that must be among these constants.
         given: optional arguments that must be given, a tuple where their number matters.
-        settings: attributes of the module that must be what they were.
+        settings: what else must be what it was.
     """
     signature, read = signature_of(getattr(cls, name)), _reader(getattr(cls, name))
     constants = Constants([*signature.parameters, "self"])
     wanted = [Check(n, read(n), tuple(values)) for n, values in seen.items()]
-    wanted += [Check(f"self.{n}", f"self.{n}", (value,)) for n, value in settings.items()]
+    wanted += settings
     try:
         lines = checks(wanted, constants)
         for n, value in given.items():
@@ -115,7 +130,14 @@ def _method(name: str, lines: Sequence[str], constants: Constants) -> Method:
     return Method(name, "\n".join(lines) + "\n", constants.names, constants=constants.values)
 
 
-def specialized_method(cls: type, name: str, made: Method | None, guards: Sequence[Guard], training: bool) -> Method:
+def specialized_method(
+    cls: type,
+    name: str,
+    made: Method | None,
+    guards: Sequence[Guard],
+    training: bool,
+    settings: Sequence[Check] = (),
+) -> Method:
     """A method behind a check of its arguments that runs as it was where they do not fit.
 
     Args:
@@ -124,6 +146,7 @@ def specialized_method(cls: type, name: str, made: Method | None, guards: Sequen
         made: what runs where they do, None for the method as it stands.
         guards: the arguments that fit; without any, none do.
         training: whether the module has to be in eval mode.
+        settings: what else must be what it was.
 
     Raises:
         CannotCutError: its signature cannot be written down.
@@ -144,7 +167,8 @@ def specialized_method(cls: type, name: str, made: Method | None, guards: Sequen
         lines = [*checks([Check("training", "self.training", (False,))], constants), *lines]
     plain = "".join(f"{read(n)}, " for n in guards[0].names)
     seen = "".join(f", {constants.keep(g.values, '_g')}" for g in guards)
-    lines += [f"    if not _holds(({plain}){seen}):", f"        {original}"]
+    others = "".join(f" or not {c.holds(constants)}" for c in settings)
+    lines += [f"    if not _holds(({plain}){seen}){others}:", f"        {original}"]
     if made is None:
         last = f"    return self.{ORIGINAL}{name}({', '.join(given)})"
         return _method(name, [f"def {name}({header}):", *lines, last], constants)

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from reptool.errors import SpecializedError
+from reptool.runtime.snapshot import same
 
 
 def _sealed(where: str) -> None:
@@ -34,6 +35,22 @@ def _expect(name: str, value: Any, *seen: Any) -> None:
             f"this method was deployed for {name}={traced!r} and called with {name}={shown}; {what}, "
             "or exclude this module"
         )
+
+
+def _expect_same(name: str, value: Any, seen: Any) -> None:
+    """The guard of a deployed method: a setting that decided what the layers which were fused compute together."""
+    if isinstance(value, fx.Proxy) or same(value, seen):
+        return
+    was = repr(seen) if isinstance(seen, (bool, int, float, str, type(None))) else "what it was then"
+    raise SpecializedError(
+        f"this model was deployed with {name}={was}, and it is {_shortened(value)} now; set it before deploying, or "
+        "exclude this module"
+    )
+
+
+def _shortened(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def _expect_given(name: str, value: Any, default: Any, count: int | None) -> None:

@@ -21,9 +21,10 @@ from torch import fx, nn
 
 from reptool.errors import SpecializedError
 from reptool.runtime.containers import filled, read_key
-from reptool.runtime.expect import _bound, _expect, _expect_given, _sealed
+from reptool.runtime.expect import _bound, _expect, _expect_given, _expect_same, _sealed
 from reptool.runtime.method import Method, find
 from reptool.runtime.originals import Like, as_it_was, holds
+from reptool.runtime.snapshot import ABSENT, same
 
 CONVERSIONS = (
     "fuse",
@@ -82,6 +83,9 @@ SCOPE: dict[str, Any] = {
     "pytree": torch.utils._pytree,
     "_expect": _expect,
     "_expect_given": _expect_given,
+    "_expect_same": _expect_same,
+    "_absent": ABSENT,
+    "_same": same,
     "_sealed": _sealed,
     "_holds": holds,
     "_like": Like,

@@ -1,22 +1,14 @@
-"""Flags: the same method with other arguments, or with the module's own settings set to something else."""
+"""Flags: the same method with other arguments, and what has to be checked before it runs."""
 
 from __future__ import annotations
 
 import dis
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
-from reptool.capture.settings import (
-    MAX_TRIES,
-    given,
-    is_switch,
-    offered,
-    other_settings,
-    own_settings,
-    without,
-    words_of,
-)
+from reptool.capture.settings import given, is_switch, offered, without
 from reptool.ir.trace import Event, Input, all_events
 from reptool.ir.walk import nodes_in
 from reptool.pysource.functions import behind
@@ -24,14 +16,32 @@ from reptool.pysource.module_info import stock_forward
 from reptool.pysource.passing_on import that_matter
 from reptool.pysource.places import method_of
 from reptool.refusal import Code, Refusal
+from reptool.rewrite.constants import CannotCutError
 from reptool.rewrite.method_source import guarded_method
+from reptool.rewrite.setting_checks import setting_checks
 from reptool.safety.changed import Changed
 from reptool.safety.other_runs import Runs
 from reptool.safety.reach import Reach
+from reptool.safety.settings import Guarded, guarded_settings
 from reptool.safety.verdict import Found, between
 from reptool.surgery import Site, Surgery
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@dataclass
+class Asked:
+    """Arguments that matter to a method.
+
+    Args:
+        bad: arguments that must be among these constants.
+        given: optional arguments that must be given.
+        sites: the regions whose layers it may use.
+    """
+
+    bad: dict[str, list[Any]] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
 
 
 class Flags:
@@ -45,71 +55,84 @@ class Flags:
     def __init__(self, runs: Runs, reach: Reach) -> None:
         self.runs, self.reach = runs, reach
         self.surgeon, self.trace = runs.surgeon, runs.trace
-        self._tries = 0
 
     def check(self, state: Changed, surgery: Surgery, found: Found) -> None:
-        """Guard the flags that matter, and give up regions where that cannot be done."""
+        """Guard what matters, and give up regions where that cannot be done."""
         events: dict[tuple[str, str], list[Event]] = {}
         for event in all_events(self.trace.top):
             events.setdefault((event.path, event.method), []).append(event)
+        settings = guarded_settings(surgery, self.surgeon)
         for (path, name), calls in events.items():
-            module = calls[0].module
-            function = inspect.getattr_static(type(module), name, None)
-            if not inspect.isfunction(function) or state.is_gone(path) or stock_forward(module):
-                continue
             if name in surgery.methods.get(path, {}):
-                continue  # it is written anew, for the flags it was seen with
-            sites = self.reach.reached(state, path, self.reach.loads_of(type(module), name))
-            if not sites:
+                continue  # it is written anew, for the arguments and settings it was seen with
+            asked = self._arguments(state, surgery, found, calls)
+            if asked is not None:
+                self._guard(surgery, found, calls, asked, settings.get((path, name)))
+
+    def _arguments(self, state: Changed, surgery: Surgery, found: Found, calls: list[Event]) -> Asked | None:
+        """The arguments that matter to a method; None where regions are given up for them."""
+        path, name, module = calls[0].path, calls[0].method, calls[0].module
+        function = inspect.getattr_static(type(module), name, None)
+        if not inspect.isfunction(function) or state.is_gone(path) or stock_forward(module):
+            return Asked()
+        sites = self.reach.reached(state, path, self.reach.loads_of(type(module), name))
+        if not sites:
+            return Asked()
+        flags, held = _flags_of(function, calls), given(function, calls)
+        kinds = {n: p.kind for n, p in inspect.signature(function).parameters.items()}
+        base = {f: s[0] for f, s in flags.items() if kinds[f] not in _VARIADIC} | held
+        annotated = inspect.signature(function).parameters
+        bad: dict[str, list[Any]] = {}
+        for flag, seen in flags.items():
+            if flag in held:
                 continue
-            flags, held = _flags_of(function, calls), given(function, calls)
-            kinds = {n: p.kind for n, p in inspect.signature(function).parameters.items()}
-            base = {f: s[0] for f, s in flags.items() if kinds[f] not in _VARIADIC} | held
-            annotated = inspect.signature(function).parameters
-            bad: dict[str, list[Any]] = {}
-            for flag, seen in flags.items():
-                if flag in held:
-                    continue
-                proven = self._proven(state, path, name, base, flag) if flag in base else ()
-                both = all(any(v is p for p in (*proven, *seen)) for v in (True, False))
-                if Input not in proven and not (both and is_switch(annotated[flag])):
-                    bad[flag] = [*seen, *proven]
-            needed = {
-                f: v
-                for f, v in held.items()
-                if not all(self.runs.same(state, path, name, {**base, f: w}) for w in without(f, v, function))
-            }
-            bad = that_matter(bad, {*flags, *held}, function, module)
-            parts: frozenset[Site] = frozenset()
-            if surgery.fallbacks is None:
-                asked = [f for f in bad if self._may_be_given(function, calls, f)]
-                parts = self._shown_between(state, path, name, base, asked) if len(asked) == len(bad) else frozenset()
-                parts |= self._offered(state, function, calls, base, bad)
-            for site in parts:
-                found.problems[site.region] = between(site, method_of(self.trace.place(path), type(module), name))
-            if parts:
-                continue
-            settings = self._settings(state, path, name, base)
+            proven = self._proven(state, path, name, base, flag) if flag in base else ()
+            both = all(any(v is p for p in (*proven, *seen)) for v in (True, False))
+            if Input not in proven and not (both and is_switch(annotated[flag])):
+                bad[flag] = [*seen, *proven]
+        needed = {
+            f: v
+            for f, v in held.items()
+            if not all(self.runs.same(state, path, name, {**base, f: w}) for w in without(f, v, function))
+        }
+        bad = that_matter(bad, {*flags, *held}, function, module)
+        parts: frozenset[Site] = frozenset()
+        if surgery.fallbacks is None:
+            asked = [f for f in bad if self._may_be_given(function, calls, f)]
+            parts = self._shown_between(state, path, name, base, asked) if len(asked) == len(bad) else frozenset()
+            parts |= self._offered(state, function, calls, base, bad)
+        for site in parts:
+            found.problems[site.region] = between(site, method_of(self.trace.place(path), type(module), name))
+        return None if parts else Asked(bad, needed, sites)
+
+    def _guard(
+        self, surgery: Surgery, found: Found, calls: list[Event], asked: Asked, settings: Guarded | None
+    ) -> None:
+        """Put checks in front of a method, or give up the regions for which that cannot be done."""
+        path, name, module = calls[0].path, calls[0].method, calls[0].module
+        sites = list(dict.fromkeys([*asked.sites, *(settings.sites if settings is not None else ())]))
+        if not (asked.bad or asked.given or settings):
+            return
+        if surgery.fallbacks is not None:
+            for event in calls:
+                surgery.fallbacks.need(event, (), sites, settings.settings if settings is not None else ())
+            return
+        try:
+            checks = setting_checks(settings.event, settings.settings) if settings is not None else []
             assumed = not self.trace.shown and any(e.parent is None for e in calls)
-            unsure = assumed and bool(bad or needed)
-            if not (bad or needed or settings):
-                continue
-            if surgery.fallbacks is not None and (bad or needed):
-                for event in calls:
-                    surgery.fallbacks.need(event, (), sites)
-                continue
-            method = None if unsure else guarded_method(type(module), name, bad, needed, settings)
-            if method is not None:
-                found.methods.setdefault(path, {})[name] = method
-                continue
-            what = sorted({*bad, *needed, *(f"self.{n}" for n in settings)})[0]
+            if assumed and (asked.bad or asked.given):
+                what = sorted({*asked.bad, *asked.given})[0]
+                raise CannotCutError(f"it may run other code with another {what!r}; give example_inputs that show it")
+            method = guarded_method(type(module), name, asked.bad, asked.given, checks)
+            if method is None:
+                raise CannotCutError("its signature cannot be written down")
+        except CannotCutError as error:
+            where = f"{self.trace.place(path)}.{name}"
+            refusal = Refusal(Code.SPECIALIZED, f"{where}: {error}", (self.trace.place(path),))
             for site in sites:
-                found.problems[site.region] = Refusal(
-                    Code.SPECIALIZED,
-                    f"{self.trace.place(path)}.{name} may run other code with another {what!r}; "
-                    "give example_inputs that show how it is called",
-                    (site.region.value.name,),
-                )
+                found.problems[site.region] = refusal.at(site.region.value.name)
+            return
+        found.methods.setdefault(path, {})[name] = method
 
     @staticmethod
     def _may_be_given(function: Callable[..., Any], calls: list[Event], flag: str) -> bool:
@@ -117,43 +140,6 @@ class Flags:
         signature = inspect.signature(function)
         own = any(e.parent is None for e in calls)
         return own or any(flag in signature.bind(e.module, *e.args, **e.kwargs).arguments for e in calls)
-
-    def _settings(self, state: Changed, path: str, name: str, base: dict[str, Any]) -> dict[str, Any]:
-        """Attributes of a module that make a method use its layers otherwise when they are set to something else."""
-        module = self.surgeon.modules[path]
-        read = self.reach.loads_of(type(module), name)
-        found = own_settings(module, read.own, read.other)
-        if not found:
-            return {}
-        if self._tries > MAX_TRIES:
-            return found  # what was not tried may matter
-        whole = self.runs.same(state, path, name, base)
-        layers = None if whole else self._layers(state, path, name, base, {})
-        if not whole and layers is None:
-            return {}
-        out: dict[str, Any] = {}
-        words = words_of(module, read.functions)
-        for n, value in found.items():
-            for other in other_settings(value, words):
-                self._tries += 1
-                if whole:
-                    differs = bool(self.runs.differs(state, path, name, base, {n: other}))
-                else:
-                    differs = self._layers(state, path, name, base, {n: other}) not in (layers, None)
-                if differs:
-                    out[n] = value
-                    break
-        return out
-
-    def _layers(
-        self, state: Changed, path: str, name: str, flags: dict[str, Any], settings: dict[str, Any]
-    ) -> list[str] | None:
-        """The changed layers that a method runs, in order; None when it cannot be run."""
-        traced = self.runs.run(state, path, name, flags, settings)
-        nodes = () if traced is None else traced[1].graph.nodes
-        used = [str(n.target) for n in nodes if n.op in ("call_module", "get_attr")]
-        changed = [t for t in used if t in state.all or t in state.tensors or t.rpartition(".")[0] in state.all]
-        return None if traced is None else changed
 
     def _proven(self, state: Changed, path: str, name: str, base: dict[str, Any], flag: str) -> tuple[Any, ...]:
         """Other values of a flag with which the method shows the same regions; `Input` for any value."""

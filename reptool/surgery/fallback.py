@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
@@ -22,6 +22,7 @@ from reptool.refusal import Code, Refusal
 from reptool.rewrite.constants import CannotCutError
 from reptool.rewrite.guard_inference import CannotGuardError, Guard, guard
 from reptool.rewrite.method_source import specialized_method
+from reptool.rewrite.setting_checks import setting_checks
 from reptool.runtime.originals import KEPT
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Fallback:
         reached: sites whose layers its original code may use one by one.
         training: whether code that is specialized asks for `training`.
         guards: the arguments for which the new code runs.
+        settings: what was read that has to be as it was.
     """
 
     path: str
@@ -54,6 +56,7 @@ class Fallback:
     reached: list[Site] = field(default_factory=list)
     training: bool = False
     guards: list[Guard] = field(default_factory=list)
+    settings: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -111,13 +114,14 @@ class Fallbacks:
         return ".".join(p for p in (self.recorder.prefix, path) if p) or "<root>"
 
     # --- what is needed
-    def need(self, event: Event, asked: Iterable[Event], sites: Iterable[Site]) -> None:
+    def need(self, event: Event, asked: Iterable[Event], sites: Iterable[Site], settings: Iterable[Any] = ()) -> None:
         """Specialize the method of a call, or of the smallest call around it that no region lies across.
 
         Args:
             event: a traced call.
             asked: other calls whose answers the new code relies on.
             sites: the sites that this is for.
+            settings: what else has to be as it was.
         """
         relied, sites = {event, *asked}, list(sites)
         place = next(e for e in event.ancestors() if self._closed(e, sites, relied))
@@ -125,6 +129,7 @@ class Fallbacks:
         found = self.found.setdefault(key, Fallback(*key))
         found.asked.setdefault(place, {place}).update(relied)
         found.sites += [s for s in sites if s not in found.sites]
+        found.settings += settings
 
     def reach(self, event: Event, site: Site) -> None:
         """The code of a traced call may use a site's layers one by one where an answer is another."""
@@ -261,7 +266,11 @@ class Fallbacks:
             methods = surgery.methods.setdefault(path, {})
             cls = type(self.recorder.root.get_submodule(path))
             try:
-                methods[name] = specialized_method(cls, name, methods.get(name), fallback.guards, fallback.training)
+                place = next(iter(fallback.asked), None)
+                settings = [] if place is None else setting_checks(place, fallback.settings)
+                methods[name] = specialized_method(
+                    cls, name, methods.get(name), fallback.guards, fallback.training, settings
+                )
             except CannotCutError as error:
                 refusal = Refusal(Code.METHOD, f"{self.place(path)}.{name}: {error}", (self.place(path),))
                 return {s.region: refusal for s in fallback.sites or fallback.reached}

@@ -1,0 +1,87 @@
+"""Checks of settings: that what a method read, and what code in it read, is what it was when it was traced."""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+from collections.abc import Iterable
+from typing import Any
+
+from reptool.ir.trace import Event, Setting
+from reptool.pysource.globals_read import Outside, is_importable, read_outside
+from reptool.rewrite.constants import CannotCutError, Constants
+from reptool.rewrite.method_source import Check
+from reptool.runtime.snapshot import ABSENT
+
+
+def setting_checks(event: Event, settings: Iterable[Setting | Outside]) -> list[Check]:
+    """The checks for a method.
+
+    Args:
+        event: a call of the method.
+        settings: what was read; the same in every call.
+
+    Raises:
+        CannotCutError: one of them has no value that a later one can be compared with, or was two different ones.
+    """
+    found: dict[str, Check] = {}
+    for setting in settings:
+        if isinstance(setting.value, Exception):
+            raise CannotCutError(f"it reads {setting}, which cannot be compared with a later value ({setting.value})")
+        made = _attribute(event, setting) if isinstance(setting, Setting) else _outside(event, setting)
+        known = found.setdefault(made.name, made)
+        if known.seen[0] != made.seen[0]:
+            raise CannotCutError(f"it reads {made.name}, which changes while it runs")
+    return list(found.values())
+
+
+def _attribute(event: Event, setting: Setting) -> Check:
+    base = f"{event.path}." if event.path else ""
+    if setting.path != event.path and not setting.path.startswith(base):
+        raise CannotCutError(f"it reads {setting}, which lies outside of it")
+    text = "self"
+    for part in filter(None, setting.path[len(base) :].split(".") if setting.path != event.path else ()):
+        plain = part.isidentifier() and not keyword.iskeyword(part)
+        text = f"{text}.{part}" if plain else f"getattr({text}, {part!r})"
+    simple = setting.name.isidentifier() and not keyword.iskeyword(setting.name) and not setting.name.startswith("__")
+    if simple and setting.value is not ABSENT:
+        return Check(f"{text}.{setting.name}", f"{text}.{setting.name}", (setting.value,), exact=True)
+    read = f"getattr({text}, {setting.name!r}, _absent)"
+    return Check(f"{text}.{setting.name}", read, (setting.value,), exact=True)
+
+
+def _outside(event: Event, setting: Outside) -> Check:
+    def text(constants: Constants) -> str:
+        steps = "".join(f".{s}" for s in setting.steps)
+        called = "" if setting.call is None else f"({', '.join(constants.text(c) for c in setting.call)})"
+        return f"{_holder(event, setting, constants)}{steps}{called}"
+
+    return Check(str(setting), text, (setting.value,), exact=True)
+
+
+def _holder(event: Event, setting: Outside, constants: Constants) -> str:
+    """The text for a global or a free variable itself."""
+    function = setting.function
+    if setting.cell is None and is_importable(function):
+        return constants.member(str(function.__globals__["__name__"]), setting.name)
+    own: Any = inspect.getattr_static(type(event.module), event.method, None)
+    if function is not own:
+        raise CannotCutError(f"it reads {setting} of {function.__qualname__}, which cannot be reached from it")
+    if setting.cell is None:
+        return f"_original.__globals__[{setting.name!r}]"
+    return f"_original.__closure__[{setting.cell}].cell_contents"
+
+
+def outside_of(event: Event) -> list[Outside]:
+    """What the method of a call reads from outside of the model."""
+    function = inspect.getattr_static(type(event.module), event.method, None)
+    if isinstance(function, (staticmethod, classmethod)):
+        function = function.__func__
+    if not callable(function) or str(getattr(function, "__module__", "")).partition(".")[0] == "torch":
+        return []
+    return read_outside(function)
+
+
+def settings_of(events: Iterable[Event]) -> list[Setting | Outside]:
+    """Everything that calls read which are written out in one method: it is written into it."""
+    return [s for e in events for s in [*e.settings, *outside_of(e)]]

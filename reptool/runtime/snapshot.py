@@ -1,0 +1,223 @@
+"""Snapshots: what a setting was while the model was traced, in a form that a later value is compared with.
+
+A guard compares by value: plain values by ``==`` and type, containers item by item, configuration objects attribute by
+attribute, functions by identity. Modules and tensors inside of them are compared by kind alone: what they compute is
+guarded where it is computed.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import inspect
+import sys
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+MAX_DEPTH = 6
+MAX_ITEMS = 2000
+
+
+class Absent(enum.Enum):
+    """What is read of an attribute that is not there."""
+
+    ABSENT = "no such attribute"
+
+    def __repr__(self) -> str:
+        return "<absent>"
+
+
+ABSENT = Absent.ABSENT
+_ATOMS = (
+    type(None), bool, int, float, complex, str, bytes, enum.Enum, np.generic, np.dtype, torch.dtype, torch.device,
+    torch.layout, torch.memory_format, torch.Size, range, slice, type(Ellipsis), type,
+)  # fmt: skip
+_IDENTICAL = (FunctionType, BuiltinFunctionType, ModuleType)
+_SEQUENCES = (list, tuple, deque)
+_SETS = (set, frozenset)
+
+
+class IncomparableError(Exception):
+    """A value that no later value can be compared with."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A module or tensor: only its kind is compared."""
+
+    tensor: bool
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is of this kind."""
+        return isinstance(value, Tensor if self.tensor else nn.Module)
+
+
+@dataclass(frozen=True)
+class Items:
+    """A sequence or set of values, of one type."""
+
+    type: type
+    items: tuple[Any, ...]
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value has the same items."""
+        if type(value) is not self.type or len(value) != len(self.items):
+            return False
+        if issubclass(self.type, _SETS):
+            return all(v in value for v in self.items)
+        return all(map(same, value, self.items))
+
+
+@dataclass(frozen=True)
+class Entries:
+    """A mapping, of one type."""
+
+    type: type
+    entries: tuple[tuple[Any, Any], ...]
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value has the same entries."""
+        if type(value) is not self.type or not isinstance(value, Mapping) or len(value) != len(self.entries):
+            return False
+        return all(k in value and same(value[k], v) for k, v in self.entries)
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """An object that holds others, a configuration for example."""
+
+    type: type
+    attributes: tuple[tuple[str, Any], ...]
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is such an object with the same attributes."""
+        return type(value) is self.type and all(same(held(value, n, ABSENT), v) for n, v in self.attributes)
+
+
+@dataclass(frozen=True)
+class Code:
+    """A function that has no address under which it is found again: what it does, by its code."""
+
+    digest: bytes
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is a function of the same code."""
+        return isinstance(value, FunctionType) and _digest(value.__code__) == self.digest
+
+
+def _digest(code: CodeType) -> bytes:
+    parts = [_digest(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return hashlib.sha256(repr((code.co_code, code.co_names, code.co_varnames, parts)).encode()).digest()
+
+
+def _is_found(function: FunctionType) -> bool:
+    """Whether a function is what its module holds under its name, so that a pickle may name it."""
+    module: Any = sys.modules.get(function.__module__)
+    try:
+        return bool(functools.reduce(getattr, function.__qualname__.split("."), module) is function)
+    except AttributeError:
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class Array:
+    """An array of numbers."""
+
+    value: np.ndarray[Any, Any]
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value has the same numbers."""
+        return isinstance(value, np.ndarray) and value.dtype == self.value.dtype and np.array_equal(value, self.value)
+
+
+_SNAPSHOTS = (Kind, Items, Entries, Attributes, Code, Array)
+
+
+def snapshot(value: Any) -> Any:
+    """What a later value is compared with.
+
+    Raises:
+        IncomparableError: nothing can be said about it.
+
+    >>> same([1, {"a": False}], snapshot([1, {"a": False}])), same([1, {"a": True}], snapshot([1, {"a": False}]))
+    (True, False)
+    """
+    return _Taking().of(value, 0)
+
+
+class _Taking:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def of(self, value: Any, depth: int) -> Any:
+        self.count += 1
+        if self.count > MAX_ITEMS or depth > MAX_DEPTH:
+            raise IncomparableError("it is too large")
+        if isinstance(value, FunctionType) and not _is_found(value):
+            return Code(_digest(value.__code__))
+        if isinstance(value, (*_ATOMS, *_IDENTICAL)) or value is ABSENT:
+            return value
+        if isinstance(value, (nn.Module, Tensor)):
+            return Kind(isinstance(value, Tensor))
+        if isinstance(value, MethodType):
+            return Attributes(MethodType, (("__func__", self.of(value.__func__, depth + 1)),))
+        if isinstance(value, functools.partial):
+            parts = {"func": value.func, "args": value.args, "keywords": value.keywords}
+            return Attributes(type(value), tuple((n, self.of(v, depth + 1)) for n, v in parts.items()))
+        if isinstance(value, np.ndarray):
+            return Array(value.copy())
+        if isinstance(value, _SETS):
+            return Items(type(value), tuple(value))
+        if isinstance(value, _SEQUENCES):
+            return Items(type(value), tuple(self.of(v, depth + 1) for v in value))
+        if isinstance(value, Mapping):
+            return Entries(type(value), tuple((k, self.of(value[k], depth + 1)) for k in value))
+        return self._object(value, depth)
+
+    def _object(self, value: Any, depth: int) -> Any:
+        found = [(name, self.of(held(value, name, ABSENT), depth + 1)) for name in names_of(value)]
+        return Attributes(type(value), tuple(found))
+
+
+def names_of(value: Any) -> list[str]:
+    """The attributes that an object itself holds."""
+    slots = [s for c in type(value).__mro__ for s in _words(vars(c).get("__slots__", ()))]
+    own = getattr(value, "__dict__", {})
+    return [*own, *(s for s in slots if s not in ("__dict__", "__weakref__") and hasattr(value, s))]
+
+
+def _words(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def held(value: Any, name: str, default: Any) -> Any:
+    """An attribute that an object itself holds, whatever its class makes of reading it."""
+    own = getattr(value, "__dict__", None)
+    if own is not None and name in own:
+        return own[name]
+    if own is not None and not isinstance(value, (MethodType, functools.partial)) and not _is_slot(value, name):
+        return default
+    return getattr(value, name, default)
+
+
+def _is_slot(value: Any, name: str) -> bool:
+    return inspect.ismemberdescriptor(inspect.getattr_static(type(value), name, None))
+
+
+def same(value: Any, seen: Any) -> bool:
+    """Whether a value is what it was when the snapshot `seen` was taken."""
+    if isinstance(seen, _SNAPSHOTS):
+        return seen.holds(value)
+    if value is seen:
+        return True
+    if type(value) is not type(seen) or isinstance(seen, _IDENTICAL):
+        return False
+    return bool(value == seen) or (value != value and seen != seen)  # NaN is what it was

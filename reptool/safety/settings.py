@@ -1,0 +1,137 @@
+"""Settings that hold regions together: what code read on the way to a region's operations is guarded.
+
+A region is one layer only as long as the model's code runs all of its operations, one after the other. Which it runs is
+decided in the calls from the lowest one that holds the whole region down to its operations: by attributes of modules,
+configuration objects, globals and switches that were read there before the region was complete, or while a value
+inside of it could still be used. What lies outside of these calls runs the region as a whole or not at all.
+
+What a method reads only to hand it to an operation of torch decides nothing: the operation is given the new value.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from reptool.ir.trace import Event, Setting
+from reptool.ir.walk import only_tensors
+from reptool.pysource.functions import behind, tree_of
+from reptool.pysource.globals_read import Outside
+from reptool.rewrite.setting_checks import outside_of
+from reptool.surgery import Site, Surgeon, Surgery
+
+
+@dataclass
+class Guarded:
+    """What one method has to find as it was.
+
+    Args:
+        event: a call of it.
+        settings: what it read, in all of its calls.
+        sites: the regions that this is for.
+    """
+
+    event: Event
+    settings: list[Setting | Outside] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+
+
+def guarded_settings(surgery: Surgery, surgeon: Surgeon) -> dict[tuple[str, str], Guarded]:
+    """Module path and method -> what holds regions together that it runs, or a part of them."""
+    found: dict[tuple[str, str], Guarded] = {}
+    for site in surgery.sites:
+        end = _end(site)
+        for event, read in _on_the_way(site, surgery).items():
+            settings = [s for s in read if s.time < end and not _is_handed_on(s, event)]
+            outside = [o for e in _decided_in(event) for o in outside_of(e)]
+            if settings or outside:
+                made = found.setdefault((event.path, event.method), Guarded(event))
+                made.settings += [*settings, *outside]
+                made.sites.append(site)
+    return found
+
+
+def _end(site: Site) -> float:
+    """When a region was complete and no value inside of it could be used any more."""
+    inner = site.region.form.ops - {site.region.value}
+    last = max(n.meta.get("time", math.inf) for n in site.region.form.ops)
+    return max([last, *(n.meta.get("dead", math.inf) for n in inner)])
+
+
+def _on_the_way(site: Site, surgery: Surgery) -> dict[Event, list[Setting]]:
+    """Calls from the lowest that holds a whole region down to its operations -> what was read for them.
+
+    What was read in a call that is not made any more counts for the call around it, and so does what a method read that
+    gives something else than tensors.
+    """
+    chains = [list(n.meta["event"].ancestors()) for n in site.region.form.ops]
+    common = set(chains[0]).intersection(*chains[1:])
+    lowest = next(e for e in chains[0] if e in common)
+    way = dict.fromkeys(e for chain in chains for e in chain[: chain.index(lowest) + 1])
+    out: dict[Event, list[Setting]] = {}
+    for event in way:
+        stays = next((e for e in event.ancestors() if e is lowest or not _is_gone(e, surgery)), lowest)
+        if event.method in surgery.methods.get(event.path, {}):
+            continue  # it is written anew, and checks all that it read
+        own = [s for e in _decided_in(event) for s in e.settings if not s.by_torch]
+        out.setdefault(stays, []).extend(own if stays is event else (s for s in own if s.name != "training"))
+    return out
+
+
+def _is_gone(event: Event, surgery: Surgery) -> bool:
+    path = event.path
+    while path:
+        if path in surgery.identities or any(s.slot == path for s in surgery.sites):
+            return True
+        path = path.rpartition(".")[0]
+    return False
+
+
+def _decided_in(event: Event) -> Iterator[Event]:
+    """A call, and those in it that gave it something to decide by."""
+    yield event
+    for item in event.items:
+        if isinstance(item, Event) and not only_tensors(item.output):
+            yield from _decided_in(item)
+
+
+def _is_handed_on(setting: Setting, event: Event) -> bool:
+    """Whether a method only hands an attribute of its module to operations of torch."""
+    function = inspect.getattr_static(type(event.module), event.method, None)
+    return setting.path == event.path and inspect.isfunction(function) and setting.name in _handed_on(function)
+
+
+@functools.lru_cache(maxsize=4096)
+def _handed_on(function: Callable[..., Any]) -> frozenset[str]:
+    """Names of attributes that a method reads, each time as an argument of a function of torch."""
+    trees = [tree_of(f) for f in behind(function)]
+    if len(trees) != 1 or trees[0] is None:
+        return frozenset()
+    parents = {child: node for node in ast.walk(trees[0]) for child in ast.iter_child_nodes(node)}
+    reads = [n for n in ast.walk(trees[0]) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)]
+    scope = getattr(function, "__globals__", {})
+    kept = {n.attr for n in reads if not _is_argument(n, parents, scope)}
+    words = {n.value for n in ast.walk(trees[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return frozenset({n.attr for n in reads} - kept - words)
+
+
+def _is_argument(node: ast.AST, parents: dict[ast.AST, ast.AST], scope: dict[str, Any]) -> bool:
+    above = parents.get(node)
+    if isinstance(above, ast.keyword):
+        node, above = above, parents.get(above)
+    if not isinstance(above, ast.Call) or above.func is node:
+        return False
+    called: Any = above.func
+    steps: list[str] = []
+    while isinstance(called, ast.Attribute):
+        steps.insert(0, called.attr)
+        called = called.value
+    value = scope.get(called.id) if isinstance(called, ast.Name) else None
+    for step in steps:
+        value = getattr(value, step, None)
+    return callable(value) and str(getattr(value, "__module__", "")).startswith("torch")

@@ -1,0 +1,127 @@
+"""A snapshot holds for the value that it was taken of, and for none that differs in what code can read."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+import threading
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from reptool.runtime.snapshot import ABSENT, IncomparableError, same, snapshot
+
+plain = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(width=16) | st.text(max_size=2)
+values = st.recursive(
+    plain,
+    lambda v: (
+        st.lists(v, max_size=3)
+        | st.dictionaries(st.text(max_size=2), v, max_size=3)
+        | st.tuples(v, v)
+        | v.map(lambda x: SimpleNamespace(a=x))
+        | st.frozensets(plain, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(values)
+def test_a_value_is_what_it_was(value: Any) -> None:
+    seen = snapshot(value)
+    assert same(value, seen)
+    assert same(copy.deepcopy(value), seen)
+    assert same(value, pickle.loads(pickle.dumps(seen)))
+
+
+@given(values, values)
+def test_what_prints_differently_is_something_else(a: Any, b: Any) -> None:
+    if repr(a) != repr(b) and not _has_set(a):
+        assert not same(b, snapshot(a)) or a == b
+
+
+def _has_set(value: Any) -> bool:
+    return "frozenset" in repr(value)
+
+
+@dataclass
+class Config:
+    """Nested settings."""
+
+    depth: int = 1
+    inner: Any = None
+
+
+class Slotted:
+    """Settings without a dictionary."""
+
+    __slots__ = ("flag",)
+
+    def __init__(self, flag: bool) -> None:
+        self.flag = flag
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        (True, 1),
+        (1, 1.0),
+        (None, False),
+        ([1], (1,)),
+        ({"a": {"b": [False]}}, {"a": {"b": [True]}}),
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ({1, 2}, {1, 3}),
+        (Config(1, Config(2)), Config(1, Config(3))),
+        (Config(1), SimpleNamespace(depth=1, inner=None)),
+        (Slotted(True), Slotted(False)),
+        (torch.float32, torch.float64),
+        (np.float64(1), np.float64(2)),
+        (np.arange(3), np.arange(3) + 1),
+        (functools.partial(sum, start=1), functools.partial(sum, start=2)),
+        (sum, max),
+        (ABSENT, None),
+        (nn.ReLU(), None),
+        ([nn.ReLU(), 1], [nn.ReLU(), 2]),
+        (torch.zeros(2), 3.0),
+    ],
+)
+def test_other_values_are_told_apart(value: Any, other: Any) -> None:
+    assert same(value, snapshot(value))
+    assert not same(other, snapshot(value))
+    assert not same(value, snapshot(other))
+
+
+def test_later_changes_are_seen() -> None:
+    value = {"a": [Config(1, {"b": {2}})]}
+    seen = snapshot(value)
+    value["a"][0].inner["b"].add(3)
+    assert not same(value, seen)
+
+
+def test_values_of_a_thread_are_settings_too() -> None:
+    local = threading.local()
+    local.raw = False
+    seen = snapshot(local)
+    assert same(local, seen)
+    local.raw = True
+    assert not same(local, seen)
+
+
+def test_modules_and_tensors_are_compared_by_kind() -> None:
+    assert same([nn.Linear(2, 2), torch.ones(1)], snapshot([nn.ReLU(), torch.zeros(3)]))
+
+
+def test_what_is_too_large_is_not_compared() -> None:
+    with pytest.raises(IncomparableError):
+        snapshot(list(range(10_000)))
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    with pytest.raises(IncomparableError):
+        snapshot(cycle)
