@@ -79,7 +79,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
             if recorder.tracing:
                 _seen(recorder, self, name, ABSENT, sys._getframe(1))
             raise
-        if found is None and recorder.tracing:
+        if found is None and name not in self._parameters and recorder.tracing:
             _seen(recorder, self, name, None, sys._getframe(1))
         if isinstance(found, Tensor) and recorder.tracing and (name in self._parameters or name in self._buffers):
             return recorder.parameter(self, name, found)

@@ -84,4 +84,8 @@ def outside_of(event: Event) -> list[Outside]:
 
 def settings_of(events: Iterable[Event]) -> list[Setting | Outside]:
     """Everything that calls read which are written out in one method: it is written into it."""
-    return [s for e in events for s in [*e.settings, *outside_of(e)]]
+    found: list[Setting | Outside] = []
+    for event in events:
+        found += event.settings
+        found += outside_of(event)
+    return found

@@ -40,6 +40,7 @@ _ATOMS = (
     type(None), bool, int, float, complex, str, bytes, enum.Enum, np.generic, np.dtype, torch.dtype, torch.device,
     torch.layout, torch.memory_format, torch.Size, range, slice, type(Ellipsis), type,
 )  # fmt: skip
+PLAIN = (*_ATOMS, Absent)
 _IDENTICAL = (FunctionType, BuiltinFunctionType, ModuleType)
 _SEQUENCES = (list, tuple, deque)
 _SETS = (set, frozenset)
@@ -69,11 +70,14 @@ class Items:
 
     def holds(self, value: Any) -> bool:
         """Whether a value has the same items."""
-        if type(value) is not self.type or len(value) != len(self.items):
+        if type(value) is not self.type:
+            return False
+        items: Any = value
+        if len(items) != len(self.items):
             return False
         if issubclass(self.type, _SETS):
-            return all(v in value for v in self.items)
-        return all(map(same, value, self.items))
+            return all(v in items for v in self.items)
+        return all(same(v, s) for v, s in zip(items, self.items, strict=True))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import ast
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reptool.ir.trace import Event, Setting
@@ -23,6 +23,7 @@ from reptool.ir.walk import only_tensors
 from reptool.pysource.functions import behind, tree_of
 from reptool.pysource.globals_read import Outside
 from reptool.rewrite.setting_checks import outside_of
+from reptool.runtime.snapshot import PLAIN, IncomparableError
 from reptool.surgery import Site, Surgeon, Surgery
 
 
@@ -47,7 +48,8 @@ def guarded_settings(surgery: Surgery, surgeon: Surgeon) -> dict[tuple[str, str]
     for site in surgery.sites:
         end = _end(site)
         for event, read in _on_the_way(site, surgery).items():
-            settings = [s for s in read if s.time < end and not _is_handed_on(s, event)]
+            relevant = [s for s in read if s.time < end and not _is_handed_on(s, event)]
+            settings = [s for s in (_after(s, surgery) for s in relevant) if s is not None]
             outside = [o for e in _decided_in(event) for o in outside_of(e)]
             if settings or outside:
                 made = found.setdefault((event.path, event.method), Guarded(event))
@@ -72,10 +74,11 @@ def _on_the_way(site: Site, surgery: Surgery) -> dict[Event, list[Setting]]:
     chains = [list(n.meta["event"].ancestors()) for n in site.region.form.ops]
     common = set(chains[0]).intersection(*chains[1:])
     lowest = next(e for e in chains[0] if e in common)
+    slots = {s.slot for s in surgery.sites if s.slot is not None}
     way = dict.fromkeys(e for chain in chains for e in chain[: chain.index(lowest) + 1])
     out: dict[Event, list[Setting]] = {}
     for event in way:
-        stays = next((e for e in event.ancestors() if e is lowest or not _is_gone(e, surgery)), lowest)
+        stays = next((e for e in event.ancestors() if e is lowest or not _is_gone(e.path, slots, surgery)), lowest)
         if event.method in surgery.methods.get(event.path, {}):
             continue  # it is written anew, and checks all that it read
         own = [s for e in _decided_in(event) for s in e.settings if not s.by_torch]
@@ -83,10 +86,26 @@ def _on_the_way(site: Site, surgery: Surgery) -> dict[Event, list[Setting]]:
     return out
 
 
-def _is_gone(event: Event, surgery: Surgery) -> bool:
-    path = event.path
+def _after(setting: Setting, surgery: Surgery) -> Setting | None:
+    """A setting as it can be read of the deployed model; None where nothing is left that could be set."""
+    slots = {s.slot: s for s in surgery.sites if s.slot is not None}
+    path, site = setting.path, slots.get(setting.path)
+    if _is_gone(path.rpartition(".")[0], slots, surgery):
+        fixed = isinstance(setting.value, PLAIN)
+        return None if fixed else replace(setting, value=IncomparableError("its module is absorbed in another one"))
+    if site is not None and not site.reuse and hasattr(site.shape, setting.name):
+        if getattr(site.shape, setting.name) == setting.value:
+            return None
+        return replace(setting, value=IncomparableError("the layer in its place has another one"))
+    if path in surgery.identities or site is not None:
+        surgery.read.setdefault(path, set()).add(setting.name)
+    return setting
+
+
+def _is_gone(path: str, slots: Collection[str], surgery: Surgery) -> bool:
+    """Whether a module is replaced, or lies inside of one that is."""
     while path:
-        if path in surgery.identities or any(s.slot == path for s in surgery.sites):
+        if path in surgery.identities or path in slots:
             return True
         path = path.rpartition(".")[0]
     return False

@@ -26,6 +26,10 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
     paths, graphs = _aliases(root), graphs_of(root) if surgery.sites else {}
     memo = as_values(root) if surgery.keeping else {}
     kept = {p: keep(root.get_submodule(p), k.whole, k.parts, memo) for p, k in surgery.keeping.items()}
+    asked = {
+        p: {n: getattr(root.get_submodule(p), n) for n in ns if hasattr(root.get_submodule(p), n)}
+        for p, ns in surgery.read.items()
+    }
     for site in surgery.sites:
         weight, bias = values[site]
         if site.slot is None:
@@ -40,6 +44,9 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
     replaced = {*gone, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
     for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in replaced)]:
         _put(root, paths, path, absorbed(root.get_submodule(path)))
+    for path, attributes in asked.items():
+        for name, value in attributes.items():
+            vars(root.get_submodule(path)).setdefault(name, value)
     for path, rank in surgery.guards.items():
         set_guard(root.get_submodule(path), rank)
     for path, methods in surgery.methods.items():
@@ -57,6 +64,10 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
         root.get_submodule(path).add_module(KEPT, originals)
     settle(graphs)
     _silence(model, prefix, surgery)
+
+
+def _attributes(module: nn.Module, names: set[str]) -> dict[str, Any]:
+    return {n: getattr(module, n) for n in names if hasattr(module, n)}
 
 
 class _Written(torch.fx.Proxy):
