@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from reptool.ir.nested import tensors_in
+from reptool.models.nested import tensors_in
 from reptool.plan.options import Options
 
 MARK = "_reptool_mark"

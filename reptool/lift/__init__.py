@@ -14,6 +14,8 @@ from reptool.ir.computed_weights import has_weight_property
 from reptool.ir.nodes import name_of
 from reptool.lift.arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, reduced, stack
 from reptool.lift.convolutions import conv_function, conv_module, linear_function, linear_module
+from reptool.lift.deformable import NAME as DEFORMABLE
+from reptool.lift.deformable import deformable
 from reptool.lift.layout.identities import dropout_function, dropout_module, identity_module, passthrough
 from reptool.lift.layout.orders import flip, repeat, repeat_interleave, roll, shuffle_function, shuffle_module
 from reptool.lift.layout.padding import fill, pad_function, pad_module
@@ -28,6 +30,7 @@ from reptool.lift.layout.slices import (
     unshuffle_function,
     unshuffle_module,
 )
+from reptool.lift.layout.unchanged import CLASSES, LAWS, unchanged_function, unchanged_module
 from reptool.lift.layout.views import attribute, flatten_function, flatten_module, movedim, permute, transpose
 from reptool.lift.norms import norm_function, norm_module
 from reptool.lift.pooling import pool_function, pool_module
@@ -52,11 +55,13 @@ MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...]
     (nn.Flatten, flatten_module),
     (nn.PixelUnshuffle, unshuffle_module),
     (nn.ChannelShuffle, shuffle_module),
+    (CLASSES, unchanged_module),
 )
 FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     **{f"conv{n}d": conv_function for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": transposed_function for n in (1, 2, 3)},
     "linear": linear_function,
+    DEFORMABLE: deformable,
     "batch_norm": norm_function,
     **{f"avg_pool{n}d": pool_function(n) for n in (1, 2, 3)},
     "pad": pad_function,
@@ -99,6 +104,7 @@ FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     "repeat": repeat,
     "repeat_interleave": repeat_interleave,
     "channel_shuffle": shuffle_function,
+    **dict.fromkeys(LAWS, unchanged_function),
 }
 
 

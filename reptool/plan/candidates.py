@@ -11,6 +11,7 @@ from reptool.ir.aliasing import Reads
 from reptool.ir.nodes import metadata_read, name_of, only_asserted
 from reptool.ir.ops import Affine, Fill, Op, Pieces, Reduced, Stack, Sum, View
 from reptool.lift import Context, lift
+from reptool.passages import Passage, passage
 from reptool.plan.cost import Size, nominal_size, out_size
 from reptool.plan.forms import Form, arranged, chained, joined, start, summed, through
 from reptool.plan.inference import Facts
@@ -36,6 +37,7 @@ class Analysis:
     sizes: dict[fx.Node, Size] = field(default_factory=dict)
     spreads: Sequence[Spread] = ()
     shares: dict[fx.Node, Spread] = field(default_factory=dict)
+    passages: dict[fx.Node, Passage] = field(default_factory=dict)
 
 
 def analyse(
@@ -73,6 +75,7 @@ def analyse(
             if node in reads.partial:
                 refusal = Refusal(Code.MUTATED, "a value is written in place while a view of it is read", (node.name,))
             else:
+                _add_passage(found, node, ctx)
                 lifted = lift(node, ctx)
                 if isinstance(lifted, Refusal):
                     refusal = lifted
@@ -84,6 +87,8 @@ def analyse(
             for spread in spreads:
                 op = spread.rerouted(node, op)
             found.ops[node] = op
+            if isinstance(op, Affine):
+                found.wanted.update(op.beside)
             _extend(found, node, op, values)
         else:
             _want_all(found, node)
@@ -92,6 +97,16 @@ def analyse(
     found.wanted.update(escaped)
     found.wanted.update(n for n in found.ops if not reads.readers.get(n))  # unused, and computed all the same
     return found
+
+
+def _add_passage(found: Analysis, node: fx.Node, ctx: Context) -> None:
+    """An operation that treats all channels alike, and reads nothing but one value and sizes that are known."""
+    made = passage(node, ctx)
+    if made is None or node in found.reads.mutates:
+        return
+    others = [n for n in node.all_input_nodes if not n.meta["const"] and found.reads.of(node, n) is not made.source]
+    if all(n.meta.get("kind") in ("size", "number") for n in others):
+        found.passages[node] = made
 
 
 def _add_shares(found: Analysis, node: fx.Node, values: bool) -> None:
@@ -113,6 +128,8 @@ def _want_all(found: Analysis, node: fx.Node) -> None:
     for read in node.all_input_nodes:
         seen = found.reads.of(node, read)
         value = read if seen is None else seen
+        for spread in found.spreads:
+            value = spread.instead(node, value)
         if (
             metadata_read(node)
             or _only_measured(node)
@@ -195,7 +212,8 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
             else:
                 made[root] = replace(new, ops=new.ops | between)
     elif isinstance(op, (Affine, View)):
-        for root, form in forms_of(found, op.source).items():
+        alone = isinstance(op, Affine) and bool(op.beside)
+        for root, form in ({op.source: start(op.source)} if alone else forms_of(found, op.source)).items():
             if isinstance(op, View) and not any(_is_layer(found.ops[n]) for n in form.ops):
                 continue  # views stay where they are: behind the layer
             new = through(node, op, form, values) if isinstance(op, Affine) else arranged(node, op, form)

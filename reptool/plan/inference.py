@@ -13,24 +13,12 @@ from reptool.ir.aliasing import Reads
 from reptool.ir.casts import is_cast, made_of
 from reptool.ir.nodes import name_of, weight_argument
 from reptool.ir.ops import Affine, Concat, Op, Reduced, Sum
+from reptool.ir.shapes import SAME_SHAPE, SAME_SHAPE_MODULES, keeps_shape
 from reptool.ir.trace import Unanswerable
 from reptool.models.copies import full_copy
 from reptool.probing.opaque import Responses
 from reptool.refusal import Refusal
 
-_SAME_SHAPE_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
-    nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LayerNorm, nn.GroupNorm,
-    nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.Identity, nn.LogSigmoid, nn.RReLU,
-    nn.Softmax, nn.Softmax2d, nn.LogSoftmax,
-)  # fmt: skip
-_SAME_SHAPE = {
-    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "gelu", "silu", "mish",
-    "hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "sigmoid", "sigmoid_", "tanh", "tanh_", "softplus", "softmax",
-    "log_softmax", "layer_norm", "group_norm", "batch_norm", "instance_norm", "dropout", "dropout2d", "contiguous",
-    "clone", "detach", "neg", "exp", "sqrt", "rsqrt", "abs", "clamp", "clamp_", "barrier", "to", "float", "half",
-    "pow", "square", "sin", "cos", "type_as", "normalize", "setitem",
-}  # fmt: skip
 _CASTS = {"to", "float", "half", "type_as"}
 _RANKED_MODULES = tuple(
     (getattr(nn, f"{kind}{n}d"), n + 2)
@@ -200,7 +188,7 @@ class Facts:
         name = name_of(node)
         first = node.args[0] if node.args else node.kwargs.get("input")
         if node.op in ("call_function", "call_method"):
-            if name in _SAME_SHAPE and isinstance(first, fx.Node):
+            if name in SAME_SHAPE and isinstance(first, fx.Node):
                 return self.rank(first)
             if name in _ARITHMETIC:
                 ranks = [self.rank(n) for n in node.all_input_nodes if n.meta.get("kind") == "tensor"]
@@ -232,7 +220,9 @@ class Facts:
             if isinstance(module, cls) and node.meta["kind"] == "tensor":
                 return rank
         first = node.args[0] if node.args else None
-        if isinstance(module, (*_SAME_SHAPE_MODULES, nn.Linear)) and isinstance(first, fx.Node):
+        if isinstance(module, (*SAME_SHAPE_MODULES, nn.Linear, nn.Upsample, nn.PixelShuffle)) and isinstance(
+            first, fx.Node
+        ):
             return self.rank(first)
         if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             return 2
@@ -258,6 +248,8 @@ class Facts:
             if rank is None or type(start) is not int or type(end) is not int:
                 return None
             return rank - (end % rank - start % rank)
+        if name == "getitem" and isinstance(first, fx.Node) and first.meta.get("kind") == "tensor":
+            return self._indexed_rank(self.rank(first), node.args[1])
         if name == "getattr":
             return self.rank(first) if isinstance(first, fx.Node) and rest[0] in ("mT", "T") else None
         if name in _ORDERS and isinstance(first, fx.Node):
@@ -273,6 +265,14 @@ class Facts:
         ) and isinstance(first, fx.Node):
             return 4 if name.endswith("2d") else self.rank(first)
         return None
+
+    @staticmethod
+    def _indexed_rank(rank: int | None, key: Any) -> int | None:
+        """The rank of a value at numbers and slices, with new axes."""
+        keys = key if isinstance(key, tuple) else (key,)
+        if rank is None or not all(k is None or k is Ellipsis or isinstance(k, slice) or type(k) is int for k in keys):
+            return None
+        return rank + sum(k is None for k in keys) - sum(type(k) is int for k in keys)
 
     @staticmethod
     def _reduced_rank(node: fx.Node, rank: int | None) -> int | None:
@@ -319,14 +319,14 @@ class Facts:
             elif isinstance(op, Concat) and op.axes == behind:
                 parts = [self.channels(s, behind) for s in op.sources]
                 return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)
-            elif (at.op == "call_module" and isinstance(at.meta.get("module"), _SAME_SHAPE_MODULES) and at.args) or (
-                at.op in ("call_function", "call_method") and name_of(at) in _SAME_SHAPE and at.args
+            elif (at.op == "call_module" and isinstance(at.meta.get("module"), SAME_SHAPE_MODULES) and at.args) or (
+                at.op in ("call_function", "call_method") and name_of(at) in SAME_SHAPE and at.args
             ):
                 at = at.args[0] if isinstance(at.args[0], fx.Node) else None
             else:
                 break
         shape = self.shape(node)
-        return shape[-1 - behind] if shape is not None and len(shape) > behind else None
+        return shape[-1 - behind] if shape is not None and 0 <= behind < len(shape) else None
 
     def dtype(self, node: fx.Node) -> torch.dtype | None:
         """The dtype of a value: that of the weights of the layer it comes from, or of the example; None if unknown."""
@@ -407,13 +407,6 @@ class Facts:
                 return len(op.shape.axes or ())
             op = self.ops.get(op.source)
         return None
-
-
-def keeps_shape(node: fx.Node) -> bool:
-    """Whether an operation gives a value of the shape of its first argument."""
-    if node.op == "call_module":
-        return isinstance(node.meta.get("module"), _SAME_SHAPE_MODULES)
-    return node.op in ("call_function", "call_method") and name_of(node) in _SAME_SHAPE
 
 
 def _keeps_rank(node: fx.Node) -> bool:

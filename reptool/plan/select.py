@@ -13,10 +13,10 @@ from torch import fx
 
 from reptool.algebra.kernel import Kernel
 from reptool.ir.ops import Affine, Op
+from reptool.ir.shapes import keeps_shape
 from reptool.plan.candidates import Analysis
 from reptool.plan.cost import Price, Size, layer_price, nominal_size, op_price
 from reptool.plan.forms import Form
-from reptool.plan.inference import keeps_shape
 from reptool.refusal import Code, Refusal
 
 MAX_ROUNDS = 3

@@ -15,7 +15,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import CodeType, FunctionType, ModuleType
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -140,7 +140,7 @@ def _is_asked_elsewhere(function: Any) -> bool:
 
 def _owner(method: Any) -> Any:
     """The object that a bound method belongs to, if that is no module and no class."""
-    owner = getattr(method, "__self__", None)
+    owner = method.__self__ if isinstance(method, (MethodType, BuiltinMethodType)) else None
     return None if owner is None or isinstance(owner, (ModuleType, type)) or _is_silent(owner) else owner
 
 

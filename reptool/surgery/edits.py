@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from reptool.ir.nodes import is_inert, name_of
 from reptool.ir.ops import Affine, Concat, Op, Pieces, Stack, Sum, View
 from reptool.ir.trace import Event
+from reptool.lift.deformable import BIAS, WEIGHT
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.codegen import Cutter, Edits, is_dead
 from reptool.runtime.hooks import guarded_rank
@@ -91,7 +92,7 @@ class Operating(Traced):
                 rank = guarded.rank_guard or earlier
                 if rank is not None:
                     surgery.guards[site.slot] = rank
-        if site.slot is None:
+        if site.slot is None and not site.in_place:
             edits.bypass[site.carrier] = op.sources[0]
             edits.layers[site.carrier] = self._call_of(site)
 
@@ -126,6 +127,8 @@ class Operating(Traced):
         cast = {"cast": 1 + site.region.form.shape.biased} if self.found.facts.follows(site.carrier) else {}
         if shape.kind == "linear":
             return nn.functional.linear, names, cast
+        if shape.kind == "deformable":
+            return site.carrier.target, names, {"beside": {"weight": WEIGHT, "bias": BIAS}}
         if shape.kind == "transposed":
             return _TRANSPOSED[n], names, {
                 **cast,

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool.ir.casts import made_of
-from reptool.ir.nodes import is_inert, takes_weight, weight_argument
+from reptool.ir.nodes import is_inert, name_of, takes_weight, weight_argument
 from reptool.ir.ops import Affine, Op, View
 from reptool.ir.trace import VALUE, Event, Trace
 from reptool.ir.walk import nodes_in
+from reptool.lift.deformable import BIAS, WEIGHT
+from reptool.lift.deformable import NAME as DEFORMABLE
 from reptool.plan.candidates import Analysis
 from reptool.plan.select import Region
 from reptool.pysource.module_info import calls_itself
@@ -83,6 +85,9 @@ class Placing(Traced):
         position = self.reads.position
         if any(isinstance(self.found.ops[n], View) and position[n] < position[carrier] for n in way):
             return Refusal(Code.LAYOUT, "the axes are rearranged in front of this layer", (carrier.name,))
+        op = self.found.ops[carrier]
+        if shape.kind == "deformable" and not (isinstance(op, Affine) and op.beside):
+            return Refusal(Code.METHOD, "a layer in this place would not know where to read", (carrier.name,))
         site = Site(region, carrier, None, shape, False, way, dead)
         written = self._written(region, way, carrier)
         if written is not None:
@@ -98,7 +103,11 @@ class Placing(Traced):
         if held is not None and not held.is_floating_point():
             return Refusal(Code.DTYPE, f"the layer computes with {held.dtype} numbers", (carrier.name,))
         event = None if self.found.facts.follows(carrier) else self._whole_event(site)
-        if event is not None and shape.kind != "transposed" and _weight_of(carrier, self.found) is not None:
+        if (
+            event is not None
+            and shape.kind not in ("transposed", "deformable")
+            and _weight_of(carrier, self.found) is not None
+        ):
             weight = _weight_of(carrier, self.found)
             assert weight is not None
             return replace(site, slot=event.path, event=event, place=Place.of(weight))
@@ -137,7 +146,9 @@ class Placing(Traced):
             or self._free_name(event.module, held[0][len(event.path) :].lstrip("."))
         )
         bias = direct[1] or ("bias" if name == "weight" else f"{name}_bias")
-        return replace(site, names=(name, bias), owner=event.path, place=Place.of(weight))
+        alone = site.shape.kind == "deformable" and self._carriers(site.region.form.ops) == [carrier]
+        in_place = alone and _keeps_code(event, direct, site.region.form.shape.biased)
+        return replace(site, names=(name, bias), owner=event.path, place=Place.of(weight), in_place=in_place)
 
     def _may_hold(self, event: Event, path: str, weight: Tensor) -> bool:
         """Whether the tensor at `path` is the module's own and of the shape of the weight that takes its place."""
@@ -316,6 +327,13 @@ def _weight_of(node: fx.Node, found: Analysis) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def _keeps_code(event: Event, direct: tuple[str | None, str | None], biased: bool) -> bool:
+    """Whether the code around a functional layer reads the tensors that it is to have already."""
+    home = getattr(type(event.module).forward, "__module__", "")
+    stock = home == "torchvision.ops.deform_conv" and event.method == "forward" and direct[0] == "weight"
+    return stock or (direct[0] is not None and (direct[1] is not None or not biased))
+
+
 def _attributes(node: fx.Node) -> list[fx.Node]:
     out, stack, seen = [], [n for n in node.all_input_nodes if n.meta["const"]], set()
     while stack:
@@ -332,9 +350,9 @@ def _attributes(node: fx.Node) -> list[fx.Node]:
 def _direct_names(node: fx.Node, path: str) -> tuple[str | None, str | None]:
     """Attribute names of weight and bias when the layer reads them as they are."""
     found: list[str | None] = []
-    if not takes_weight(node):
+    if not takes_weight(node) and name_of(node) != DEFORMABLE:
         return None, None
-    for position, key in ((1, "weight"), (2, "bias")):
+    for position, key in ((WEIGHT, "weight"), (BIAS if name_of(node) == DEFORMABLE else 2, "bias")):
         value = node.args[position] if len(node.args) > position else node.kwargs.get(key)
         direct = isinstance(value, fx.Node) and value.op == "get_attr" and str(value.target).rpartition(".")[0] == path
         found.append(str(value.target).rpartition(".")[2] if direct and isinstance(value, fx.Node) else None)
