@@ -326,7 +326,7 @@ class Facts:
             else:
                 break
         shape = self.shape(node)
-        return shape[-1 - behind] if shape is not None and len(shape) > behind else None
+        return shape[-1 - behind] if shape is not None and 0 <= behind < len(shape) else None
 
     def dtype(self, node: fx.Node) -> torch.dtype | None:
         """The dtype of a value: that of the weights of the layer it comes from, or of the example; None if unknown."""

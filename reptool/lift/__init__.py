@@ -26,6 +26,7 @@ from reptool.lift.reading import source_of
 from reptool.lift.reshaped import reshaped
 from reptool.lift.slices import SPLITS, cat, getitem, index_select, narrow, pieces, unshuffle_function, unshuffle_module
 from reptool.lift.transposed import transposed_function, transposed_module
+from reptool.lift.unchanged import CLASSES, LAWS, unchanged_function, unchanged_module
 from reptool.lift.views import attribute, flatten_function, flatten_module, movedim, permute, transpose
 
 _PADS = tuple(
@@ -43,6 +44,7 @@ MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...]
     (nn.Flatten, flatten_module),
     (nn.PixelUnshuffle, unshuffle_module),
     (nn.ChannelShuffle, shuffle_module),
+    (CLASSES, unchanged_module),
 )
 FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     **{f"conv{n}d": conv_function for n in (1, 2, 3)},
@@ -90,6 +92,7 @@ FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     "repeat": repeat,
     "repeat_interleave": repeat_interleave,
     "channel_shuffle": shuffle_function,
+    **dict.fromkeys(LAWS, unchanged_function),
 }
 
 

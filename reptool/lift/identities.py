@@ -14,8 +14,8 @@ def identity_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
 
 
 def dropout_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
-    """A dropout in eval mode."""
-    return None if module.training else handed_on(node, node.args[0], ctx)
+    """A dropout in eval mode, or one that drops nothing."""
+    return None if module.training and getattr(module, "p", None) != 0 else handed_on(node, node.args[0], ctx)
 
 
 def dropout_function(node: fx.Node, ctx: Context) -> Lifted:
