@@ -12,6 +12,7 @@ from reptool.facts import Facts
 from reptool.forms import Form, arranged, chained, joined, start, summed, through
 from reptool.lift import Context, lift
 from reptool.ops import Affine, Fill, Op, Pieces, Reduced, Stack, Sum, View
+from reptool.passages import Passage, passage
 from reptool.price import Size, nominal_size, out_size
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
@@ -36,6 +37,7 @@ class Analysis:
     sizes: dict[fx.Node, Size] = field(default_factory=dict)
     spreads: Sequence[Spread] = ()
     shares: dict[fx.Node, Spread] = field(default_factory=dict)
+    passages: dict[fx.Node, Passage] = field(default_factory=dict)
 
 
 def analyse(
@@ -73,6 +75,7 @@ def analyse(
             if node in reads.partial:
                 refusal = Refusal(Code.MUTATED, "a value is written in place while a view of it is read", (node.name,))
             else:
+                _add_passage(found, node, ctx)
                 lifted = lift(node, ctx)
                 if isinstance(lifted, Refusal):
                     refusal = lifted
@@ -94,6 +97,16 @@ def analyse(
     return found
 
 
+def _add_passage(found: Analysis, node: fx.Node, ctx: Context) -> None:
+    """An operation that treats all channels alike, and reads nothing but one value and sizes that are known."""
+    made = passage(node, ctx)
+    if made is None or node in found.reads.mutates:
+        return
+    others = [n for n in node.all_input_nodes if not n.meta["const"] and found.reads.of(node, n) is not made.source]
+    if all(n.meta.get("kind") in ("size", "number") for n in others):
+        found.passages[node] = made
+
+
 def _add_shares(found: Analysis, node: fx.Node, values: bool) -> None:
     """The shares that stand right behind a value."""
     position = found.reads.position
@@ -113,6 +126,8 @@ def _want_all(found: Analysis, node: fx.Node) -> None:
     for read in node.all_input_nodes:
         seen = found.reads.of(node, read)
         value = read if seen is None else seen
+        for spread in found.spreads:
+            value = spread.instead(node, value)
         if (
             metadata_read(node)
             or _only_measured(node)

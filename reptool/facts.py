@@ -232,7 +232,9 @@ class Facts:
             if isinstance(module, cls) and node.meta["kind"] == "tensor":
                 return rank
         first = node.args[0] if node.args else None
-        if isinstance(module, (*_SAME_SHAPE_MODULES, nn.Linear)) and isinstance(first, fx.Node):
+        if isinstance(module, (*_SAME_SHAPE_MODULES, nn.Linear, nn.Upsample, nn.PixelShuffle)) and isinstance(
+            first, fx.Node
+        ):
             return self.rank(first)
         if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             return 2

@@ -1,8 +1,10 @@
-"""Spreads: a norm or scale behind a sum or concatenation of different values or behind a slice, given to every part.
+"""Spreads: a norm or scale given to every part of what stands in front of it, or to every layer behind it.
 
-A *share* is a node of its own right behind each part: that part's share of the norm, which is planned, owned, priced
-and verified like a norm that stands there. The norm itself is then nothing but a read of the sum. A spread holds all or
-nothing: where one share finds no layer, no part is changed. The formulas stand in `fusions.distribute`.
+In front of it stand sums and concatenations of different values, slices, and passages (see `passages`); behind it
+nothing but passages up to the layers. A *share* is a node of its own right behind each part, or right behind the value
+that a layer reads: that part's share of the norm, which is planned, owned, priced and verified like a norm that stands
+there. The norm itself is then nothing but a read of what it read. A spread holds all or nothing: where one share finds
+no layer, no part is changed. The formulas stand in `fusions.distribute`.
 """
 
 from __future__ import annotations
@@ -13,9 +15,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.fusions.distribute import distribute_over_concat, distribute_over_slice, distribute_over_sum
-from reptool.kernel import Channels, Kernel
-from reptool.ops import Affine, Concat, Op, Pieces, Sum
+from reptool.fusions.distribute import (
+    distribute_over_blocks,
+    distribute_over_concat,
+    distribute_over_slice,
+    distribute_over_sum,
+)
+from reptool.kernel import Axis, Channels, Kernel
+from reptool.ops import Affine, Concat, Op, Pieces, Sum, View
 
 Split = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
@@ -29,7 +36,9 @@ class Spread:
         op: what it is.
         source: the sum, concatenation or slice it reads.
         tree: the nodes between the parts and the norm, and the other slices of what is sliced there.
-        axes: axes behind the channels.
+        reading: those that read the shares in place of the parts: of the tree, or the layers behind it.
+        ahead: whether the shares stand behind the norm.
+        axes: axes behind the channels of each part.
         widths: channels of each part.
         leaves: the parts.
         shares: for each part the node of its share.
@@ -40,8 +49,10 @@ class Spread:
     op: Affine
     source: fx.Node
     tree: frozenset[fx.Node]
-    axes: int
-    widths: list[int | None]
+    reading: frozenset[fx.Node]
+    ahead: bool = False
+    axes: list[int] = field(default_factory=list)
+    widths: list[int | None] = field(default_factory=list)
     leaves: list[fx.Node] = field(default_factory=list)
     shares: list[fx.Node] = field(default_factory=list)
     ops: list[Affine] = field(default_factory=list)
@@ -60,14 +71,19 @@ class Spread:
         return out
 
     def rerouted(self, node: fx.Node, op: Op) -> Op:
-        """What a node of the tree computes from the shares instead of the parts."""
-        if node not in self.tree:
+        """What a node computes from the shares instead of the parts."""
+        if node not in self.reading:
             return op
-        instead = dict(zip(self.leaves, self.shares, strict=True))
         if isinstance(op, (Sum, Concat)):
-            return replace(op, sources=[instead.get(s, s) for s in op.sources])
-        assert isinstance(op, (Affine, Pieces))
-        return replace(op, source=instead.get(op.source, op.source))
+            return replace(op, sources=[self.instead(node, s) for s in op.sources])
+        assert isinstance(op, (Affine, Pieces, View))
+        return replace(op, source=self.instead(node, op.source))
+
+    def instead(self, node: fx.Node, value: fx.Node) -> fx.Node:
+        """What a node reads in place of a value."""
+        if node not in self.reading or value not in self.leaves:
+            return value
+        return self.shares[self.leaves.index(value)]
 
 
 class Share(nn.Module):
@@ -101,9 +117,26 @@ def over_slice(channels: int, rows: list[int]) -> Split:
     return lambda scale, shift: distribute_over_slice(scale, shift, channels, rows)
 
 
-def add_share(spread: Spread, graph: fx.Graph, leaf: fx.Node, steps: list[Split], shifted: bool) -> None:
-    """Make the node and the op of one part's share; `shifted` tells whether it gets the shift."""
+def over_blocks(times: int, tiled: bool = False) -> Split:
+    """The share of a value of so many channels for each of the norm's, side by side or the whole as often."""
+    return lambda scale, shift: distribute_over_blocks(scale, shift, times, tiled)
+
+
+def add_share(
+    spread: Spread, graph: fx.Graph, leaf: fx.Node, steps: list[Split], shifted: bool, axes: int | None = None
+) -> None:
+    """Make the node and the op of one part's share.
+
+    Args:
+        spread: the norm.
+        graph: holds the node.
+        leaf: the part.
+        steps: from the norm's numbers to those of the share.
+        shifted: whether it gets the shift.
+        axes: axes behind the channels; None for a number, which fits any.
+    """
     norm, op = spread.norm, spread.op
+    along = None if axes is None else (Axis(),) * axes
 
     def load() -> Kernel:
         whole = op.load()
@@ -114,13 +147,13 @@ def add_share(spread: Spread, graph: fx.Graph, leaf: fx.Node, steps: list[Split]
             scale, shift = step(scale, shift)
         count = len(scale)
         channels = None if whole.channels is None else Channels.grouped(count, count, count)
-        weight = scale.reshape(count, *whole.weight.shape[1:])
-        return Kernel(channels, whole.axes, weight, shift, shift is not None, terms)
+        weight = scale.reshape(count, 1, *[1] * len(along or ()))
+        return Kernel(channels, along, weight, shift, shift is not None, terms)
 
     biased = op.shape.biased and shifted
     count = _width(op, steps)
     channels = None if count is None else Channels.grouped(count, count, count)
-    shape = Kernel(channels, op.shape.axes, biased=biased)
+    shape = Kernel(channels, along, biased=biased)
     if norm.op == "call_module":
         node = graph.create_node("call_module", str(norm.target), (leaf,))
         node.meta["module"] = Share(load)

@@ -5,6 +5,11 @@
     scale * sum_i y_i + shift    =  sum_i (scale * y_i + shift_i)    with shift_j = shift for one j, zero for the others
     scale * concat_i(y_i) + shift  =  concat_i(scale[c_i] * y_i + shift[c_i])    with c_i the channels of part i
     scale * y[c] + shift  =  (scale' * y + shift')[c]    with scale' = scale and shift' = shift on c, 1 and 0 elsewhere
+    scale * P(y) + shift  =  P(scale' * y + shift')    with the numbers of each channel for all it is made of
+
+P treats all channels alike: linear along the positions (a shift needs weights that add up to one for every result),
+or taking a largest value (a scale must not be negative). In the other direction the numbers go to what is made of each
+channel (positions that `flatten` makes channels of).
 
 Domain: parts of any inputs, also broadcast along positions, since one part alone gets the shift; each part then takes
 its share as it takes a norm behind it (see `conv_bn`). A slice of channels, each taken once, of which nothing else is
@@ -102,3 +107,33 @@ def distribute_over_slice(scale: Tensor, shift: Tensor | None, channels: int, ro
     if shift is not None and moved is not None:
         moved[taken] = shift
     return whole, moved
+
+
+def distribute_over_blocks(scale: Tensor, shift: Tensor | None, times: int, tiled: bool = False) -> Share:
+    """Share of a scale and shift of a value that has several channels for each of theirs.
+
+    Args:
+        scale: ``[C]``; never modified.
+        shift: as many, or None for zeros.
+        times: how many channels there are for each one.
+        tiled: whether those of one channel are C apart, and not next to each other.
+
+    Returns:
+        The scale and shift (None for zeros) of ``C * times`` channels.
+
+    Raises:
+        InputError: `times` is no positive number.
+
+    >>> import torch
+    >>> distribute_over_blocks(torch.tensor([2.0, 3.0]), None, 2)[0].tolist()
+    [2.0, 2.0, 3.0, 3.0]
+    >>> distribute_over_blocks(torch.tensor([2.0, 3.0]), None, 2, tiled=True)[0].tolist()
+    [2.0, 3.0, 2.0, 3.0]
+    """
+    if times < 1:
+        raise InputError(f"{times} channels for each one: at least 1 is needed")
+
+    def spread(vector: Tensor) -> Tensor:
+        return vector.repeat(times) if tiled else vector.repeat_interleave(times)
+
+    return spread(scale), None if shift is None else spread(shift)
