@@ -62,7 +62,8 @@ class Spreads:
             lost = next((n for n in spread.shares if n not in placed), None)
             if lost is not None:
                 part = spread.leaves[spread.shares.index(lost)]
-                own = refusals.get(lost) or surgeon.found.refused.get(lost)
+                said = (r for n in _asked_for(spread, lost) for r in (refusals.get(n), surgeon.found.refused.get(n)))
+                own = next((r for r in said if r is not None), None)
                 why = _unplaced(spread, part, own)
             elif gone & set(spread.leaves):
                 why = Refusal(Code.DISTRIBUTE, "the norm in front of it stays", (spread.norm.name,))
@@ -111,7 +112,7 @@ class Spreads:
         if why is None and any(p.leaf in (*s.leaves, s.norm) or s.norm in way.tree for s in more for p in way.parts):
             return None  # two slices of one value: the next round sees the first one's share
         made = way.made(self._graph) if why is None else None
-        if made is not None and self.values and (way.ahead or not way.mixed):
+        if made is not None and self.values and way.passed:
             error = measure_spread(made, {s.norm for s in (*self.active, made)}, found.facts, found.reads)
             if error is None:
                 why = Refusal(Code.DISTRIBUTE, "what lies between it and a layer could not be run on values made up")
@@ -149,6 +150,13 @@ def _repeated(way: Way, surgeon: Surgeon) -> Refusal | None:
             return Refusal(Code.SHARED, f"{event.function}, in which it stands, is called twice")
         event = event.parent
     return None
+
+
+def _asked_for(spread: Spread, share: fx.Node) -> list[fx.Node]:
+    """Where it is said why a share found no place: at the share, or at the layers that would have taken it."""
+    leaf = spread.leaves[spread.shares.index(share)]
+    readers = [n for n in spread.reading if leaf in n.all_input_nodes] if spread.ahead else []
+    return [share, *sorted(readers, key=lambda n: n.name)]
 
 
 def _unplaced(spread: Spread, part: fx.Node, own: Refusal | None) -> Refusal:

@@ -260,6 +260,8 @@ class Facts:
             if rank is None or type(start) is not int or type(end) is not int:
                 return None
             return rank - (end % rank - start % rank)
+        if name == "getitem" and isinstance(first, fx.Node) and first.meta.get("kind") == "tensor":
+            return self._indexed_rank(self.rank(first), node.args[1])
         if name == "getattr":
             return self.rank(first) if isinstance(first, fx.Node) and rest[0] in ("mT", "T") else None
         if name in _ORDERS and isinstance(first, fx.Node):
@@ -275,6 +277,14 @@ class Facts:
         ) and isinstance(first, fx.Node):
             return 4 if name.endswith("2d") else self.rank(first)
         return None
+
+    @staticmethod
+    def _indexed_rank(rank: int | None, key: Any) -> int | None:
+        """The rank of a value at numbers and slices, with new axes."""
+        keys = key if isinstance(key, tuple) else (key,)
+        if rank is None or not all(k is None or k is Ellipsis or isinstance(k, slice) or type(k) is int for k in keys):
+            return None
+        return rank + sum(k is None for k in keys) - sum(type(k) is int for k in keys)
 
     @staticmethod
     def _reduced_rank(node: fx.Node, rank: int | None) -> int | None:

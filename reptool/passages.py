@@ -254,6 +254,15 @@ def _squeezed(node: fx.Node, ctx: Context) -> Passage | None:
 def _is_one(source: fx.Node, dim: int, rank: int) -> bool:
     """Whether an axis has one position whatever the input is: it was reduced, or pooled to one."""
     name = name_of(source)
+    if name == "squeeze":
+        gone: Any = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim")
+        before = source.args[0]
+        left: set[Any] = set(gone) if isinstance(gone, (tuple, list)) else {gone}
+        if not isinstance(before, fx.Node) or not all(type(d) is int for d in left):
+            return False
+        whole = rank + len(left)
+        rest = [a for a in range(whole) if a not in {d % whole for d in left}]
+        return _is_one(before, rest[dim], whole)
     if source.op == "call_module":
         size = getattr(source.meta.get("module"), "output_size", None)
     elif name.startswith("adaptive_"):

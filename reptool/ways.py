@@ -70,7 +70,7 @@ class Way:
         self.reading: list[fx.Node] = []
         self.parts: list[Part] = []
         self.any_layer = False
-        self.mixed = False
+        self.mixed = self.passed = False
         self.keeps_rank = True
 
     def starts(self) -> bool:
@@ -122,6 +122,7 @@ class Way:
 
     def _blocked(self, node: fx.Node, passage: Passage, at: At) -> Refusal | None:
         """Why this passage lets the norm's numbers not across."""
+        self.passed = True
         kernel = self.op.load()
         if kernel.weight is None or kernel.weight.is_meta:
             return Refusal(Code.DISTRIBUTE, f"whether it moves across {named(node)} depends on values") if (
@@ -141,7 +142,14 @@ class Way:
     def _width(self, node: fx.Node, axes: int) -> int | None:
         forms = self.found.forms.get(node, {}).values()
         written = {f.shape.out_channels for f in forms if f.shape.out_channels is not None}
-        return written.pop() if len(written) == 1 else self.found.facts.channels(node, axes)
+        if len(written) == 1:
+            return written.pop()
+        passage = self._passage(node)
+        before = [] if passage is None else [b for b, a in passage.moves.items() if a == axes and not passage.joined]
+        if passage is None or not before:
+            return self.found.facts.channels(node, axes)
+        count = self._width(passage.source, before[0])
+        return None if count is None else count // passage.blocks
 
 
 class Back(Way):

@@ -33,9 +33,17 @@ def _flatten(node: fx.Node, source: Any, start: Any, end: Any, ctx: Context) -> 
 
     def arrange(rank: int) -> Sequence[int] | None:
         first, last = start % rank, end % rank
-        return [*range(first), *([first] if first == last else [-1]), *range(last + 1, rank)]
+        whole = first == last or ((first, last) == (1, rank - 1) and _of_one_position(node, source, rank, ctx))
+        return [*range(first), first if whole else -1, *range(last + 1, rank)]
 
     return _view(node, source, ctx, arrange)
+
+
+def _of_one_position(node: fx.Node, source: Any, rank: int, ctx: Context) -> bool:
+    """Whether what is flattened has one position: the layer behind reads as many features as there are channels."""
+    read = source_of(node, source, ctx)
+    count = None if read is None else ctx.channels(read, rank - 2)
+    return count is not None and count == ctx.expected(node, 0)
 
 
 def flatten_function(node: fx.Node, ctx: Context) -> Lifted:

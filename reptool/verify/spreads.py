@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from reptool._nodes import metadata_read
 from reptool.facts import Facts
 from reptool.reads import Reads
 from reptool.spread import Spread
+from reptool.trace import Unanswerable
 from reptool.verify.originals import Originals
 
 _SIZES = ((5, 4, 3), (12, 10, 6), (16, 16, 16), (40, 36, 34))
@@ -19,15 +22,23 @@ MOST = 2**22
 
 
 class _Known(Originals):
-    """Runs original operations; sizes that hang on other values are those of the example inputs."""
+    """Runs original operations; sizes of other values are those of the example inputs, or made up."""
 
     def run(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
-        if node.meta.get("kind") in ("size", "number") and not node.meta["const"]:
+        """As any operation, with sizes for values that are not there."""
+        of = node.args[0] if node.args else None
+        if metadata_read(node) == "shape" and isinstance(of, fx.Node) and not self._there(node, of, memo):
             try:
-                return super().run(node, memo)
-            except Exception:  # it is made of values that are not there
                 return self.facts.recorder.evaluate(node)
+            except Unanswerable:
+                if node.target == "numel" or node.target == "nelement":
+                    raise
+                size = torch.Size((2, 8, 16, 16, 16)[: self.facts.rank(of) or 4])
+                return size[node.args[1]] if len(node.args) > 1 and node.target is not getattr else size  # type: ignore[index]
         return super().run(node, memo)
+
+    def _there(self, node: fx.Node, value: fx.Node, memo: dict[fx.Node, Any]) -> bool:
+        return any(v in memo for v in self._read_as(node, value))
 
 
 def measure_spread(spread: Spread, norms: set[fx.Node], facts: Facts, reads: Reads) -> float | None:
@@ -42,7 +53,7 @@ def measure_spread(spread: Spread, norms: set[fx.Node], facts: Facts, reads: Rea
     Returns:
         The largest error in float64, relative to the largest value; None where nothing could be run.
     """
-    for sizes in _sizes(spread, facts):
+    for sizes in _sizes(spread):
         try:
             with torch.no_grad():
                 pairs = (_ahead if spread.ahead else _back)(spread, norms, _Known(facts, reads), sizes)
@@ -56,10 +67,20 @@ def measure_spread(spread: Spread, norms: set[fx.Node], facts: Facts, reads: Rea
 
 
 Pairs = list[tuple[Tensor, Tensor]]
+Size = tuple[int, ...]
 
 
-def _sizes(spread: Spread, facts: Facts) -> Iterator[tuple[int, ...] | None]:
-    """Sizes along the image to try; None for those of the example inputs."""
+def _sizes(spread: Spread) -> Iterator[list[Size | None]]:
+    """Sizes along the image to try, for each part or for what the norm reads; None for those of the example inputs."""
+    parts = 1 if spread.ahead else len(spread.leaves)
+    for size in _alike(spread):
+        yield [size] * parts
+    if 1 < parts < 5:
+        for factors in product((1, 2, 4, 8), repeat=parts):
+            yield [(16 // f,) * 3 for f in factors]
+
+
+def _alike(spread: Spread) -> Iterator[Size | None]:
     if spread.ahead:
         yield None
     yield from _SIZES
@@ -75,7 +96,7 @@ def _sizes(spread: Spread, facts: Facts) -> Iterator[tuple[int, ...] | None]:
         yield None
 
 
-def _made_up(node: fx.Node, axes: int, channels: int, sizes: tuple[int, ...] | None, facts: Facts, seed: int) -> Tensor:
+def _made_up(node: fx.Node, axes: int, channels: int, sizes: Size | None, facts: Facts, seed: int) -> Tensor:
     shape = facts.shape(node)
     rank = facts.rank(node) if shape is None else len(shape)
     if sizes is None:
@@ -93,14 +114,14 @@ def _made_up(node: fx.Node, axes: int, channels: int, sizes: tuple[int, ...] | N
     return torch.randn(whole, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def _ahead(spread: Spread, norms: set[fx.Node], originals: Originals, sizes: tuple[int, ...] | None) -> Pairs:
+def _ahead(spread: Spread, norms: set[fx.Node], originals: Originals, sizes: list[Size | None]) -> Pairs:
     """What the layers behind the norm read: with the norm, and with its shares."""
     facts, reads = originals.facts, originals.reads
     axes = 2 if spread.op.shape.axes is None else len(spread.op.shape.axes)
     rank = facts.rank(spread.source)
     if spread.op.shape.axes is None and rank is not None:
         axes = max(rank - 2, 0)
-    x = _made_up(spread.source, axes, spread.op.shape.out_channels or 4, sizes, facts, 0)
+    x = _made_up(spread.source, axes, spread.op.shape.out_channels or 4, sizes[0], facts, 0)
     order = sorted(spread.tree, key=reads.position.__getitem__)
     read = _read(spread.norm, reads)
 
@@ -117,13 +138,13 @@ def _ahead(spread: Spread, norms: set[fx.Node], originals: Originals, sizes: tup
     ]
 
 
-def _back(spread: Spread, norms: set[fx.Node], originals: Originals, sizes: tuple[int, ...] | None) -> Pairs:
+def _back(spread: Spread, norms: set[fx.Node], originals: Originals, sizes: list[Size | None]) -> Pairs:
     """What the norm gives behind its parts, and what stands there behind their shares."""
     facts, reads = originals.facts, originals.reads
     parts: dict[fx.Node, Any] = {}
     known = zip(spread.leaves, spread.ops, spread.widths, spread.axes, strict=True)
     for seed, (leaf, op, width, axes) in enumerate(known):
-        parts[leaf] = _made_up(leaf, axes, op.shape.out_channels or width or 4, sizes, facts, seed)
+        parts[leaf] = _made_up(leaf, axes, op.shape.out_channels or width or 4, sizes[seed], facts, seed)
     order = [*sorted(spread.tree, key=reads.position.__getitem__), spread.norm]
 
     def value(memo: dict[fx.Node, Any], skipped: set[fx.Node]) -> Any:
