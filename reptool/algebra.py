@@ -328,6 +328,8 @@ def _compose_transposed(g: Kernel, f: Kernel) -> Kernel | Refusal:
     """Scale, bias and channel mixing behind a transposed convolution; unbiased mixing before it."""
     if f.transposed is not None and g.is_pointwise:
         return _values(g, f, Kernel(_after(g, f), f.axes, None, None, g.biased or f.biased, transposed=f.transposed))
+    if g.transposed is not None and len(g.transposed) == 6 and not f.is_channelwise:
+        return Refusal(Code.BORDER_UNKNOWN, "a deformable convolution samples what it reads where data says")
     if g.transposed is not None and f.is_pointwise and f.bias_is_zero():
         return _values(g, f, Kernel(_after(g, f), g.axes, None, None, g.biased, transposed=g.transposed))
     if g.transposed is not None and f.is_pointwise:

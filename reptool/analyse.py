@@ -87,6 +87,8 @@ def analyse(
             for spread in spreads:
                 op = spread.rerouted(node, op)
             found.ops[node] = op
+            if isinstance(op, Affine):
+                found.wanted.update(op.beside)
             _extend(found, node, op, values)
         else:
             _want_all(found, node)
@@ -210,7 +212,8 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
             else:
                 made[root] = replace(new, ops=new.ops | between)
     elif isinstance(op, (Affine, View)):
-        for root, form in forms_of(found, op.source).items():
+        alone = isinstance(op, Affine) and bool(op.beside)
+        for root, form in ({op.source: start(op.source)} if alone else forms_of(found, op.source)).items():
             if isinstance(op, View) and not any(_is_layer(found.ops[n]) for n in form.ops):
                 continue  # views stay where they are: behind the layer
             new = through(node, op, form, values) if isinstance(op, Affine) else arranged(node, op, form)

@@ -196,7 +196,8 @@ class Kernel:
         biased: whether the bias may be nonzero.
         bias_terms: ``[O]`` sum of the absolute values the bias was summed from, to tell rounding from a value.
         border_value: ``[C]`` float64, the constant of axes whose border is `Border.CONSTANT`.
-        transposed: geometry of a transposed convolution this stands for; its border is then unknown.
+        transposed: geometry of a transposed convolution this stands for; its border is then unknown. Of a deformable
+            one with a sixth part: which layer it is (what it samples is its own) and its groups.
     """
 
     channels: Channels | None

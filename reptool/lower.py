@@ -45,7 +45,7 @@ class Place:
 class Geometry:
     """Everything about a layer but its values; equal geometries can share a layer object."""
 
-    kind: str  # "linear", "conv" or "transposed"
+    kind: str  # "linear", "conv", "transposed" or "deformable"
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...] = ()
@@ -68,9 +68,11 @@ def geometry(kernel: Kernel) -> Geometry | Refusal:
     if channels is None or axes is None:
         return Refusal(Code.CHANNELS, "the number of channels or axes is not known")
     if kernel.transposed is not None:
-        size, stride, padding, output_padding, dilation = kernel.transposed
+        size, stride, padding, output_padding, dilation, *which = kernel.transposed
+        if which and which[0][1] != channels.groups:
+            return Refusal(Code.CHANNELS, "a deformable convolution of groups behind which channels are mixed")
         return Geometry(
-            "transposed",
+            "deformable" if which else "transposed",
             channels.in_channels,
             channels.out_channels,
             size,
@@ -118,7 +120,7 @@ def values(kernel: Kernel, place: Place) -> tuple[Tensor, Tensor | None] | Refus
     weight = kernel.grouped_weight()
     if kernel.axes == () and kernel.channels is not None and kernel.channels.groups > 1:
         weight = pointwise_to_linear(weight, kernel.channels.groups)
-    if kernel.transposed is not None and kernel.channels is not None:
+    if kernel.transposed is not None and len(kernel.transposed) == 5 and kernel.channels is not None:
         groups = kernel.channels.groups
         o, i = weight.shape[0], weight.shape[1]
         weight = (

@@ -27,6 +27,7 @@ class Affine:
         computed: whether the weight is computed anew at every call.
         work: what it executes as it stands, where that is not what its kernel says.
         via: the node that is read, where that is no map of `source` by itself (`Pieces`).
+        beside: values that it also reads, and that stay: it is a map of `source` alone, whatever that consists of.
     """
 
     source: fx.Node
@@ -40,6 +41,7 @@ class Affine:
     computed: bool = False
     work: Work | None = None
     via: fx.Node | None = None
+    beside: tuple[fx.Node, ...] = ()
 
     @property
     def sources(self) -> list[fx.Node]:

@@ -124,7 +124,7 @@ def _add_fallbacks(out: Report, unit: Unit) -> None:
 def _shown(shape: Geometry) -> str:
     if shape.kind == "linear":
         return f"Linear({shape.in_channels}, {shape.out_channels})"
-    name = "ConvTranspose" if shape.kind == "transposed" else "Conv"
+    name = {"transposed": "ConvTranspose", "deformable": "DeformConv"}.get(shape.kind, "Conv")
     extra = "".join(
         f", {k}={v}"
         for k, v, plain in (

@@ -14,6 +14,8 @@ from reptool._nodes import name_of
 from reptool._weights import has_weight_property
 from reptool.lift.arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, reduced, stack
 from reptool.lift.convolutions import conv_function, conv_module, linear_function, linear_module
+from reptool.lift.deformable import NAME as DEFORMABLE
+from reptool.lift.deformable import deformable
 from reptool.lift.identities import dropout_function, dropout_module, identity_module, passthrough
 from reptool.lift.norms import norm_function, norm_module
 from reptool.lift.orders import flip, repeat, repeat_interleave, roll, shuffle_function, shuffle_module
@@ -50,6 +52,7 @@ FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     **{f"conv{n}d": conv_function for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": transposed_function for n in (1, 2, 3)},
     "linear": linear_function,
+    DEFORMABLE: deformable,
     "batch_norm": norm_function,
     **{f"avg_pool{n}d": pool_function(n) for n in (1, 2, 3)},
     "pad": pad_function,

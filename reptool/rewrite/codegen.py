@@ -259,6 +259,9 @@ class Cutter:
 
     def _layer(self, node: fx.Node) -> None:
         function, (weight, bias), constants = self.edits.layers[node]
+        if "beside" in constants:
+            self._beside(node, weight, bias, constants["beside"])
+            return
         source = self._lookup(node, self.edits.bypass[node])
         read: list[Any] = [self.graph.get_attr(weight), None if bias is None else self.graph.get_attr(bias)]
         for i in range(constants.get("cast", 0)):  # the weight, and the bias where there is one
@@ -268,6 +271,17 @@ class Cutter:
             source = self.graph.call_function(nn.functional.pad, (source, list(outer), constants["outer_mode"]))
         rest = {k: v for k, v in constants.items() if not k.startswith("outer") and k != "cast"}
         self.map[node] = self._made("call_function", function, (source, *read), rest, "tensor")
+
+    def _beside(self, node: fx.Node, weight: str, bias: str | None, at: dict[str, int]) -> None:
+        """A layer that reads other values as well: the same call, with other values at these places."""
+        held = {at["weight"]: self.graph.get_attr(weight)}
+        if bias is not None:
+            held[at["bias"]] = self.graph.get_attr(bias)
+        args = tuple(
+            held[i] if i in held else fx.node.map_arg(a, lambda n: self._lookup(node, n))
+            for i, a in enumerate(node.args)
+        )
+        self.map[node] = self._made(node.op, node.target, args, {}, "tensor")
 
     def _lookup_all(self, value: Any) -> Any:
         """What an argument or output is now: nodes looked up, containers of other classes built anew at every call."""

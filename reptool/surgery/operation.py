@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert, name_of
+from reptool.lift.deformable import BIAS, WEIGHT
 from reptool.ops import Affine, Concat, Op, Pieces, Stack, Sum, View
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.codegen import Cutter, Edits, is_dead
@@ -126,6 +127,8 @@ class Operating(Traced):
         cast = {"cast": 1 + site.region.form.shape.biased} if self.found.facts.follows(site.carrier) else {}
         if shape.kind == "linear":
             return nn.functional.linear, names, cast
+        if shape.kind == "deformable":
+            return site.carrier.target, names, {"beside": {"weight": WEIGHT, "bias": BIAS}}
         if shape.kind == "transposed":
             return _TRANSPOSED[n], names, {
                 **cast,

@@ -9,10 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from reptool._nodes import is_inert, takes_weight, weight_argument
+from reptool._nodes import is_inert, name_of, takes_weight, weight_argument
 from reptool.analyse import Analysis
 from reptool.casts import made_of
 from reptool.choose import Region
+from reptool.lift.deformable import BIAS, WEIGHT
+from reptool.lift.deformable import NAME as DEFORMABLE
 from reptool.lower import Geometry, Place, geometry, geometry_of
 from reptool.module_kinds import calls_itself
 from reptool.ops import Affine, Op, View
@@ -83,6 +85,9 @@ class Placing(Traced):
         position = self.reads.position
         if any(isinstance(self.found.ops[n], View) and position[n] < position[carrier] for n in way):
             return Refusal(Code.LAYOUT, "the axes are rearranged in front of this layer", (carrier.name,))
+        op = self.found.ops[carrier]
+        if shape.kind == "deformable" and not (isinstance(op, Affine) and op.beside):
+            return Refusal(Code.METHOD, "a layer in this place would not know where to read", (carrier.name,))
         site = Site(region, carrier, None, shape, False, way, dead)
         written = self._written(region, way, carrier)
         if written is not None:
@@ -98,7 +103,11 @@ class Placing(Traced):
         if held is not None and not held.is_floating_point():
             return Refusal(Code.DTYPE, f"the layer computes with {held.dtype} numbers", (carrier.name,))
         event = None if self.found.facts.follows(carrier) else self._whole_event(site)
-        if event is not None and shape.kind != "transposed" and _weight_of(carrier, self.found) is not None:
+        if (
+            event is not None
+            and shape.kind not in ("transposed", "deformable")
+            and _weight_of(carrier, self.found) is not None
+        ):
             weight = _weight_of(carrier, self.found)
             assert weight is not None
             return replace(site, slot=event.path, event=event, place=Place.of(weight))
@@ -332,9 +341,9 @@ def _attributes(node: fx.Node) -> list[fx.Node]:
 def _direct_names(node: fx.Node, path: str) -> tuple[str | None, str | None]:
     """Attribute names of weight and bias when the layer reads them as they are."""
     found: list[str | None] = []
-    if not takes_weight(node):
+    if not takes_weight(node) and name_of(node) != DEFORMABLE:
         return None, None
-    for position, key in ((1, "weight"), (2, "bias")):
+    for position, key in ((WEIGHT, "weight"), (BIAS if name_of(node) == DEFORMABLE else 2, "bias")):
         value = node.args[position] if len(node.args) > position else node.kwargs.get(key)
         direct = isinstance(value, fx.Node) and value.op == "get_attr" and str(value.target).rpartition(".")[0] == path
         found.append(str(value.target).rpartition(".")[2] if direct and isinstance(value, fx.Node) else None)

@@ -23,8 +23,8 @@ class Originals:
         seen = self.reads.of(node, value)
         return [value] if seen is None else [seen, value]
 
-    def run(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
-        """The value of a node, from the values in `memo` and those that can be worked out from them."""
+    def arguments(self, node: fx.Node, memo: dict[fx.Node, Any]) -> tuple[Any, Any]:
+        """What a node is called with."""
 
         def value(n: fx.Node) -> Any:
             for candidate in self._read_as(node, n):
@@ -35,8 +35,11 @@ class Originals:
             memo[n] = self.run(n, memo)
             return memo[n]
 
-        args: Any = fx.node.map_arg(node.args, value)
-        kwargs: Any = fx.node.map_arg(node.kwargs, value)
+        return fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
+
+    def run(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
+        """The value of a node, from the values in `memo` and those that can be worked out from them."""
+        args, kwargs = self.arguments(node, memo)
         if node.op == "call_module":
             if node not in self.modules:
                 self.modules[node] = _double(node.meta["module"])

@@ -28,6 +28,7 @@ from reptool.refusal import Code, Refusal
 from reptool.rules import rules_of
 from reptool.surgery import Site
 from reptool.units import GivenUp, Unit, key_of, layer_name
+from reptool.verify.deformable import compared, is_deformable
 from reptool.verify.originals import Originals
 from reptool.verify.spreads import measure_spread
 
@@ -153,6 +154,8 @@ def _compare(
     region: Region, kernel: Kernel, shape: Geometry, exact: Values, cast: Values, reference: Reference, rank: int | None
 ) -> Measured:
     terms = kernel.bias_terms if kernel.bias_terms is not None else kernel.bias
+    if is_deformable(kernel):
+        return _compare_deformable(region, kernel, (exact, cast), terms, reference)
     double = new_layer(shape, *exact)
     absolute = new_layer(shape, exact[0].abs(), None if terms is None else terms.abs().cpu())
     delivered = new_layer(shape, cast[0].double().cpu(), None if cast[1] is None else cast[1].double().cpu())
@@ -182,6 +185,22 @@ def _compare(
         if not error_exact <= found.exact:
             found.exact, found.size = error_exact, size
         found.cast = max(found.cast, error_cast)
+    return found
+
+
+def _compare_deformable(
+    region: Region, kernel: Kernel, values: tuple[Values, Values], terms: Tensor | None, reference: Reference
+) -> Measured:
+    found = Measured()
+    exact, cast = values
+    delivered = (cast[0].double().cpu(), None if cast[1] is None else cast[1].double().cpu())
+    layers = (exact, delivered, (exact[0].abs(), None if terms is None else terms.abs().cpu()))
+    for size, wanted, (got, rounded), bound in compared(region, kernel, reference.ops, reference, layers):
+        found.sizes += 1
+        errors = [float((wanted - v).abs().max()) / (bound + 1e-300) for v in (got, rounded)]
+        if not errors[0] <= found.exact:
+            found.exact, found.size = errors[0], size
+        found.cast = max(found.cast, errors[1])
     return found
 
 
