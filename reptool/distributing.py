@@ -94,7 +94,9 @@ class Spreads:
                 if made is not None:
                     more.append(made)
                     break
-        self.active += more
+        for made in more:  # in front of those that stand behind its shares
+            at = (i for i, s in enumerate(self.active) if set(s.leaves) & set(made.shares))
+            self.active.insert(next(at, len(self.active)), made)
         return bool(more)
 
     def _way(
@@ -119,8 +121,10 @@ class Spreads:
         if why is None:
             self._tried.add((node, kind))
             self.refused.pop(node, None)  # it may have waited for a norm in front of it
+            assert made is not None
+            way.adopted(made)
             return made
-        told = node in self.refused or node in refusals or node in found.refused
+        told = node in refusals or node in found.refused or (node in self.refused and way.ahead)
         if way.any_layer and (way.mixed or not told):
             self.refused[node] = why.at(node.name)
         return None
@@ -154,7 +158,7 @@ def _repeated(way: Way, surgeon: Surgeon) -> Refusal | None:
 
 def _asked_for(spread: Spread, share: fx.Node) -> list[fx.Node]:
     """Where it is said why a share found no place: at the share, or at the layers that would have taken it."""
-    leaf = spread.leaves[spread.shares.index(share)]
+    leaf = spread.parts()[spread.shares.index(share)]
     readers = [n for n in spread.reading if leaf in n.all_input_nodes] if spread.ahead else []
     return [share, *sorted(readers, key=lambda n: n.name)]
 

@@ -63,12 +63,13 @@ class Spread:
 
     def parts(self) -> list[fx.Node]:
         """The leaves in the graph that was captured, where some of them are shares of another spread."""
-        out = []
-        for leaf in self.leaves:
-            while "share" in leaf.meta:
-                leaf = leaf.all_input_nodes[0]
-            out.append(leaf)
-        return out
+        return [origin(leaf) for leaf in self.leaves]
+
+    def stand_behind(self, leaf: fx.Node, share: fx.Node) -> None:
+        """Put the share of a part behind a share of another norm of that part."""
+        at = self.leaves.index(leaf)
+        self.leaves[at], self.shares[at].args = share, (share,)
+        self.ops[at] = replace(self.ops[at], source=share)
 
     def rerouted(self, node: fx.Node, op: Op) -> Op:
         """What a node computes from the shares instead of the parts."""
@@ -84,6 +85,13 @@ class Spread:
         if node not in self.reading or value not in self.leaves:
             return value
         return self.shares[self.leaves.index(value)]
+
+
+def origin(node: fx.Node) -> fx.Node:
+    """The value behind which a share stands, maybe with others between them; any other node itself."""
+    while "share" in node.meta:
+        node = node.all_input_nodes[0]
+    return node
 
 
 class Share(nn.Module):

@@ -14,7 +14,7 @@ from reptool.ops import Affine, Concat, Op, Pieces, Sum, View
 from reptool.passages import Passage, crossed
 from reptool.places import listed, named
 from reptool.refusal import Code, Refusal
-from reptool.spread import Split, Spread, add_share, over_blocks, over_concat, over_slice, over_sum
+from reptool.spread import Split, Spread, add_share, origin, over_blocks, over_concat, over_slice, over_sum
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Way:
         self, found: Analysis, active: list[Spread], kept: set[fx.Node], values: set[fx.Node], norm: fx.Node, op: Affine
     ) -> None:
         self.found, self.kept, self.values, self.norm, self.op = found, kept, values, norm, op
-        self.through = {s.norm: s for s in active}
+        self.active, self.through = active, {s.norm: s for s in active}
         self.tree: list[fx.Node] = []
         self.reading: list[fx.Node] = []
         self.parts: list[Part] = []
@@ -104,6 +104,9 @@ class Way:
             add_share(spread, graph, part.leaf, list(part.at.steps), part.at.shifted, part.at.axes)
             readers[spread.shares[-1]] = list(readers.get(part.leaf, ()))
         return spread
+
+    def adopted(self, made: Spread) -> None:
+        """The spread is tried from now on."""
 
     def _begin(self) -> At:
         axes = self.op.shape.axes
@@ -204,7 +207,10 @@ class Back(Way):
                     self.tree.append(node)
                     self.keeps_rank &= passage.keeps_rank
                     refusal = across if isinstance(across, Refusal) else None
-                    deeper = self._back(passage.source, node, across if isinstance(across, At) else at.lost())
+                    source = passage.source
+                    for spread in self.active:
+                        source = spread.instead(node, source)
+                    deeper = self._back(source, node, across if isinstance(across, At) else at.lost())
                     return first or refusal or deeper
             if isinstance(op, Affine) and is_slice(op):
                 cut = self._slice(node, op, at)
@@ -306,7 +312,7 @@ class Ahead(Way):
 
     def starts(self) -> bool:
         """Whether a passage reads the norm."""
-        return any(self._passed(r) for r in self._readers(self.norm))
+        return any(self._passed(r) or r in self.through for r in self._readers(self.norm))
 
     def collect(self) -> Refusal | None:
         """On to whoever reads what the norm gives."""
@@ -325,7 +331,11 @@ class Ahead(Way):
         layers: list[tuple[fx.Node, Affine]] = []
         for reader in readers:
             op = self.found.ops.get(reader)
-            if isinstance(op, Affine) and op.layer and op.source is node and op.via is None:
+            if reader in self.through and self.through[reader].ahead and self.through[reader].source is node:
+                self.tree.append(reader)
+                first = self._on(reader, at, joined) or first
+                continue
+            if isinstance(op, Affine) and op.layer and op.via is None and origin(op.source) is node:
                 layers.append((reader, op))
                 continue
             passage = self._passage(reader)
@@ -335,6 +345,7 @@ class Ahead(Way):
             across = self._across(reader, passage, at, joined)
             if isinstance(across, Refusal):
                 first = first or across
+                self._on(reader, at.lost(), None)  # whether a layer stands there at all
                 continue
             self.tree.append(reader)
             self.keeps_rank &= passage.keeps_rank
@@ -375,6 +386,12 @@ class Ahead(Way):
         self.parts.append(Part(node, at))
         self.reading += [reader for reader, _ in layers]
         return None
+
+    def adopted(self, made: Spread) -> None:
+        """Shares of other norms that stand behind the same values stand behind these now."""
+        for leaf, share in zip(made.leaves, made.shares, strict=True):
+            for spread in (s for s in self.active if s.ahead and leaf in s.leaves):
+                spread.stand_behind(leaf, share)
 
 
 def layered(found: Analysis, nodes: Iterable[fx.Node]) -> bool:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import tests.network_layouts  # noqa: F401  (its steps register themselves)
+import tests.network_layouts
+import tests.network_passages  # noqa: F401
 from reptool.testing import randomize
 from tests.network_blocks import BLOCKS, written
 from tests.network_text import ClassText, Generator, Value

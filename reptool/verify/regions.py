@@ -26,6 +26,7 @@ from reptool.progress import unit as begun
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
 from reptool.rules import rules_of
+from reptool.spread import origin
 from reptool.surgery import Site
 from reptool.units import GivenUp, Unit, key_of, layer_name
 from reptool.verify.deformable import compared, is_deformable
@@ -66,7 +67,7 @@ class Reference(Originals):
         found = super()._read_as(node, value)
         op = self.ops.get(node)
         shares = [s for s in op.sources if s.meta.get("share")] if op is not None else []
-        return [s for s in shares if _stands_behind(s) in found and s is not node] + found
+        return [s for s in shares if origin(s) in found and s is not node] + found
 
     def __call__(self, x: Tensor) -> tuple[Tensor, float]:
         """The region's value for the root value `x`, and the largest value between the two."""
@@ -86,14 +87,6 @@ class Reference(Originals):
             if isinstance(self.ops[node], View):
                 y = self.run(node, dict.fromkeys((node.all_input_nodes[0], *self.ops[node].sources), y))
         return y
-
-
-def _stands_behind(share: fx.Node) -> fx.Node:
-    """The value behind which a share stands, maybe with others between them."""
-    node = share
-    while node.meta.get("share"):
-        node = node.all_input_nodes[0]
-    return node
 
 
 def test_sizes(kernel: Kernel, reference: list[Op]) -> list[tuple[int, ...]]:

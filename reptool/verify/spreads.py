@@ -133,8 +133,8 @@ def _ahead(spread: Spread, norms: set[fx.Node], originals: Originals, sizes: lis
     wanted = values({spread.norm: originals.run(spread.norm, {read: x})})
     plain = values({spread.norm: x})
     return [
-        (wanted[leaf], originals.run(share, {leaf: plain[leaf]}))
-        for leaf, share in zip(spread.leaves, spread.shares, strict=True)
+        (wanted[part], originals.run(share, {leaf: plain[part]}))
+        for part, leaf, share in zip(spread.parts(), spread.leaves, spread.shares, strict=True)
     ]
 
 
