@@ -105,6 +105,11 @@ def thin() -> nn.Module:
     return nn.Sequential(nn.Conv2d(4, 64, 1), nn.Conv2d(64, 4, 3))
 
 
+def flattened() -> nn.Module:
+    """A norm in front of a linear layer on flattened values."""
+    return nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(288, 4))
+
+
 def plane() -> Tensor:
     """Values of a linear layer."""
     return torch.randn(3, 4)
@@ -128,6 +133,7 @@ CASES: list[Case] = [
     ("distribute", "spread.distribute_over_sum", lambda: Apart(False), images, False),
     ("distribute", "spread.distribute_over_concat", lambda: Apart(True), images, False),
     ("distribute", "spread.distribute_over_slice", Gate, images, False),
+    ("distribute", "spread.distribute_over_blocks", flattened, images, False),
     ("kernel_size", "algebra.embed_on", lambda: Sum(conv(), conv(1)), images, False),
     ("linear", "forms.linear_to_pointwise", Last, images, False),
     ("linear", "lower.pointwise_to_linear", lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), plane, True),
