@@ -365,6 +365,9 @@ class Ahead(Way):
             return Refusal(Code.DISTRIBUTE, f"{named(node)} makes one channel of several, each with its own scale")
         if at.axes not in passage.joined:
             return moved, joined
+        if self.op.paradigm != "bn" and self.found.facts.stated_rank(self.op.source) is None:
+            sentence = "of how many axes it has, of which some are joined behind it, the example inputs alone tell"
+            return Refusal(Code.RANK_UNKNOWN, sentence)
         if joined is not None:
             return Refusal(Code.LAYOUT, f"{named(node)} joins axes once more")
         return moved, passage.joined[at.axes]

@@ -77,6 +77,11 @@ CASES: dict[str, Case] = {
     "transposed": Case(lambda x: x.transpose(2, 3)),
     "reflected border": Case(lambda x: F.pad(x, (1, 2, 0, 1), mode="reflect")),
     "border of zeros": Case(lambda x: F.pad(x, (1, 1, 1, 1)), shifts=False),
+    "positions of one axis": Case(lambda x: x.reshape(x.shape[0], x.shape[1], x.shape[2] * x.shape[3]), rank=3),
+    "positions split": Case(lambda x: x.flatten(2).reshape(x.shape[0], -1, x.shape[2], x.shape[3])),
+    "positions in another order": Case(lambda x: x.reshape(x.shape[0], x.shape[1], x.shape[3], -1)),
+    "pooled and viewed": Case(lambda x: F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1), rank=2),
+    "pooled, viewed by its channels": Case(lambda x: F.adaptive_avg_pool2d(x, 1).view(-1, x.shape[1]), rank=2),
     "shuffled": Case(lambda x: F.pixel_shuffle(x, 2), blocks=4),
 }
 COMPOSED = {"average, other divisor"}
@@ -208,12 +213,28 @@ def conv(reads: int, writes: int, size: int = 3) -> nn.Conv2d:
     return nn.Conv2d(reads, writes, size, padding=size // 2)
 
 
+def as_tokens(self: Any, x: Tensor) -> Tensor:
+    """A norm, and a linear layer on every position."""
+    b, c, h, w = x.shape
+    return self.fc(self.bn(x).view(b, c, h * w).transpose(1, 2))  # type: ignore[no-any-return]
+
+
 AHEAD: dict[str, Callable[[], nn.Module]] = {
     "flatten": lambda: nn.Sequential(norm(2), nn.Dropout(), nn.Flatten(), nn.Linear(96, 4)),
     "pooling and flatten": lambda: nn.Sequential(norm(2), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(24, 4)),
     "adaptive and flatten": lambda: nn.Sequential(norm(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 4)),
     "view": lambda: Written(
         lambda s, x: (lambda y: s.fc(y.view(y.size(0), -1)))(s.bn(x)), bn=norm(2), fc=nn.Linear(96, 4)
+    ),
+    "view by the size of what came before": lambda: Written(
+        lambda s, x: s.fc(s.bn(F.max_pool2d(torch.tanh(s.c(x)), 2)).view(x.size(0), -1)),
+        c=conv(2, 2), bn=norm(2), fc=nn.Linear(24, 4),
+    ),
+    "tokens by a view": lambda: Written(
+        as_tokens, bn=norm(2), fc=nn.Linear(2, 4),
+    ),
+    "channels last, joined positions": lambda: Written(
+        lambda s, x: s.fc(s.bn(x).permute(0, 2, 3, 1).reshape(x.size(0), -1, 2)), bn=norm(2), fc=nn.Linear(2, 4)
     ),
     "channels last, flattened": lambda: Written(
         lambda s, x: s.fc(s.bn(x).permute(0, 2, 3, 1).flatten(1)), bn=norm(2), fc=nn.Linear(96, 4)
@@ -225,12 +246,12 @@ AHEAD: dict[str, Callable[[], nn.Module]] = {
         lambda s, x: s.fc((x * s.g).mean((2, 3))), g=nn.Parameter(torch.randn(2, 1, 1)), fc=nn.Linear(2, 4)
     ),
     "scale and shift": lambda: Written(
-        lambda s, x: s.fc(F.adaptive_avg_pool2d(x * s.g + s.b, 1).flatten(1)),
-        g=nn.Parameter(torch.randn(2, 1, 1)), b=nn.Parameter(torch.randn(2, 1, 1)), fc=nn.Linear(2, 4),
+        lambda s, x: s.fc(F.adaptive_avg_pool2d(torch.tanh(s.c(x)) * s.g + s.b, 1).flatten(1)),
+        c=conv(2, 2), g=nn.Parameter(torch.randn(2, 1, 1)), b=nn.Parameter(torch.randn(2, 1, 1)), fc=nn.Linear(2, 4),
     ),
     "scale, shift and norm": lambda: Written(
-        lambda s, x: s.fc((s.bn(x * s.g + s.b) * 0.5).flatten(1)),
-        g=nn.Parameter(torch.randn(2, 1, 1)), b=nn.Parameter(torch.randn(2, 1, 1)), bn=norm(2), fc=nn.Linear(96, 4),
+        lambda s, x: s.fc((s.bn(torch.tanh(s.c(x)) * s.g + s.b) * 0.5).flatten(1)),
+        c=conv(2, 2), g=nn.Parameter(torch.randn(2, 1, 1)), b=nn.Parameter(torch.randn(2, 1, 1)), bn=norm(2), fc=nn.Linear(96, 4),
     ),
     "two readers": lambda: Written(
         lambda s, x: (lambda y: s.fc(y.mean((2, 3))).sum() + s.conv(F.max_pool2d(y, 2)))(s.bn(x)),
@@ -277,6 +298,25 @@ KEPT: dict[str, tuple[Callable[[], nn.Module], Code]] = {
     "norm of features": (
         lambda: Written(lambda s, x: s.bn(s.c(x).flatten(1)), c=conv(2, 3), bn=norm(144, axes=1)),
         Code.CHANNELS,
+    ),
+    "a view that mixes channels": (
+        lambda: Written(lambda s, x: s.bn(s.c(x).view(x.size(0), 6, 4, 6)), c=conv(2, 3), bn=norm(6)),
+        Code.LAYOUT,
+    ),
+    "a view that mixes samples": (
+        lambda: Written(lambda s, x: s.bn(s.c(x).view(4, 3, 4, 6)), c=conv(2, 3), bn=norm(3)),
+        Code.LAYOUT,
+    ),
+    "features of a view with another batch": (
+        lambda: Written(lambda s, x: s.fc(s.bn(x).reshape(-1, 24)), bn=norm(2), fc=nn.Linear(24, 3)),
+        Code.NO_LAYER,
+    ),
+    "scale of an unknown number of axes": (
+        lambda: Written(
+            lambda s, x: s.bn(torch.relu(s.fc((x * s.g).flatten(1)))[:, :, None, None] ** 2),
+            g=nn.Parameter(torch.randn(2, 1, 1)), fc=nn.Linear(96, 3), bn=norm(3),
+        ),
+        Code.RANK_UNKNOWN,
     ),
     "shuffled ahead": (
         lambda: Written(

@@ -40,7 +40,7 @@ def _split(node: fx.Node, source: fx.Node, ctx: Context) -> int | None:
     """Into how many groups a view splits the channels, the other axes left alone."""
     rank = ctx.rank(source)
     count = None if rank is None else ctx.channels(source, rank - 2)
-    sizes = sizes_of(node, source, ctx)
+    sizes = _sizes(node, source, ctx)
     if rank is None or rank < 3 or count is None or sizes is None or len(sizes) != rank + 1:
         return None
     groups = [s for s in sizes[1:3] if s != -1]
@@ -66,7 +66,7 @@ def _joined(node: fx.Node, source: fx.Node, ctx: Context) -> Lifted:
     origin = held.source
     rank, groups = ctx.rank(origin), _split(at, origin, ctx)
     count = None if rank is None else ctx.channels(origin, rank - 2)
-    sizes = sizes_of(node, origin, ctx)
+    sizes = _sizes(node, origin, ctx)
     if rank is None or groups is None or count is None or sizes is None or swaps != 1:
         return None
     expected: list[Size] = [("size", 0), count, *(("size", i) for i in range(2, rank))]
@@ -94,7 +94,7 @@ def _match(sizes: Sequence[Size], expected: Sequence[Size]) -> bool:
     return all(s in (e, -1) for s, e in zip(sizes, expected, strict=True))
 
 
-def sizes_of(node: fx.Node, origin: fx.Node, ctx: Context) -> list[Size] | None:
+def _sizes(node: fx.Node, origin: fx.Node, ctx: Context) -> list[Size] | None:
     """The sizes a view is given, in numbers and in sizes of `origin`."""
     rank = ctx.rank(origin)
     given: Any = node.args[1:]
