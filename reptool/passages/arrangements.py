@@ -101,9 +101,9 @@ def indexed(node: fx.Node, ctx: Context) -> Passage | None:
     if source is None or source.meta.get("kind") != "tensor":
         return None
     keys: Sequence[Any] = list(key) if isinstance(key, tuple) else [key]
-    if rank is None or keys.count(Ellipsis) > 1:
-        return None
     if not all(k is None or k is Ellipsis or type(k) is int or _plain(k) for k in keys):
+        return None
+    if rank is None or keys.count(Ellipsis) > 1:
         return None
     used = sum(k is not None and k is not Ellipsis for k in keys)
     at = keys.index(Ellipsis) if Ellipsis in keys else len(keys)
