@@ -76,9 +76,16 @@ def as_values(model: nn.Module) -> dict[int, Any]:
     memo: dict[int, Any] = {}
     for module in model.modules():
         for tensor in _tensors(vars(module)):
-            if not tensor.is_leaf:
+            if _is_computed(tensor):
                 memo[id(tensor)] = tensor.detach().clone()
     return memo
+
+
+def _is_computed(tensor: Tensor) -> bool:
+    try:
+        return not tensor.is_leaf
+    except Exception:  # a symbolic value that a run left behind: it is shared
+        return False
 
 
 class _Copy:
@@ -289,5 +296,5 @@ def _leaves(value: Any, depth: int = 0) -> Iterator[Any]:
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     for leaf in _leaves(value):
-        if issubclass(type(leaf), Tensor):  # symbolic values left over from tracing only pretend to be tensors
+        if issubclass(type(leaf), Tensor):
             yield leaf

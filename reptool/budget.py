@@ -1,7 +1,7 @@
 """Budgets: what a layer and its check would take in memory, in bytes, told from shapes before anything is made.
 
 ``weights = 8 * O * width * prod(K)`` and, since torch convolves float64 by unfolding the image,
-``check = 8 * C / groups * prod(K) * prod(out)`` at the smallest image that shows every tap at every border.
+``check = 8 * C / groups * prod(K) * prod(out)`` at the smallest image that shows every tap inside and at every border.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ def check_bytes(kernel: Kernel, size: Sequence[int], batch: int = 1) -> int:
 
 
 def smallest_size(axes: Sequence[Axis]) -> tuple[int, ...]:
-    """The smallest image on which every tap meets the interior and both borders."""
-    return tuple(a.span + 1 + max(a.before, 0) + max(a.after, 0) + max(-a.before, 0) + max(-a.after, 0) for a in axes)
+    """The smallest image on which every tap that may lie in the padding does so at its border, and reads the image too.
+
+    Not all taps at one position: a kernel of dilation 36 in a padding of 36 is wider than the image it is checked on.
+    """
+    return tuple(max(a.span - a.before, a.span - a.after, 1) + a.stride + 1 for a in axes)
 
 
 def too_large(kernel: Kernel, replaced: int) -> Refusal | None:

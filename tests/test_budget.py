@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import reptool
@@ -30,13 +32,25 @@ def test_bytes_of_a_check() -> None:
     assert check_bytes(shape(5), (11, 12), 2) == unfolded.numel() * 8
 
 
-@pytest.mark.parametrize("padding", [0, 1, 3, -1])
-def test_the_smallest_size_shows_the_interior_and_both_borders(padding: int) -> None:
-    axis = Axis(5, before=padding, after=padding)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(-2, 9), st.integers(-2, 9))
+def test_on_the_smallest_size_every_tap_reads_the_image_and_is_at_its_borders(
+    taps: int, stride: int, dilation: int, before: int, after: int
+) -> None:
+    axis = Axis(taps, stride, dilation, before=before, after=after)
     (size,) = smallest_size((axis,))
-    reads = [{p + k - axis.before for k in range(5)} for p in range(axis.out_size(size))]
-    assert any(min(r) >= 0 and max(r) < size for r in reads)
-    assert padding <= 0 or (any(min(r) < 0 for r in reads) and any(max(r) >= size for r in reads))
+    positions = range(axis.out_size(size))
+    for tap in range(taps):
+        reads = [p * stride + tap * dilation - before for p in positions]
+        assert any(0 <= r < size for r in reads)
+        left, right = before - tap * dilation, after - (taps - 1 - tap) * dilation
+        assert left <= 0 or any(r < 0 for r in reads)
+        assert right < stride or any(r >= size for r in reads)
+
+
+def test_a_kernel_that_is_as_wide_as_its_padding_is_checked_on_a_small_image() -> None:
+    wide = Kernel(Channels.grouped(2048, 256), (Axis(3, 1, 36, 36, 36),) * 2)
+    assert smallest_size(wide.axes or ()) == (38, 38)
+    assert too_large(wide, weight_bytes(wide)) is None
 
 
 def test_what_is_as_large_as_before_is_not_too_large() -> None:
@@ -52,7 +66,7 @@ def test_what_is_as_large_as_before_is_not_too_large() -> None:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: nn.Sequential(nn.AvgPool2d(101, 1, 50), nn.Conv2d(3, 4, 1)),
+        lambda: nn.Sequential(nn.AvgPool2d(301, 1, 150), nn.Conv2d(3, 4, 1)),
         lambda: nn.Sequential(nn.AvgPool2d(3001, 1, 1500), nn.Conv2d(3, 4, 1, bias=False)),
         lambda: Sum(nn.Conv2d(3, 4, 3, padding=100, dilation=100), nn.Conv2d(3, 4, 3, padding=1)),
         lambda: Sum(nn.Conv2d(3, 4, 3, padding=5000, dilation=5000), nn.Conv2d(3, 4, 3, padding=1)),

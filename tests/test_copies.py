@@ -312,3 +312,28 @@ def test_what_is_shared_is_shared_alone() -> None:
     held, theirs = model.held[1], made.held[1]  # type: ignore[index]
     assert theirs["lock"] is held["lock"]
     assert theirs["conv"] is made[0]
+
+
+class Cached(nn.Module):
+    """A norm, and an offset that is computed once and kept for the next call, like a table of relative positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.table = nn.Parameter(torch.randn(4, 1, 1))
+        self.kept: dict[str, Tensor] = {}
+        self.scaled = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "table" not in self.kept:
+            self.kept["table"] = self.table * 2
+        y = self.norm(self.conv(x))
+        return (y * 0.5 if self.scaled else y) * self.kept["table"].exp()
+
+
+def test_what_a_run_left_behind_in_a_cache_stops_no_copy() -> None:
+    model = randomize(Cached()).eval()
+    deployed = reptool.deploy(model, image())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
+    x = image()
+    torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-5)

@@ -251,7 +251,8 @@ AHEAD: dict[str, Callable[[], nn.Module]] = {
     ),
     "scale, shift and norm": lambda: Written(
         lambda s, x: s.fc((s.bn(torch.tanh(s.c(x)) * s.g + s.b) * 0.5).flatten(1)),
-        c=conv(2, 2), g=nn.Parameter(torch.randn(2, 1, 1)), b=nn.Parameter(torch.randn(2, 1, 1)), bn=norm(2), fc=nn.Linear(96, 4),
+        c=conv(2, 2), g=nn.Parameter(torch.randn(2, 1, 1)), b=nn.Parameter(torch.randn(2, 1, 1)),
+        bn=norm(2), fc=nn.Linear(96, 4),
     ),
     "two readers": lambda: Written(
         lambda s, x: (lambda y: s.fc(y.mean((2, 3))).sum() + s.conv(F.max_pool2d(y, 2)))(s.bn(x)),

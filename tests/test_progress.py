@@ -38,15 +38,8 @@ def test_phases_and_units_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "reptool"):
         reptool.deploy(model(), torch.randn(1, 3, 8, 8))
     phases = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
-    assert [p.split()[2] for p in phases] == [
-        "reference",
-        "plan",
-        "measure",
-        "rehearse",
-        "write",
-        "rehearse",
-        "compare",
-    ]
+    names = ["reference", "plan", "measure", "rehearse", "write", "rehearse", "compare"]
+    assert [p.split()[2] for p in phases] == names
     assert all(p.startswith("deploy Sequential: ") and p.endswith(" s") for p in phases)
     units = [r.getMessage() for r in caplog.records if r.levelno == logging.DEBUG]
     assert "deploy Sequential: 0.branches.dense.conv" in units

@@ -30,7 +30,10 @@ def decides_nothing(event: Event, absorbed: Collection[fx.Node], recorder: Recor
         recorder: what traced the call.
     """
     units = list(_units(event))
-    module = full_copy(event.module)
+    try:
+        module = full_copy(event.module)
+    except Exception:  # a module that keeps what it computed, or that cannot be copied: nothing is known of its mode
+        return False
     runs = []
     for training in (False, True):
         module.training = training

@@ -109,7 +109,9 @@ def test_sizes(kernel: Kernel, reference: list[Op]) -> list[tuple[int, ...]]:
     count = max(period)
     wider = [2 * (i + 1) * axis.stride for i, axis in enumerate(axes)]
     sizes = [tuple(b + i + k for i, b in zip([0, *wider], base, strict=False)) for k in range(count)]
-    return [s for s in sizes if check_bytes(kernel, s, BATCH) <= BYTES] or [smallest_size(axes)]
+    return [s for s in sizes if check_bytes(kernel, s, BATCH) <= BYTES] or [
+        tuple(n + i for i, n in enumerate(smallest_size(axes)))
+    ]
 
 
 def measure(
