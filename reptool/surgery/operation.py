@@ -92,7 +92,7 @@ class Operating(Traced):
                 rank = guarded.rank_guard or earlier
                 if rank is not None:
                     surgery.guards[site.slot] = rank
-        if site.slot is None:
+        if site.slot is None and not site.in_place:
             edits.bypass[site.carrier] = op.sources[0]
             edits.layers[site.carrier] = self._call_of(site)
 

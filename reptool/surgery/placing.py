@@ -146,7 +146,9 @@ class Placing(Traced):
             or self._free_name(event.module, held[0][len(event.path) :].lstrip("."))
         )
         bias = direct[1] or ("bias" if name == "weight" else f"{name}_bias")
-        return replace(site, names=(name, bias), owner=event.path, place=Place.of(weight))
+        alone = site.shape.kind == "deformable" and self._carriers(site.region.form.ops) == [carrier]
+        in_place = alone and _keeps_code(event, direct, site.region.form.shape.biased)
+        return replace(site, names=(name, bias), owner=event.path, place=Place.of(weight), in_place=in_place)
 
     def _may_hold(self, event: Event, path: str, weight: Tensor) -> bool:
         """Whether the tensor at `path` is the module's own and of the shape of the weight that takes its place."""
@@ -323,6 +325,13 @@ def _weight_of(node: fx.Node, found: Analysis) -> Tensor | None:
     argument = weight_argument(node)
     value = None if argument is None else found.facts.constant(argument)
     return value if isinstance(value, Tensor) else None
+
+
+def _keeps_code(event: Event, direct: tuple[str | None, str | None], biased: bool) -> bool:
+    """Whether the code around a functional layer reads the tensors that it is to have already."""
+    home = getattr(type(event.module).forward, "__module__", "")
+    stock = home == "torchvision.ops.deform_conv" and event.method == "forward" and direct[0] == "weight"
+    return stock or (direct[0] is not None and (direct[1] is not None or not biased))
 
 
 def _attributes(node: fx.Node) -> list[fx.Node]:

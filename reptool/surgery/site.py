@@ -32,6 +32,7 @@ class Site:
         owner: module path that holds a functional layer's weight.
         place: dtype, device and memory format of the layer.
         cast: the layer's weight and bias, once they are worked out.
+        in_place: whether a functional layer keeps its code as well, and its tensors alone change.
         asked: the call around the region and those in it whose answers it relies on; nothing if it relies on none.
     """
 
@@ -47,6 +48,7 @@ class Site:
     owner: str = ""
     place: Place | None = None
     cast: tuple[Tensor, Tensor | None] | None = None
+    in_place: bool = False
     asked: list[Event] = field(default_factory=list)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -133,3 +135,16 @@ def test_a_weight_from_data_stays() -> None:
         return self.bn(vision.deform_conv2d(x, self.offset(x), weight, padding=1))  # type: ignore[no-any-return]
 
     assert Code.DATA_WEIGHT in {r.code for r in deployed(Net(forward), True).refusals}
+
+
+def test_the_code_of_a_layer_of_torchvision_stays() -> None:
+    model = randomize(Net(behind, bias=False)).double().eval()
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    made = reptool.deploy(model, x)
+    assert made.conv.bias is not None
+    assert type(made.conv) is type(model.conv) or isinstance(made.conv, vision.DeformConv2d)
+    assert "zeros" not in inspect.getsource(type(made.conv).forward)
+    flat = reptool.deploy(model, x, flatten=True)
+    torch.testing.assert_close(flat(x), model(x))
+    again = pickle.loads(pickle.dumps(made))
+    torch.testing.assert_close(again(x), model(x))
