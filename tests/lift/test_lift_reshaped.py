@@ -153,3 +153,16 @@ def test_a_shuffle_that_is_written_in_between_stays_right() -> None:
         return self.norm(z.transpose(1, 2).reshape(y.shape))
 
     deployed_of(forward, True, ((2, 4, 6, 5), (1, 4, 1, 2)))
+
+
+def test_a_value_without_axes_is_reshaped() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)) * x.mean().reshape(1)  # type: ignore[no-any-return]
+
+    model, x = Model().eval(), torch.randn(2, 3, 5, 4)
+    torch.testing.assert_close(reptool.deploy(model, x)(x), model(x))
