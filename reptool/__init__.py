@@ -1,18 +1,18 @@
 """reptool: structural re-parameterization for PyTorch. Train with branches, ship plain convolutions, exactly."""
 
-from reptool._deploy import deploy as deploy
-from reptool._deploy import explain as explain
-from reptool._deploy import report as report
-from reptool._report import Report as Report
+from reptool.api.deploy import deploy as deploy
+from reptool.api.deploy import explain as explain
+from reptool.api.deploy import report as report
 from reptool.errors import ReptoolError as ReptoolError
 from reptool.expansion import Expansion as Expansion
 from reptool.expansion import expand as expand
 from reptool.expansion import expansion_report as expansion_report
 from reptool.name_maps import load_deployed as load_deployed
+from reptool.plan.rules import RULES as RULES
 from reptool.refocus import Refocusing as Refocusing
 from reptool.refusal import Code as Code
 from reptool.refusal import Refusal as Refusal
-from reptool.rules import RULES as RULES
+from reptool.report.data import Report as Report
 from reptool.runtime.legacy import keep_old_addresses
 
 keep_old_addresses()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptool.errors import InputError
-from reptool.given import names_itself
+from reptool.frontends.given import names_itself
 
 Names = Sequence[tuple[str, str]]
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reptool
 from reptool.errors import InputError
-from reptool.nested import mapped
+from reptool.ir.nested import mapped
 from reptool.testing import assert_equivalent, other_sizes, tensors_in
 from reptool.testing._equivalence import Inputs, _call, _cast
 from tests.networks import build, network_source

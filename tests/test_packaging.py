@@ -44,7 +44,7 @@ def test_nothing_outside_of_testing_imports_it_or_what_tests_need(path: Path) ->
 
 def test_the_rule_sees_an_import(tmp_path: Path) -> None:
     file = PACKAGE / "demo" / "measure.py"
-    assert "reptool.operations.count_operations" in imported(file)
+    assert "reptool.probing.operations.count_operations" in imported(file)
 
 
 def test_the_test_kit_without_hypothesis_does_all_but_draw() -> None:

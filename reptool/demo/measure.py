@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from reptool.nested import tensors_in
-from reptool.operations import count_operations
+from reptool.ir.nested import tensors_in
+from reptool.probing.operations import count_operations
 
 __all__ = ["Measurement", "interleaved", "measure", "outputs_of", "predictions", "relative_error"]
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reptool._copies import full_copy
 from reptool.blocks import BNAndPad
 from reptool.errors import InputError
+from reptool.models.copies import full_copy
 
 from .adapter import Adapter
 from .inherit import restate

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from reptool._copies import full_copy
 from reptool.blocks import OREPA, ACBlock, DilatedReparamBlock, DiverseBranchBlock, LargeKernelBlock
 from reptool.errors import InputError
-from reptool.running import users_code
+from reptool.models.copies import full_copy
+from reptool.models.running import users_code
 
 from .where import Conv
 

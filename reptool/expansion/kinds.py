@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reptool._copies import full_copy
 from reptool.blocks import OREPA, RefConv
 from reptool.blocks.orepa import SCALES
 from reptool.errors import InputError
+from reptool.models.copies import full_copy
 
 from .adapter import Adapter, Branches
 from .geometry import arguments, asks_the_user, attempt, fresh, like, refused

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reptool._copies import full_copy
 from reptool.blocks.behind import Behind, FixedPad, SamePad
-from reptool.module_kinds import stock_forward
+from reptool.models.copies import full_copy
+from reptool.pysource.module_info import stock_forward
 
 from .adapter import Adapter
 from .where import Conv

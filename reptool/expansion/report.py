@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from reptool.errors import InputError
-from reptool.given import names_itself
+from reptool.frontends.given import names_itself
 
 
 @dataclass(frozen=True)

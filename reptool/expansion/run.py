@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from reptool._copies import independent_copy
-from reptool._weights import has_weight_property
-from reptool.accept import check_model
+from reptool.api.accept import check_model
 from reptool.blocks.behind import Behind
 from reptool.errors import InputError
-from reptool.given import names_itself
+from reptool.frontends.given import names_itself
+from reptool.ir.computed_weights import has_weight_property
+from reptool.models.copies import independent_copy
 
 from .adapter import Adapter, Branches
 from .adapters import EVERYWHERE, adapter_for

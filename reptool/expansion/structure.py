@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reptool._copies import shallow_copy
+from reptool.api.pipeline import make_plan
 from reptool.blocks.behind import Behind
-from reptool.engine import make_plan
-from reptool.inputs import example_arguments
-from reptool.options import Options
-from reptool.ownership import Ownership, ownership
-from reptool.units import Plan
+from reptool.frontends.inputs import example_arguments
+from reptool.models.copies import shallow_copy
+from reptool.plan.options import Options
+from reptool.safety.ownership import Ownership, ownership
+from reptool.surgery.units import Plan
 
 from .where import CONVS, ancestors
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reptool.fusions.conv_bn import bn_scale_shift, scale_rows
 from reptool.fusions.shortcut import dirac_kernel
-from reptool.takes_tensors import takes_tensors
+from reptool.models.tensor_arguments import takes_tensors
 
 
 @takes_tensors

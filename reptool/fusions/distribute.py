@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from reptool.errors import InputError
-from reptool.takes_tensors import takes_tensors
+from reptool.models.tensor_arguments import takes_tensors
 
 Share = tuple[Tensor, Tensor | None]
 

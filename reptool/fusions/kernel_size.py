@@ -19,7 +19,7 @@ from math import gcd, prod
 from torch import Tensor
 
 from reptool.errors import InputError
-from reptool.takes_tensors import takes_tensors
+from reptool.models.tensor_arguments import takes_tensors
 
 
 def common_lattice(taps: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reptool.errors import InputError
-from reptool.takes_tensors import takes_tensors
+from reptool.models.tensor_arguments import takes_tensors
 
 
 @takes_tensors

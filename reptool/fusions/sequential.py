@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from reptool.errors import InputError
-from reptool.takes_tensors import takes_tensors
+from reptool.models.tensor_arguments import takes_tensors
 
 
 def contract(second: Tensor, first: Tensor, step_second: Sequence[int], step_first: Sequence[int]) -> Tensor:
@@ -107,8 +107,11 @@ def fuse_sequential(
     >>> tuple(w.shape), b.tolist(), groups
     ((2, 3, 3, 3), [36.0, 36.0], 1)
     """
-    from reptool.algebra import compose, embed  # the law calls `contract`; this is its public face on plain weights
-    from reptool.kernel import Axis, Channels, Kernel
+    from reptool.algebra.kernel import Axis, Channels, Kernel
+    from reptool.algebra.laws import (  # the law calls `contract`; this is its public face on plain weights
+        compose,
+        embed,
+    )
     from reptool.refusal import Refusal
 
     if second_weight.shape[1] * second_groups != first_weight.shape[0]:

@@ -10,26 +10,35 @@ from typing import Any
 
 from torch import fx, nn
 
-from reptool._nodes import name_of
-from reptool._weights import has_weight_property
+from reptool.ir.computed_weights import has_weight_property
+from reptool.ir.nodes import name_of
 from reptool.lift.arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, reduced, stack
 from reptool.lift.convolutions import conv_function, conv_module, linear_function, linear_module
 from reptool.lift.deformable import NAME as DEFORMABLE
 from reptool.lift.deformable import deformable
-from reptool.lift.identities import dropout_function, dropout_module, identity_module, passthrough
+from reptool.lift.layout.identities import dropout_function, dropout_module, identity_module, passthrough
+from reptool.lift.layout.orders import flip, repeat, repeat_interleave, roll, shuffle_function, shuffle_module
+from reptool.lift.layout.padding import fill, pad_function, pad_module
+from reptool.lift.layout.reshaped import reshaped
+from reptool.lift.layout.slices import (
+    SPLITS,
+    cat,
+    getitem,
+    index_select,
+    narrow,
+    pieces,
+    unshuffle_function,
+    unshuffle_module,
+)
+from reptool.lift.layout.unchanged import CLASSES, LAWS, unchanged_function, unchanged_module
+from reptool.lift.layout.views import attribute, flatten_function, flatten_module, movedim, permute, transpose
 from reptool.lift.norms import norm_function, norm_module
-from reptool.lift.orders import flip, repeat, repeat_interleave, roll, shuffle_function, shuffle_module
-from reptool.lift.padding import fill, pad_function, pad_module
 from reptool.lift.pooling import pool_function, pool_module
 from reptool.lift.products import addmm, einsum, matmul, tensordot
 from reptool.lift.reading import Context as Context
 from reptool.lift.reading import Lifted as Lifted
 from reptool.lift.reading import source_of
-from reptool.lift.reshaped import reshaped
-from reptool.lift.slices import SPLITS, cat, getitem, index_select, narrow, pieces, unshuffle_function, unshuffle_module
 from reptool.lift.transposed import transposed_function, transposed_module
-from reptool.lift.unchanged import CLASSES, LAWS, unchanged_function, unchanged_module
-from reptool.lift.views import attribute, flatten_function, flatten_module, movedim, permute, transpose
 
 _PADS = tuple(
     getattr(nn, f"{k}Pad{n}d") for k in ("Zero", "Constant", "Reflection", "Replication", "Circular") for n in (1, 2, 3)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reptool.algebra import compose
+from reptool.algebra.kernel import Kernel
+from reptool.algebra.laws import compose
 from reptool.fusions.shortcut import dirac_kernel
-from reptool.kernel import Kernel
+from reptool.ir.ops import Affine, Reduced, Stack, Sum, View
 from reptool.lift.constants import along_channels
 from reptool.lift.reading import Context, Lifted, arguments, cone_of, is_constant, is_number, source_of, varies
-from reptool.ops import Affine, Reduced, Stack, Sum, View
 from reptool.refusal import Code, Refusal
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reptool.kernel import Axis, Channels, Kernel
+from reptool.algebra.kernel import Axis, Channels, Kernel
 from reptool.lift.reading import Context, is_number
 from reptool.refusal import Code, Refusal
 

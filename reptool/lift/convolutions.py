@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from reptool._weights import exact_tensors, has_computed_weight
-from reptool.kernel import Axis, Border, Channels, Kernel
+from reptool.algebra.kernel import Axis, Border, Channels, Kernel
+from reptool.ir.computed_weights import exact_tensors, has_computed_weight
+from reptool.ir.ops import Affine
 from reptool.lift.reading import (
     Context,
     Lifted,
@@ -20,7 +21,6 @@ from reptool.lift.reading import (
     shape_of,
     source_of,
 )
-from reptool.ops import Affine
 from reptool.refusal import Code, Refusal
 
 

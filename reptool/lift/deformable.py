@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import fx
 
-from reptool._nodes import name_of
-from reptool.kernel import Axis, Border, Channels, Kernel
+from reptool.algebra.kernel import Axis, Border, Channels, Kernel
+from reptool.ir.nodes import name_of
+from reptool.ir.ops import Affine
 from reptool.lift.reading import Context, Lifted, cone_of, exact_pair, is_computed, shape_of, source_of
-from reptool.ops import Affine
 from reptool.refusal import Code, Refusal
 
 NAME = "torchvision::deform_conv2d"

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
-from reptool._weights import exact_tensors
+from reptool.algebra.kernel import Axis, Channels, Kernel
 from reptool.fusions.bn_conv import bn_kernel
-from reptool.kernel import Axis, Channels, Kernel
+from reptool.ir.computed_weights import exact_tensors
 from reptool.lift.reading import Context, Lifted, affine, arguments, cone_of, shape_of, source_of
 from reptool.refusal import Code, Refusal
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from reptool.algebra.kernel import Axis, Kernel
 from reptool.fusions.avg_pool import avg_pool_kernel
-from reptool.kernel import Axis, Kernel
 from reptool.lift.reading import Context, Lifted, arguments, fixed, ints, owned, source_of
 from reptool.refusal import Code, Refusal
 

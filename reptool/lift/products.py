@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from reptool.kernel import Axis
+from reptool.algebra.kernel import Axis
 from reptool.lift.arithmetic import channel_map
 from reptool.lift.constants import MAX_AXES
 from reptool.lift.convolutions import layer_of

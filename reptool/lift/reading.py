@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from reptool.kernel import Kernel, identity
-from reptool.ops import Affine, Op
+from reptool.algebra.kernel import Kernel, identity
+from reptool.ir.ops import Affine, Op
 from reptool.refusal import Refusal
 
 Lifted = Op | Refusal | None

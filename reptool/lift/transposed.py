@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from reptool._weights import exact_tensors
-from reptool.kernel import Axis, Border, Channels, Kernel
+from reptool.algebra.kernel import Axis, Border, Channels, Kernel
+from reptool.ir.computed_weights import exact_tensors
+from reptool.ir.ops import Affine
 from reptool.lift.reading import Context, Lifted, arguments, cone_of, exact_pair, ints, shape_of, source_of
-from reptool.ops import Affine
 from reptool.refusal import Code, Refusal
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from reptool._nodes import name_of
-from reptool.kernel import Border, Kernel
+from reptool.algebra.kernel import Border, Kernel
+from reptool.ir.nodes import name_of
+from reptool.ir.ops import Affine, Op, View
 from reptool.lift.reading import Context, source_of
-from reptool.ops import Affine, Op, View
 from reptool.passages.arrangements import flatten, flattened, indexed, moved, squeezed, unsqueezed
 from reptool.passages.passage import Passage as Passage
 from reptool.passages.poolings import (

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from reptool._nodes import name_of
+from reptool.ir.nodes import name_of
 from reptool.lift.reading import Context, arguments, ints, source_of
 from reptool.passages.passage import Passage, left_axes
 

@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import fx
 
-from reptool._nodes import name_of
-from reptool.facts import keeps_shape
+from reptool.ir.nodes import name_of
+from reptool.ir.ops import Affine, View
 from reptool.lift.reading import Context, source_of
-from reptool.ops import Affine, View
 from reptool.passages.arrangements import is_one, joined
 from reptool.passages.passage import Passage
+from reptool.plan.inference import keeps_shape
 
 _FAR = 100
 

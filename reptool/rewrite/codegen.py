@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool._nodes import is_inert, name_of
-from reptool.capture import Recorder
-from reptool.function_text import behind
-from reptool.modes import names_in, offered, own_settings
-from reptool.places import asked, named
-from reptool.reads import Reads
+from reptool.capture.settings import names_in, offered, own_settings
+from reptool.capture.tracer import Recorder
+from reptool.ir.aliasing import Reads
+from reptool.ir.nodes import is_inert, name_of
+from reptool.ir.trace import Event, all_events
+from reptool.ir.walk import nodes_in
+from reptool.pysource.functions import behind
+from reptool.pysource.places import asked, named
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.constants import CannotCutError, Constants
 from reptool.rewrite.method_source import Check, checks, header_of, signature_of
@@ -30,8 +32,6 @@ from reptool.rewrite.own_mode import decides_nothing
 from reptool.rewrite.printer import Printer, read_item
 from reptool.runtime.containers import Place, filled, leaves, mapped, parts, read_key, template_of
 from reptool.runtime.method import Method
-from reptool.trace import Event, all_events
-from reptool.walk import nodes_in
 
 
 @dataclass

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.jit.annotations import try_ann_to_type
 
-from reptool.function_text import behind
+from reptool.pysource.functions import behind
 from reptool.rewrite.constants import CannotCutError, Constants
 from reptool.runtime.method import Method
 from reptool.runtime.subclass import ORIGINAL
 
 if TYPE_CHECKING:
-    from reptool.guards import Guard
+    from reptool.rewrite.guard_inference import Guard
 
 
 @dataclass

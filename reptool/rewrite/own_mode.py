@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool._copies import full_copy
-from reptool.capture import Recorder
+from reptool.capture.tracer import Recorder
+from reptool.ir.trace import Event, Input, Trace, Unanswerable
+from reptool.ir.walk import nodes_in
+from reptool.models.copies import full_copy
 from reptool.runtime.containers import mapped
-from reptool.trace import Event, Input, Trace, Unanswerable
-from reptool.walk import nodes_in
 
 
 def decides_nothing(event: Event, absorbed: Collection[fx.Node], recorder: Recorder) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reptool._copies import full_copy
+from reptool.models.copies import full_copy
 
 KEPT = "reptool_original"
 

@@ -7,12 +7,12 @@ written anew (`regenerate`). Everything is worked out here before anything is wr
 
 from __future__ import annotations
 
-from reptool.surgery.checking import Checking
-from reptool.surgery.operation import Operating
-from reptool.surgery.placing import Placing
+from reptool.surgery.edits import Operating
+from reptool.surgery.placement import Placing
 from reptool.surgery.site import Site as Site
 from reptool.surgery.site import Surgery as Surgery
 from reptool.surgery.traced import is_plain_identity as is_plain_identity
+from reptool.surgery.use_check import Checking
 
 
 class Surgeon(Placing, Checking, Operating):

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx
 
-from reptool.choose import Region
-from reptool.lower import Geometry, Place
+from reptool.ir.trace import Event
+from reptool.plan.select import Region
+from reptool.rewrite.lower import Geometry, Place
 from reptool.runtime.method import Method
-from reptool.trace import Event
 
 if TYPE_CHECKING:
-    from reptool.fallback import Fallbacks, Keeping
+    from reptool.surgery.fallback import Fallbacks, Keeping
 
 
 @dataclass(eq=False)

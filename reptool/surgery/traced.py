@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
-from reptool._nodes import metadata_read, name_of
-from reptool.analyse import Analysis
-from reptool.forms import Form
-from reptool.ops import Affine, Op
+from reptool.ir.nodes import metadata_read, name_of
+from reptool.ir.ops import Affine, Op
+from reptool.ir.trace import Event, Trace, all_events
+from reptool.ir.walk import nodes_in
+from reptool.plan.candidates import Analysis
+from reptool.plan.forms import Form
 from reptool.refusal import Refusal
 from reptool.surgery.site import Site
-from reptool.trace import Event, Trace, all_events
-from reptool.walk import nodes_in
 
 if TYPE_CHECKING:
-    from reptool.fallback import Fallbacks
+    from reptool.surgery.fallback import Fallbacks
 
 
 class Traced:

@@ -11,8 +11,8 @@ True
 
 from typing import TYPE_CHECKING, Any
 
-from reptool.nested import tensors_in as tensors_in
-from reptool.operations import count_operations as count_operations
+from reptool.ir.nested import tensors_in as tensors_in
+from reptool.probing.operations import count_operations as count_operations
 from reptool.testing._apply import apply_kernel as apply_kernel
 from reptool.testing._apply import dense_weight as dense_weight
 from reptool.testing._collapse import assert_collapses as assert_collapses

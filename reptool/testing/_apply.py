@@ -1,4 +1,4 @@
-"""The meaning of a `Kernel`, written from the formula in `reptool.kernel` and nothing else."""
+"""The meaning of a `Kernel`, written from the formula in `reptool.algebra.kernel` and nothing else."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reptool.algebra.kernel import Axis, Border, Kernel
 from reptool.errors import InputError
-from reptool.kernel import Axis, Border, Kernel
 
 _CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -25,7 +25,7 @@ def dense_weight(kernel: Kernel, channels: int | None = None) -> Tensor:
     Raises:
         InputError: the kernel has no weight.
 
-    >>> from reptool.kernel import identity
+    >>> from reptool.algebra.kernel import identity
     >>> dense_weight(identity(), channels=2).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
@@ -61,7 +61,7 @@ def apply_kernel(kernel: Kernel, x: Tensor) -> Tensor:
     Raises:
         InputError: no weight, an unknown border, a transposed kernel, or an image too small to reflect.
 
-    >>> from reptool.kernel import Axis, Border, Channels, Kernel
+    >>> from reptool.algebra.kernel import Axis, Border, Channels, Kernel
     >>> sum_of_three = Kernel(Channels.grouped(1, 1), (Axis(3, before=1, after=1),), torch.ones(1, 1, 3))
     >>> apply_kernel(sum_of_three, torch.tensor([[[1.0, 2.0, 3.0]]])).tolist()
     [[[3.0, 6.0, 5.0]]]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from reptool._copies import full_copy
-from reptool.nested import Inputs
-from reptool.operations import count_operations as count_operations
+from reptool.ir.nested import Inputs
+from reptool.models.copies import full_copy
+from reptool.probing.operations import count_operations as count_operations
 from reptool.testing._equivalence import _cast, assert_equivalent
 from reptool.testing._examples import example_for as example_for
 from reptool.testing._randomize import randomize

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reptool.nested import Inputs as Inputs
-from reptool.nested import call as _call
-from reptool.nested import mapped
-from reptool.nested import tensors_in as tensors_in
+from reptool.ir.nested import Inputs as Inputs
+from reptool.ir.nested import call as _call
+from reptool.ir.nested import mapped
+from reptool.ir.nested import tensors_in as tensors_in
 
 _SIZES = ((13, 10), (16, 19), (8, 9), (5, 7), (2, 3), (1, 1))
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reptool._copies import full_copy
-from reptool.nested import Inputs, call
+from reptool.ir.nested import Inputs, call
+from reptool.models.copies import full_copy
 
 SIZES = ((12, 9, 7), (16, 16, 16), (32, 36, 8), (64, 64, 8))
 

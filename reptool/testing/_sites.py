@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reptool._report import Report
+from reptool.ir.tensors import cloned
 from reptool.refusal import Code
-from reptool.tensors import cloned
+from reptool.report.data import Report
 
 _SAMPLE_NORMS = ("native_layer_norm", "native_group_norm", "rms_norm", "_fused_rms_norm")
 _VIEWS = frozenset(["t", "transpose", "permute", "view", "_unsafe_view", "reshape", "detach", "alias",

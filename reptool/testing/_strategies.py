@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reptool.kernel import Axis, Border, Channels, Kernel
+from reptool.algebra.kernel import Axis, Border, Channels, Kernel
 
 try:
     from hypothesis import strategies as st

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reptool.kernel import Kernel
+from reptool.algebra.kernel import Kernel
+from reptool.ir.ops import Affine
 from reptool.lift.deformable import BIAS, WEIGHT
-from reptool.ops import Affine
 from reptool.verify.originals import Originals
 
 Values = tuple[Tensor, Tensor | None]

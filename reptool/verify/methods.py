@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool._copies import full_copy
-from reptool.budget import is_out_of_memory
-from reptool.progress import unit as begun
+from reptool.algebra.budget import is_out_of_memory
+from reptool.ir.tensors import cloned, tensors_in
+from reptool.ir.trace import Event, all_events
+from reptool.models.copies import full_copy
+from reptool.models.running import users_code
 from reptool.refusal import Code, Refusal
-from reptool.running import users_code
+from reptool.report.progress import unit as begun
 from reptool.runtime.containers import leaves, mapped
-from reptool.tensors import cloned, tensors_in
-from reptool.trace import Event, all_events
-from reptool.units import GivenUp, Plan, Unit
+from reptool.surgery.units import GivenUp, Plan, Unit
 from reptool.verify.whole_model import ROUNDING, movement, whole_error
 
 TOLERANCE = 1e-7

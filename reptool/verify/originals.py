@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from reptool._copies import full_copy
-from reptool.facts import Facts
-from reptool.reads import Reads
+from reptool.ir.aliasing import Reads
+from reptool.models.copies import full_copy
+from reptool.plan.inference import Facts
 
 
 class Originals:

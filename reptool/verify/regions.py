@@ -14,21 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reptool.budget import BYTES, check_bytes, is_out_of_memory, smallest_size
-from reptool.choose import Region
+from reptool.algebra.budget import BYTES, check_bytes, is_out_of_memory, smallest_size
+from reptool.algebra.kernel import Kernel
 from reptool.errors import InputError
-from reptool.facts import Facts
-from reptool.kernel import Kernel
-from reptool.lower import Geometry, Place, new_layer, values
-from reptool.ops import Affine, Op, View
-from reptool.places import place_of
-from reptool.progress import unit as begun
-from reptool.reads import Reads
+from reptool.ir.aliasing import Reads
+from reptool.ir.ops import Affine, Op, View
+from reptool.plan.inference import Facts
+from reptool.plan.rules import rules_of
+from reptool.plan.select import Region
+from reptool.plan.spread import origin
+from reptool.pysource.places import place_of
 from reptool.refusal import Code, Refusal
-from reptool.rules import rules_of
-from reptool.spread import origin
+from reptool.report.progress import unit as begun
+from reptool.rewrite.lower import Geometry, Place, new_layer, values
 from reptool.surgery import Site
-from reptool.units import GivenUp, Unit, key_of, layer_name
+from reptool.surgery.units import GivenUp, Unit, key_of, layer_name
 from reptool.verify.deformable import compared, is_deformable
 from reptool.verify.originals import Originals
 from reptool.verify.spreads import measure_spread

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reptool._nodes import metadata_read
-from reptool.facts import Facts
-from reptool.reads import Reads
-from reptool.spread import Spread
-from reptool.trace import Unanswerable
+from reptool.ir.aliasing import Reads
+from reptool.ir.nodes import metadata_read
+from reptool.ir.trace import Unanswerable
+from reptool.plan.inference import Facts
+from reptool.plan.spread import Spread
 from reptool.verify.originals import Originals
 
 _SIZES = ((5, 4, 3), (12, 10, 6), (16, 16, 16), (40, 36, 34))

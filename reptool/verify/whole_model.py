@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reptool._copies import full_copy
-from reptool._report import Report
-from reptool.as_given import run_as_given
-from reptool.counting import Multiplications
 from reptool.errors import UnsupportedModelError
-from reptool.inputs import check_inputs_run
-from reptool.running import users_code
+from reptool.frontends.inputs import check_inputs_run
+from reptool.ir.tensors import cloned, tensors_in
+from reptool.models.as_given import run_as_given
+from reptool.models.copies import full_copy
+from reptool.models.running import users_code
+from reptool.models.state import changed_since, held_by, modules_of
+from reptool.report.counting import Multiplications
+from reptool.report.data import Report
 from reptool.runtime.containers import mapped
-from reptool.state import changed_since, held_by, modules_of
-from reptool.tensors import cloned, tensors_in
 
 MODEL_FLOOR = 5e-6
 ALIKE = 1e-3  # a model in two precisions, and a model and its copy

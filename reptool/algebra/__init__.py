@@ -1,0 +1,1 @@
+"""Kernels, and the laws under which they are added, concatenated, composed and embedded."""

@@ -1,0 +1,163 @@
+"""What is accepted: plain modules in eval mode, options and requirements that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+
+from reptool.errors import InputError, UnsupportedModelError
+from reptool.frontends.given import check_is_module, check_parts, check_weights, nothing_matches
+from reptool.frontends.inputs import example_arguments
+from reptool.plan.options import Options, matches
+from reptool.plan.rules import RULES
+from reptool.probing.opaque import is_named
+
+FLOAT = ("NonDynamicallyQuantizableLinear", "FloatFunctional")  # float modules that live among the quantized ones
+REQUIREMENTS = ("no_batchnorm", "no_refusals", "all_traced")
+Patterns = str | type[nn.Module] | Iterable[str | type[nn.Module]] | None
+Affine = str | type[nn.Module] | Iterable[str | type[nn.Module]] | None
+
+
+def check_model(model: Any, caller: str = "deploy") -> None:
+    """Raise for what is not a plain module, with what to do instead.
+
+    Args:
+        model: what was given.
+        caller: the function that it was given to.
+    """
+    if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        raise UnsupportedModelError(
+            "a ScriptModule cannot be read; deploy the Python module first, then script or trace the result"
+        )
+    if isinstance(model, torch.export.ExportedProgram):
+        raise UnsupportedModelError(
+            "an ExportedProgram is fixed already; deploy the nn.Module first, then export the result"
+        )
+    check_is_module(model, caller)
+    check_weights(model)
+    if isinstance(model, fx.GraphModule) and any(map(_is_exported, model.graph.nodes)):
+        raise UnsupportedModelError(
+            "this GraphModule is an exported program, made of ATen operators; "
+            "deploy the nn.Module first, then export the result"
+        )
+    for path, module in model.named_modules():
+        home = type(module).__module__
+        if "quantized" in home and home.startswith(("torch.nn", "torch.ao")) and type(module).__name__ not in FLOAT:
+            raise UnsupportedModelError(
+                f"{path or type(model).__name__!r} is quantized ({type(module).__name__}); "
+                "deploy the float model, then quantize"
+            )
+        for name, value in (*module._parameters.items(), *module._buffers.items()):
+            if isinstance(value, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+                raise UnsupportedModelError(
+                    f"{path}.{name} is uninitialized (a lazy module); run the model once, then deploy"
+                )
+            if (
+                value is not None
+                and type(value) not in (Tensor, nn.Parameter, nn.Buffer)
+                and (nn.Parameter not in type(value).__mro__ or _computes_itself(type(value)))
+            ):
+                raise UnsupportedModelError(
+                    f"{path}.{name} is a {type(value).__name__}, a tensor subclass whose arithmetic is not known"
+                )
+            if isinstance(value, nn.Parameter) and hasattr(value.data, "__tensor_flatten__"):
+                raise UnsupportedModelError(
+                    f"{path}.{name} holds a {type(value.data).__name__}, "
+                    "a tensor subclass whose arithmetic is not known"
+                )
+
+
+def _is_exported(node: fx.Node) -> bool:
+    """Whether this is a layer's operator, which nobody writes and `torch.export` makes of a layer."""
+    return isinstance(node.target, OpOverload) and str(node.target).startswith(_LAYERS)
+
+
+_LAYERS = ("aten.conv", "aten.linear", "aten.batch_norm", "aten._native_batch_norm", "aten.native_batch_norm")
+
+
+def _computes_itself(cls: type) -> bool:
+    """Whether a tensor class has arithmetic of its own."""
+    return any("__torch_function__" in c.__dict__ for c in cls.__mro__[: cls.__mro__.index(nn.Parameter)])
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module behind DistributedDataParallel, DataParallel, AveragedModel and torch.compile."""
+    for _ in range(8):
+        if isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+        ):
+            model = model.module
+        elif type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            break
+    return model
+
+
+def prepared(
+    model: nn.Module,
+    example_inputs: Any,
+    rules: Any,
+    force: bool,
+    include: Patterns,
+    exclude: Patterns,
+    affine: Affine,
+    keep_fallback: bool,
+) -> tuple[nn.Module, tuple[Any, ...] | None, dict[str, Any], Options]:
+    """The module, its example arguments and the options, all of them checked."""
+    model = unwrap(model)
+    if model.training:
+        raise InputError(f"the {type(model).__name__} is in training mode; call model.eval() first")
+    args, kwargs = example_arguments(example_inputs, model)
+    chosen = None if rules is None else frozenset(_names(rules))
+    unknown = (chosen or frozenset()) - set(RULES)
+    if unknown:
+        raise InputError(f"unknown rules {sorted(unknown)}; the rules are {', '.join(RULES)}")
+    wanted = None if include is None else _patterns("include", include, model)
+    left = () if exclude is None else _patterns("exclude", exclude, model)
+    claimed = _parts("affine", affine, model)
+    for name in claimed:
+        if not any(is_named(path, module, name) for path, module in model.named_modules()):
+            raise nothing_matches("affine", name, model, [n for n, _ in model.named_modules() if n])
+    return model, args, kwargs, Options(chosen, force, wanted, left, keep_fallback, claimed)
+
+
+def _parts(what: str, given: Any, model: nn.Module) -> tuple[str | type, ...]:
+    """An argument that names parts of a model, as a tuple."""
+    single = isinstance(given, (str, type, nn.Module)) or not isinstance(given, Iterable)
+    names = () if given is None else (given,) if single else tuple(given)
+    check_parts(what, names, model)
+    return names
+
+
+def _patterns(what: str, given: Any, model: nn.Module) -> tuple[str, ...]:
+    """The patterns on paths that an argument means; a class stands for every module of it."""
+    found: list[str] = []
+    paths = [n for n, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()) if n]
+    for name in _parts(what, given, model):
+        if isinstance(name, type):
+            of_it = [path for path, module in model.named_modules() if isinstance(module, name)]
+            meant = ["*" if not path else path.replace("[", "[[]") for path in of_it]
+        else:
+            meant = [name] if any(matches(p, [name]) for p in paths) else []
+        if not meant and not (isinstance(name, type) and "_reptool_report" in vars(model)):  # absorbed, perhaps
+            raise nothing_matches(what, name, model, paths)
+        found += meant
+    return tuple(found)
+
+
+def required(require: str | Iterable[str] | None) -> list[str]:
+    """The requirements, all of them known ones."""
+    needed = _names(require or ())
+    unknown = set(needed) - set(REQUIREMENTS)
+    if unknown:
+        raise InputError(f"unknown requirement {sorted(unknown)}; there are {', '.join(REQUIREMENTS)}")
+    return needed
+
+
+def _names(value: str | Iterable[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)

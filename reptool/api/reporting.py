@@ -1,0 +1,164 @@
+"""A plan, and what was measured, as a report."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import fx, nn
+
+from reptool.errors import RequirementError
+from reptool.ir.nodes import name_of
+from reptool.ir.ops import Affine
+from reptool.plan.rules import rules_of
+from reptool.pysource.places import placed
+from reptool.report.counting import of_layer
+from reptool.report.data import FusedRegion, Report
+from reptool.report.norms_run import running
+from reptool.report.totals import is_layer, totals
+from reptool.report.words import counted
+from reptool.rewrite.lower import Geometry
+from reptool.surgery import Site
+from reptool.surgery.units import Plan, Unit, layer_name
+from reptool.verify.regions import Checked
+from reptool.verify.whole_model import Reference
+
+
+def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked], reference: Reference | None = None) -> Report:
+    """The report on a plan and what was measured.
+
+    Args:
+        model: the model that was planned.
+        plan: everything that was worked out for it.
+        measured: the errors of its regions.
+        reference: one run of the model itself.
+    """
+    out = Report(type(model).__name__, untraced=dict(plan.untraced), refusals=list(plan.unseen))
+    found = running(model, plan)
+    out.norms, out.norms_left, out.unused = (len(found.before), len(found.after)), found.after, found.unused
+    saved: int | None = 0
+    for unit in plan.units:
+        out.specialized += unit.questions
+        _add_fallbacks(out, unit)
+        out.refusals += placed(unit.trace.graph, unit.refusals.values())
+        seen: set[str] = set()
+        for site in unit.surgery.sites:
+            region, form = site.region, site.region.form
+            absorbed = list(
+                dict.fromkeys(
+                    o for n in sorted(form.ops, key=unit.reads.position.__getitem__) for o in unit.found.ops[n].owners
+                )
+            )
+            full = [".".join(p for p in (unit.prefix, o) if p) for o in absorbed]
+            name = layer_name(unit, site)
+            out.impulses.update({p: plan.impulses[p] for p in full if p in plan.impulses})
+            errors = measured.get(unit.prefix, {}).get(site, (None,))[0]
+            shown = _on_examples(unit, site)
+            computed = any(isinstance(op := unit.found.ops[n], Affine) and op.computed for n in form.ops)
+            if shown is None or unit.prefix or computed:  # what computes a weight multiplies as well
+                saved = None
+            elif saved is not None:
+                saved += shown[0] - shown[1]
+            if name in seen:
+                continue
+            seen.add(name)
+            out.regions.append(
+                FusedRegion(
+                    name,
+                    _shown(site.shape),
+                    full,
+                    sorted(rules_of(form, unit.found)),
+                    shown or (region.before.multiplications, region.after.multiplications),
+                    (region.before.total, region.after.total),
+                    None if errors is None else errors.exact,
+                    None if errors is None else errors.cast,
+                    0 if errors is None else errors.sizes,
+                    "nominal" if shown is None else "example_inputs",
+                )
+            )
+            out.names[name] = full
+    layers, parameters = totals(model, plan)
+    out.layers = (sum(map(is_layer, model.modules())), layers)
+    out.parameters = (sum(p.numel() for p in model.parameters()), parameters)
+    out.refusals += found.refusals
+    if reference is not None:
+        out.changing, before = reference.changing, reference.multiplications
+        if before is not None:
+            out.multiplications = (before, None if saved is None else before - saved)
+    return out
+
+
+def _on_examples(unit: Unit, site: Site) -> tuple[int, int] | None:
+    """Multiplications of a region and of its layer on the example inputs; None where they are not known."""
+    region = site.region
+
+    def shape(node: fx.Node) -> tuple[int, ...] | None:
+        while node.meta.get("share") or name_of(node) == "setitem":  # of the shape of the part, of what is written
+            node = node.all_input_nodes[0]
+        return unit.facts.shape(node)
+
+    before = 0
+    for node in region.form.ops:
+        op = unit.found.ops[node]
+        if not isinstance(op, Affine) or not op.layer or node in unit.alive:
+            continue
+        read, written = shape(op.source), shape(node)
+        if read is None or written is None:
+            return None
+        if op.work is None:
+            before += of_layer(op.shape, read, written)
+        else:
+            before += int(op.work.multiplications * prod(written) / (op.shape.out_channels or 1))
+    read, written = shape(region.root), shape(region.value)
+    return None if read is None or written is None else (before, of_layer(region.form.shape, read, written))
+
+
+def _add_fallbacks(out: Report, unit: Unit) -> None:
+    kept = list(unit.surgery.keeping.values())
+    out.kept = (out.kept[0] + sum(k.weights for k in kept), out.kept[1] + sum(k.size for k in kept))
+    if unit.surgery.fallbacks is not None:
+        for (path, method), fallback in unit.surgery.fallbacks.found.items():
+            name = ".".join(p for p in (unit.prefix, path) if p) or "<root>"
+            out.fallbacks[f"{name}.{method}"] = [str(g) for g in fallback.guards]
+
+
+def _shown(shape: Geometry) -> str:
+    if shape.kind == "linear":
+        return f"Linear({shape.in_channels}, {shape.out_channels})"
+    name = {"transposed": "ConvTranspose", "deformable": "DeformConv"}.get(shape.kind, "Conv")
+    extra = "".join(
+        f", {k}={v}"
+        for k, v, plain in (
+            ("stride", shape.stride, (1,) * len(shape.stride)),
+            ("padding", shape.padding, (0,) * len(shape.kernel_size)),
+            ("dilation", shape.dilation, (1,) * len(shape.dilation)),
+            ("groups", shape.groups, 1),
+            ("outer", shape.outer, None),
+        )
+        if v != plain
+    )
+    size = "x".join(map(str, shape.kernel_size))
+    return f"{name}{len(shape.kernel_size)}d({shape.in_channels}, {shape.out_channels}, {size}{extra})"
+
+
+def check_requirements(found: Report, needed: list[str]) -> None:
+    """Raise where something that was required is not so, with every path and its reason."""
+    lines: list[str] = []
+    if "no_batchnorm" in needed and found.norms_left:
+        lines.append(f"{counted(len(found.norms_left), 'batch normalization')} left:")
+        lines += [f"  {path}: {_reasons(found, path) or 'the reason is not known'}" for path in found.norms_left]
+    if "no_refusals" in needed and found.refusals:
+        lines.append(f"{counted(len(found.refusals), 'refusal')}:")
+        lines += [f"  {', '.join(r.places()) or '<root>'}: {r.code.value}: {r.sentence}" for r in found.refusals]
+    if "all_traced" in needed and found.untraced:
+        lines.append(f"{counted(len(found.untraced), 'module')} that could not be followed:")
+        lines += [f"  {path or '<root>'}: {why}" for path, why in found.untraced.items()]
+    if lines:
+        raise RequirementError(
+            "\n".join([f"{found.model} does not meet what was required; nothing was changed", *lines])
+        )
+
+
+def _reasons(found: Report, path: str) -> str:
+    """Why the norm at a path was left."""
+    reasons = (f"{r.code.value}: {r.sentence}" for r in found.refusals if path in r.nodes)
+    return "; ".join(dict.fromkeys(reasons))

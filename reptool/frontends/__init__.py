@@ -1,0 +1,1 @@
+"""What is handed in: models and inputs, and what to hand in instead."""

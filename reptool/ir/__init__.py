@@ -1,0 +1,1 @@
+"""The small graph that everything works on: calls, nodes, operations, aliasing."""

@@ -1,0 +1,155 @@
+"""What an operation of the graph is to the planner: one affine map, a sum, a concatenation, or none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import fx
+
+from reptool.algebra.kernel import Kernel
+from reptool.probing.sandbox import Work
+
+
+@dataclass(eq=False)
+class Affine:
+    """``node = kernel(source)``.
+
+    Args:
+        source: the value read.
+        shape: the kernel without values.
+        load: makes the kernel with its values, in float64.
+        owners: paths of the modules and names of the tensors whose values it holds.
+        layer: whether this is a convolution or linear layer (its multiplications count).
+        paradigm: the name under which `rules=` selects it.
+        cost: multiplications per output element beside those of a layer.
+        rank_guard: the rank of the input for which alone this is right, None when it is known.
+        computed: whether the weight is computed anew at every call.
+        work: what it executes as it stands, where that is not what its kernel says.
+        via: the node that is read, where that is no map of `source` by itself (`Pieces`).
+        beside: values that it also reads, and that stay: it is a map of `source` alone, whatever that consists of.
+    """
+
+    source: fx.Node
+    shape: Kernel
+    load: Callable[[], Kernel]
+    owners: tuple[str, ...] = ()
+    layer: bool = False
+    paradigm: str = "identity"
+    cost: int = 0
+    rank_guard: int | None = None
+    computed: bool = False
+    work: Work | None = None
+    via: fx.Node | None = None
+    beside: tuple[fx.Node, ...] = ()
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The values read."""
+        return [self.source if self.via is None else self.via]
+
+
+@dataclass(eq=False)
+class Sum:
+    """``node = sum of sources``, each through a pointwise map of its own (None: as it is)."""
+
+    sources: list[fx.Node]
+    maps: list[Kernel | None]
+    owners: tuple[str, ...] = ()
+    paradigm: str = "branch_add"
+
+
+@dataclass(eq=False)
+class Concat:
+    """``node = concatenation of sources along the channels``, for values with `axes` axes behind the channel axis."""
+
+    sources: list[fx.Node]
+    axes: int
+    owners: tuple[str, ...] = ()
+    paradigm: str = "branch_concat"
+
+
+@dataclass(eq=False)
+class Fill:
+    """An item assignment that overwrites part of a padding with a constant.
+
+    Args:
+        source: the value before.
+        whole: once the whole padding is overwritten: the value padded, and the padding by that constant.
+    """
+
+    source: fx.Node
+    whole: Affine | None = None
+    owners: tuple[str, ...] = ()
+    paradigm: str = "padding"
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The value before."""
+        return [self.source]
+
+
+@dataclass(eq=False)
+class View:
+    """``node = source`` with its axes arranged otherwise; ``moves[b]`` is where the axis with `b` behind it goes."""
+
+    source: fx.Node
+    moves: dict[int, int]
+    owners: tuple[str, ...] = ()
+    paradigm: str = "view"
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The value read."""
+        return [self.source]
+
+
+@dataclass(eq=False)
+class Stack:
+    """Values side by side along the new axis `dim`: no map of anything by itself, but see `Reduced`."""
+
+    sources: list[fx.Node]
+    dim: int
+    owners: tuple[str, ...] = ()
+    paradigm: str = "branch_add"
+
+
+@dataclass(eq=False)
+class Reduced:
+    """The sum or mean of what a `Stack` holds, along the axis along which it was stacked.
+
+    Args:
+        source: the stack.
+        whole: the sum of its parts.
+    """
+
+    source: fx.Node
+    whole: Sum
+    owners: tuple[str, ...] = ()
+    paradigm: str = "branch_add"
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The value read."""
+        return [self.source]
+
+
+@dataclass(eq=False)
+class Pieces:
+    """A value cut into pieces, or with an axis split: no map by itself, what is made of it may be (see `Affine.via`).
+
+    Args:
+        source: the value that is cut.
+    """
+
+    source: fx.Node
+    owners: tuple[str, ...] = ()
+    paradigm: str = "slice"
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The value read."""
+        return [self.source]
+
+
+Op = Affine | Sum | Concat | View | Fill | Stack | Reduced | Pieces

@@ -1,0 +1,1 @@
+"""What moves, joins or cuts axes and channels and computes nothing."""

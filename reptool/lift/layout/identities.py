@@ -1,0 +1,34 @@
+"""What hands its input on as it is."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from reptool.ir.ops import Pieces
+from reptool.lift.reading import Context, Lifted, arguments, handed_on, source_of
+
+
+def identity_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
+    """``nn.Identity``."""
+    return handed_on(node, node.args[0], ctx)
+
+
+def dropout_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
+    """A dropout in eval mode, or one that drops nothing."""
+    return None if module.training and getattr(module, "p", None) != 0 else handed_on(node, node.args[0], ctx)
+
+
+def dropout_function(node: fx.Node, ctx: Context) -> Lifted:
+    """A dropout that drops nothing."""
+    given = arguments(node, ("input", "p", "training", "inplace"), {"p": 0.5, "training": True, "inplace": False})
+    if given is None or (given["training"] is not False and given["p"] != 0.0):
+        return None
+    return handed_on(node, given["input"], ctx)
+
+
+def passthrough(node: fx.Node, ctx: Context) -> Lifted:
+    """A function that gives its input back, in another memory at most."""
+    source = source_of(node, node.args[0], ctx) if node.args and not node.kwargs else None
+    if source is not None and isinstance(ctx.ops.get(source), Pieces):
+        return Pieces(source)
+    return handed_on(node, node.args[0] if node.args else None, ctx) if not node.kwargs else None

@@ -1,0 +1,1 @@
+"""Which regions become one layer: forms, candidates, their cost, the choice."""

@@ -1,0 +1,162 @@
+"""Forms: a value written as one kernel of an earlier value, by its shape; values follow when it is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import reduce
+
+from torch import fx
+
+from reptool.algebra.kernel import Axis, Kernel, identity
+from reptool.algebra.laws import add, compose, concat
+from reptool.fusions.linear import linear_to_pointwise, pointwise_to_linear
+from reptool.ir.ops import Affine, Concat, Sum, View
+from reptool.refusal import Code, Refusal
+
+_NEEDS_VALUES = (Code.BORDER_BIAS, Code.CONSTANT_VALUE)
+
+
+@dataclass(eq=False)
+class Form:
+    """``value = shape(root)``, computed by the operations `ops`.
+
+    Args:
+        root: the earlier value.
+        shape: the kernel without values.
+        ops: the nodes that compute it.
+        make: makes the kernel with its values.
+        layout: axes behind the channels after views on the way; None when the kernel's own axes stand.
+    """
+
+    root: fx.Node
+    shape: Kernel
+    ops: frozenset[fx.Node]
+    make: Callable[[], Kernel | Refusal]
+    layout: int | None = None
+    _kernel: Kernel | Refusal | None = field(default=None, repr=False)
+
+    def kernel(self) -> Kernel | Refusal:
+        """The kernel with its values, in float64 (worked out once)."""
+        if self._kernel is None:
+            self._kernel = self.make()
+        return self._kernel
+
+
+def start(root: fx.Node) -> Form:
+    """The identity of `root`."""
+    return Form(root, identity().shape_only(), frozenset(), identity)
+
+
+def through(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Refusal:
+    """The form of ``op(form)``; `values` tells whether values may be looked at to decide."""
+    fit = _viewed(op.shape, form)
+    if isinstance(fit, Refusal):
+        return fit
+
+    def make() -> Kernel | Refusal:
+        inner = form.kernel()
+        outer = _viewed(op.load(), form)
+        if isinstance(inner, Refusal) or isinstance(outer, Refusal):
+            return inner if isinstance(inner, Refusal) else outer
+        return compose(outer, inner)
+
+    return _form(compose(fit, form.shape), form.root, form.ops | {node}, make, form.layout, values)
+
+
+def chained(outer: Form, inner: Form, values: bool) -> Form | Refusal:
+    """The form of a value over the root of a form of its root."""
+
+    def make() -> Kernel | Refusal:
+        first, then = inner.kernel(), outer.kernel()
+        if isinstance(first, Refusal) or isinstance(then, Refusal):
+            return first if isinstance(first, Refusal) else then
+        return compose(then, first)
+
+    return _form(compose(outer.shape, inner.shape), inner.root, inner.ops | outer.ops, make, None, values)
+
+
+def _form(
+    shape: Kernel | Refusal, root: fx.Node, ops: frozenset[fx.Node], make: Callable[[], Kernel | Refusal],
+    layout: int | None, values: bool,
+) -> Form | Refusal:  # fmt: skip
+    """A form of this shape; where the shape alone does not say whether it is one, its values do if they are known."""
+    if isinstance(shape, Refusal) and shape.code in _NEEDS_VALUES and values:
+        whole = make()
+        if isinstance(whole, Refusal):
+            return whole
+        return Form(root, whole.shape_only(), ops, make, layout, whole)
+    return shape if isinstance(shape, Refusal) else Form(root, shape, ops, make, layout)
+
+
+def _viewed(kernel: Kernel, form: Form) -> Kernel | Refusal:
+    """A map behind views, as a map in front of them: only pointwise ones move across."""
+    if form.layout is None or kernel.axes is None:
+        return kernel
+    if len(kernel.axes) != form.layout or not kernel.is_pointwise:
+        return Refusal(Code.LAYOUT, "a map along axes that a view has rearranged")
+    axes = len(form.shape.axes or ())
+    weight = None if kernel.weight is None else linear_to_pointwise(pointwise_to_linear(kernel.weight), axes)
+    return replace(kernel, axes=(Axis(),) * axes, weight=weight)
+
+
+def arranged(node: fx.Node, op: View, form: Form) -> Form | Refusal:
+    """The form of a view: the same kernel, its channels standing elsewhere."""
+    behind = form.layout if form.layout is not None else None if form.shape.axes is None else len(form.shape.axes)
+    if behind is None or behind not in op.moves or form.shape.channels is None:
+        return Refusal(Code.LAYOUT, "the channels do not stay one axis", (node.name,))
+    return Form(form.root, form.shape, form.ops | {node}, form.make, op.moves[behind])
+
+
+def summed(node: fx.Node, op: Sum, forms: list[Form]) -> Form | Refusal:
+    """The form of a sum of forms of one root."""
+    if any(f.layout is not None for f in forms):
+        return Refusal(Code.LAYOUT, "a sum of rearranged values", (node.name,))
+    mapped = [f.shape if g is None else compose(g.shape_only(), f.shape) for f, g in zip(forms, op.maps, strict=True)]
+    refused = next((m for m in mapped if isinstance(m, Refusal)), None)
+    if refused is not None:
+        return refused
+    shape = add([m for m in mapped if isinstance(m, Kernel)])
+    if isinstance(shape, Refusal):
+        return shape
+
+    def make() -> Kernel | Refusal:
+        parts = []
+        for form, outer in zip(forms, op.maps, strict=True):
+            kernel = form.kernel()
+            if outer is not None and isinstance(kernel, Kernel):
+                kernel = compose(outer, kernel)
+            if isinstance(kernel, Refusal):
+                return kernel
+            parts.append(kernel)
+        return add(parts)
+
+    return Form(forms[0].root, shape, reduce(frozenset.union, [f.ops for f in forms], frozenset({node})), make)
+
+
+def joined(node: fx.Node, op: Concat, forms: list[Form], expected: int | None = None) -> Form | Refusal:
+    """The form of a concatenation of forms of one root; `expected` channels are what its reader asks for."""
+    if any(f.layout is not None for f in forms):
+        return Refusal(Code.LAYOUT, "a concatenation of rearranged values", (node.name,))
+    shapes = [f.shape.with_axes(op.axes) for f in forms]
+    if any(len(s.axes or ()) != op.axes for s in shapes):
+        return Refusal(Code.LAYOUT, "concatenated along another axis than the channels", (node.name,))
+    known = {s.in_channels for s in shapes if s.in_channels is not None}
+    if not known and expected is not None and expected % len(shapes) == 0:
+        known = {expected // len(shapes)}  # parts that are the same on every channel: equal shares of them
+    count = next(iter(known)) if len(known) == 1 else None
+    if count is not None:
+        shapes = [s.with_channels(count) for s in shapes]
+    shape = concat(shapes)
+    if isinstance(shape, Refusal):
+        return shape
+
+    def make() -> Kernel | Refusal:
+        parts = [f.kernel() for f in forms]
+        refused = next((p for p in parts if isinstance(p, Refusal)), None)
+        if refused is not None:
+            return refused
+        whole = [p.with_axes(op.axes) for p in parts if isinstance(p, Kernel)]
+        return concat(whole if count is None else [p.with_channels(count) for p in whole])
+
+    return Form(forms[0].root, shape, reduce(frozenset.union, [f.ops for f in forms], frozenset({node})), make)

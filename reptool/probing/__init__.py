@@ -1,0 +1,1 @@
+"""Modules that are measured instead of read."""

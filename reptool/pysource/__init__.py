@@ -1,0 +1,1 @@
+"""Everything that reads Python source and bytecode of the user."""

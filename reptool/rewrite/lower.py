@@ -1,0 +1,234 @@
+"""Lower: a kernel as plain layers, cast once from float64."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reptool.algebra.kernel import Border, Kernel
+from reptool.fusions.linear import pointwise_to_linear
+from reptool.plan.cost import is_same_padding
+from reptool.refusal import Code, Refusal
+
+_CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+_PADS = {"constant": "ZeroPad", "reflect": "ReflectionPad", "replicate": "ReplicationPad", "circular": "CircularPad"}
+_MODES = {Border.REFLECT: "reflect", Border.REPLICATE: "replicate", Border.CIRCULAR: "circular"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Dtype, device and memory format of a layer to be made."""
+
+    dtype: torch.dtype
+    device: torch.device
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    @staticmethod
+    def of(weight: Tensor) -> Place:
+        """Where `weight` lives."""
+        channels_last = (
+            weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+        )
+        return Place(weight.dtype, weight.device, torch.channels_last if channels_last else torch.contiguous_format)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything about a layer but its values; equal geometries can share a layer object."""
+
+    kind: str  # "linear", "conv", "transposed" or "deformable"
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    padding_mode: str = "zeros"
+    output_padding: tuple[int, ...] = ()
+    outer: tuple[tuple[int, int], ...] | None = None  # pad or crop in front of the layer, per axis
+    outer_mode: str = "constant"
+
+
+def geometry(kernel: Kernel) -> Geometry | Refusal:
+    """The layer that holds a kernel of this shape.
+
+    Refuses: `LAYOUT` (a grouped linear map), `BORDER_UNKNOWN`, `CONSTANT_VALUE` (constants per channel), `BORDER_MODE`.
+    """
+    channels, axes = kernel.channels, kernel.axes
+    if channels is None or axes is None:
+        return Refusal(Code.CHANNELS, "the number of channels or axes is not known")
+    if kernel.transposed is not None:
+        size, stride, padding, output_padding, dilation, *which = kernel.transposed
+        if which and which[0][1] != channels.groups:
+            return Refusal(Code.CHANNELS, "a deformable convolution of groups behind which channels are mixed")
+        return Geometry(
+            "deformable" if which else "transposed",
+            channels.in_channels,
+            channels.out_channels,
+            size,
+            stride,
+            padding,
+            dilation,
+            channels.groups,
+            "zeros",
+            output_padding,
+        )
+    if any(a.border is Border.UNKNOWN for a in axes):
+        return Refusal(Code.BORDER_UNKNOWN, "the padding depends on the size of the input")
+    if not axes:
+        return Geometry("linear", channels.in_channels, channels.out_channels)
+    if any(a.border is Border.CONSTANT for a in axes):
+        return Refusal(Code.CONSTANT_VALUE, "no layer pads each channel with a constant of its own")
+    modes = {a.border for a in axes if a.reads_outside}
+    if len(modes) > 1:
+        return Refusal(Code.BORDER_MODE, "no layer extends its axes in different ways")
+    mode = modes.pop() if modes else Border.ZEROS
+    common: dict[str, Any] = {
+        "kernel_size": tuple(a.kernel_size for a in axes),
+        "stride": tuple(a.stride for a in axes),
+        "dilation": tuple(a.dilation for a in axes),
+        "groups": channels.groups,
+    }
+    plain = ("conv", channels.in_channels, channels.out_channels)
+    if all(a.before == a.after >= 0 for a in axes):
+        padding = tuple(a.before for a in axes)
+        return Geometry(*plain, padding=padding, padding_mode=mode.value, **common)
+    if mode is Border.ZEROS and all(is_same_padding(a) for a in axes):
+        return Geometry(*plain, padding="same", **common)
+    pads = tuple((a.before, a.after) for a in axes)
+    outer_mode = "constant" if mode is Border.ZEROS else _MODES[mode]
+    if mode is not Border.ZEROS and any(p < 0 for pair in pads for p in pair):
+        return Refusal(Code.BORDER_MODE, f"{mode.value} padding on one side and a crop on the other")
+    return Geometry(*plain, padding=(0,) * len(axes), outer=pads, outer_mode=outer_mode, **common)
+
+
+def values(kernel: Kernel, place: Place) -> tuple[Tensor, Tensor | None] | Refusal:
+    """Weight and bias in the layer's own storage order, cast once.
+
+    Refuses: `NON_FINITE` (the float64 kernel is not finite), `OVERFLOW` (it is, the cast is not).
+    """
+    weight = kernel.grouped_weight()
+    if kernel.axes == () and kernel.channels is not None and kernel.channels.groups > 1:
+        weight = pointwise_to_linear(weight, kernel.channels.groups)
+    if kernel.transposed is not None and len(kernel.transposed) == 5 and kernel.channels is not None:
+        groups = kernel.channels.groups
+        o, i = weight.shape[0], weight.shape[1]
+        weight = (
+            weight.reshape(groups, o // groups, i, *weight.shape[2:])
+            .transpose(1, 2)
+            .reshape(groups * i, o // groups, *weight.shape[2:])
+        )
+    tensors = [weight] if kernel.bias is None else [weight, kernel.bias]
+    if any(not bool(torch.isfinite(t).all()) for t in tensors):
+        return Refusal(Code.NON_FINITE, "the folded weight holds NaN or infinity")
+    cast = [t.to(place.dtype).to(place.device) for t in tensors]
+    if any(not bool(torch.isfinite(t).all()) for t in cast):
+        return Refusal(
+            Code.OVERFLOW,
+            f"the folded weight does not fit {place.dtype} (largest {max(float(t.abs().max()) for t in tensors):.3g})",
+        )
+    if cast[0].dim() == 4:
+        cast[0] = cast[0].contiguous(memory_format=place.memory_format)
+    return cast[0].clone(memory_format=torch.preserve_format), cast[1].clone() if len(cast) > 1 else None
+
+
+def new_layer(shape: Geometry, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A fresh layer of this geometry: `nn.Linear`, `nn.Conv*d` or `nn.ConvTranspose*d`, padding in front if needed."""
+    layer: nn.Module
+    n = len(shape.kernel_size)
+    with torch.device("meta"):
+        if shape.kind == "linear":
+            layer = nn.Linear(shape.in_channels, shape.out_channels, bias is not None)
+        elif shape.kind == "transposed":
+            layer = _TRANSPOSED[n](
+                shape.in_channels,
+                shape.out_channels,
+                shape.kernel_size,
+                shape.stride,
+                shape.padding,
+                output_padding=shape.output_padding,
+                groups=shape.groups,
+                bias=bias is not None,
+                dilation=shape.dilation,
+            )
+        else:
+            layer = _CONVS[n](
+                shape.in_channels,
+                shape.out_channels,
+                shape.kernel_size,
+                stride=shape.stride,
+                padding=shape.padding,
+                dilation=shape.dilation,
+                groups=shape.groups,
+                bias=bias is not None,
+                padding_mode=shape.padding_mode,
+            )
+    set_values(layer, weight, bias)
+    layer.eval()
+    if shape.outer is None:
+        return layer
+    flat = [p for pair in reversed(shape.outer) for p in pair]
+    pad = nn.ZeroPad2d(flat) if n == 2 and shape.outer_mode == "constant" else _pad_module(n, flat, shape.outer_mode)  # type: ignore[arg-type]
+    return nn.Sequential(OrderedDict(pad=pad, conv=layer)).eval()
+
+
+def _pad_module(axes: int, flat: list[int], mode: str) -> nn.Module:
+    made: nn.Module = getattr(nn, f"{_PADS[mode]}{axes}d")(tuple(flat))
+    return made
+
+
+def set_values(layer: nn.Module, weight: Tensor, bias: Tensor | None, like: nn.Parameter | None = None) -> None:
+    """Give a layer new parameters (the object, its attributes and its hooks stay)."""
+    grad = True if like is None else like.requires_grad
+    layer.weight = nn.Parameter(weight, requires_grad=grad)
+    layer.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=grad))
+
+
+def geometry_of(layer: nn.Module) -> Geometry | None:
+    """The geometry of an existing plain layer, None for anything else."""
+    if isinstance(layer, nn.Linear):
+        return Geometry("linear", layer.in_features, layer.out_features)
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return Geometry(
+            "transposed",
+            layer.in_channels,
+            layer.out_channels,
+            tuple(layer.kernel_size),
+            tuple(layer.stride),
+            tuple(layer.padding),  # type: ignore[arg-type]
+            tuple(layer.dilation),
+            layer.groups,
+            layer.padding_mode,
+            tuple(layer.output_padding),
+        )
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        padding: Any = layer.padding
+        if padding == "valid":
+            padding = (0,) * len(layer.kernel_size)
+        elif padding == "same":
+            total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+            padding = tuple(t // 2 for t in total) if all(t % 2 == 0 for t in total) else "same"
+        dilation = tuple(d if k > 1 else 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+        reads = any(padding) if not isinstance(padding, str) else True
+        return Geometry(
+            "conv",
+            layer.in_channels,
+            layer.out_channels,
+            tuple(layer.kernel_size),
+            tuple(layer.stride),
+            padding if isinstance(padding, str) else tuple(padding),
+            dilation,
+            layer.groups,
+            layer.padding_mode if reads else "zeros",
+        )
+    return None

@@ -1,0 +1,1 @@
+"""What other code may do with what a surgery changes: methods, flags and walks that reach it."""

@@ -1,0 +1,221 @@
+"""Flags: the same method with other arguments, or with the module's own settings set to something else."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from reptool.capture.settings import (
+    MAX_TRIES,
+    given,
+    is_switch,
+    offered,
+    other_settings,
+    own_settings,
+    without,
+    words_of,
+)
+from reptool.ir.trace import Event, Input, all_events
+from reptool.ir.walk import nodes_in
+from reptool.pysource.functions import behind
+from reptool.pysource.module_info import stock_forward
+from reptool.pysource.passing_on import that_matter
+from reptool.pysource.places import method_of
+from reptool.refusal import Code, Refusal
+from reptool.rewrite.method_source import guarded_method
+from reptool.safety.changed import Changed
+from reptool.safety.other_runs import Runs
+from reptool.safety.reach import Reach
+from reptool.safety.verdict import Found, between
+from reptool.surgery import Site, Surgery
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+class Flags:
+    """Checks the methods that the trace called for flags and settings that make them use fused layers otherwise.
+
+    Args:
+        runs: runs other code.
+        reach: knows what methods read.
+    """
+
+    def __init__(self, runs: Runs, reach: Reach) -> None:
+        self.runs, self.reach = runs, reach
+        self.surgeon, self.trace = runs.surgeon, runs.trace
+        self._tries = 0
+
+    def check(self, state: Changed, surgery: Surgery, found: Found) -> None:
+        """Guard the flags that matter, and give up regions where that cannot be done."""
+        events: dict[tuple[str, str], list[Event]] = {}
+        for event in all_events(self.trace.top):
+            events.setdefault((event.path, event.method), []).append(event)
+        for (path, name), calls in events.items():
+            module = calls[0].module
+            function = inspect.getattr_static(type(module), name, None)
+            if not inspect.isfunction(function) or state.is_gone(path) or stock_forward(module):
+                continue
+            if name in surgery.methods.get(path, {}):
+                continue  # it is written anew, for the flags it was seen with
+            sites = self.reach.reached(state, path, self.reach.loads_of(type(module), name))
+            if not sites:
+                continue
+            flags, held = _flags_of(function, calls), given(function, calls)
+            kinds = {n: p.kind for n, p in inspect.signature(function).parameters.items()}
+            base = {f: s[0] for f, s in flags.items() if kinds[f] not in _VARIADIC} | held
+            annotated = inspect.signature(function).parameters
+            bad: dict[str, list[Any]] = {}
+            for flag, seen in flags.items():
+                if flag in held:
+                    continue
+                proven = self._proven(state, path, name, base, flag) if flag in base else ()
+                both = all(any(v is p for p in (*proven, *seen)) for v in (True, False))
+                if Input not in proven and not (both and is_switch(annotated[flag])):
+                    bad[flag] = [*seen, *proven]
+            needed = {
+                f: v
+                for f, v in held.items()
+                if not all(self.runs.same(state, path, name, {**base, f: w}) for w in without(f, v, function))
+            }
+            bad = that_matter(bad, {*flags, *held}, function, module)
+            parts: frozenset[Site] = frozenset()
+            if surgery.fallbacks is None:
+                asked = [f for f in bad if self._may_be_given(function, calls, f)]
+                parts = self._shown_between(state, path, name, base, asked) if len(asked) == len(bad) else frozenset()
+                parts |= self._offered(state, function, calls, base, bad)
+            for site in parts:
+                found.problems[site.region] = between(site, method_of(self.trace.place(path), type(module), name))
+            if parts:
+                continue
+            settings = self._settings(state, path, name, base)
+            assumed = not self.trace.shown and any(e.parent is None for e in calls)
+            unsure = assumed and bool(bad or needed)
+            if not (bad or needed or settings):
+                continue
+            if surgery.fallbacks is not None and (bad or needed):
+                for event in calls:
+                    surgery.fallbacks.need(event, (), sites)
+                continue
+            method = None if unsure else guarded_method(type(module), name, bad, needed, settings)
+            if method is not None:
+                found.methods.setdefault(path, {})[name] = method
+                continue
+            what = sorted({*bad, *needed, *(f"self.{n}" for n in settings)})[0]
+            for site in sites:
+                found.problems[site.region] = Refusal(
+                    Code.SPECIALIZED,
+                    f"{self.trace.place(path)}.{name} may run other code with another {what!r}; "
+                    "give example_inputs that show how it is called",
+                    (site.region.value.name,),
+                )
+
+    @staticmethod
+    def _may_be_given(function: Callable[..., Any], calls: list[Event], flag: str) -> bool:
+        """Whether a flag is the model's own, or one that code inside of it gives: nobody else may pass it."""
+        signature = inspect.signature(function)
+        own = any(e.parent is None for e in calls)
+        return own or any(flag in signature.bind(e.module, *e.args, **e.kwargs).arguments for e in calls)
+
+    def _settings(self, state: Changed, path: str, name: str, base: dict[str, Any]) -> dict[str, Any]:
+        """Attributes of a module that make a method use its layers otherwise when they are set to something else."""
+        module = self.surgeon.modules[path]
+        read = self.reach.loads_of(type(module), name)
+        found = own_settings(module, read.own, read.other)
+        if not found:
+            return {}
+        if self._tries > MAX_TRIES:
+            return found  # what was not tried may matter
+        whole = self.runs.same(state, path, name, base)
+        layers = None if whole else self._layers(state, path, name, base, {})
+        if not whole and layers is None:
+            return {}
+        out: dict[str, Any] = {}
+        words = words_of(module, read.functions)
+        for n, value in found.items():
+            for other in other_settings(value, words):
+                self._tries += 1
+                if whole:
+                    differs = bool(self.runs.differs(state, path, name, base, {n: other}))
+                else:
+                    differs = self._layers(state, path, name, base, {n: other}) not in (layers, None)
+                if differs:
+                    out[n] = value
+                    break
+        return out
+
+    def _layers(
+        self, state: Changed, path: str, name: str, flags: dict[str, Any], settings: dict[str, Any]
+    ) -> list[str] | None:
+        """The changed layers that a method runs, in order; None when it cannot be run."""
+        traced = self.runs.run(state, path, name, flags, settings)
+        nodes = () if traced is None else traced[1].graph.nodes
+        used = [str(n.target) for n in nodes if n.op in ("call_module", "get_attr")]
+        changed = [t for t in used if t in state.all or t in state.tensors or t.rpartition(".")[0] in state.all]
+        return None if traced is None else changed
+
+    def _proven(self, state: Changed, path: str, name: str, base: dict[str, Any], flag: str) -> tuple[Any, ...]:
+        """Other values of a flag with which the method shows the same regions; `Input` for any value."""
+        value = base[flag]
+        others = [not value] if type(value) is bool else [True, False, Input(flag)] if value is None else []
+        same = [v for v in others if self.runs.same(state, path, name, {**base, flag: v})]
+        if type(value) is bool:
+            return (Input,) if same else ()
+        if same and all(any(v is s for s in same) for v in others):
+            return (Input,)
+        return tuple(v for v in same if not isinstance(v, Input))
+
+    def _shown_between(
+        self, state: Changed, path: str, name: str, base: dict[str, Any], bad: Iterable[str]
+    ) -> frozenset[Site]:
+        """Sites that only join layers in a row, which another flag gives the values between; none if it does more."""
+        out: frozenset[Site] = frozenset()
+        for flag in bad:
+            if flag not in base or not (base[flag] is None or type(base[flag]) is bool):
+                return frozenset()
+            for value in (True, False):
+                differs = self.runs.differs(state, path, name, {**base, flag: value})
+                if differs is None or not all(map(self.runs.in_series, differs)):
+                    return frozenset()
+                out |= differs
+        return out
+
+    def _offered(
+        self,
+        state: Changed,
+        function: Callable[..., Any],
+        calls: list[Event],
+        base: dict[str, Any],
+        bad: Iterable[str],
+    ) -> frozenset[Site]:
+        """Sites that a mode that the model offers runs whole, but gives a value between: a guard would take it away."""
+        signature, out, first = inspect.signature(function), frozenset[Site](), calls[0]
+        for flag in (f for f in bad if f in base):
+            parameter, value = signature.parameters[flag], base[flag]
+            given = [flag in signature.bind(e.module, *e.args, **e.kwargs).arguments for e in calls]
+            if any(offered(e, parameter, value, g, self.trace.prefix) for e, g in zip(calls, given, strict=True)):
+                for other in {True, False} - {value}:
+                    out |= self.runs.differs(state, first.path, first.method, {**base, flag: other}) or frozenset()
+        return out & {site for pattern, site in state.patterns.items() if pattern in self.runs.shown}
+
+
+def _flags_of(function: Callable[..., Any], calls: list[Event]) -> dict[str, list[Any]]:
+    """Parameters that were given constants, with what was seen."""
+    signature = inspect.signature(function)
+    parts = behind(function)
+    read = {i.argval for f in parts for i in dis.get_instructions(f) if i.opname.startswith("LOAD_")}
+    read |= {name for value in read if isinstance(value, tuple) for name in value}
+    if len(parts) > 1:  # a decorator has its own names for them
+        read |= {n for n, p in signature.parameters.items() if p.kind in _VARIADIC}
+    out: dict[str, list[Any]] = {}
+    for event in calls:
+        try:
+            bound = signature.bind(event.module, *event.args, **event.kwargs)
+        except TypeError:
+            continue
+        bound.apply_defaults()
+        for name in list(signature.parameters)[1:]:
+            if name in read and not any(True for _ in nodes_in(bound.arguments[name])):
+                out.setdefault(name, []).append(bound.arguments[name])
+    return {n: v for n, v in out.items() if len(v) == len(calls)}

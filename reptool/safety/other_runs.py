@@ -1,0 +1,183 @@
+"""Runs of other code on symbolic values: whether it shows the fused regions as the model's own run does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx, nn
+
+from reptool.capture.settings import set_to
+from reptool.capture.tracer import Recorder
+from reptool.ir.aliasing import resolve
+from reptool.ir.ops import Affine, View
+from reptool.ir.trace import Event, Input, Trace, all_events
+from reptool.models.copies import full_copy
+from reptool.plan.candidates import analyse
+from reptool.plan.cost import Price
+from reptool.plan.inference import Facts
+from reptool.plan.select import Region
+from reptool.refusal import Code, Refusal
+from reptool.rewrite.lower import geometry
+from reptool.safety.changed import Changed
+from reptool.surgery import Site, Surgeon, is_plain_identity
+
+
+class Runs:
+    """Runs methods of a model on symbolic values, and compares what they do with a surgery.
+
+    Args:
+        surgeon: of the unit.
+        values: whether values may be looked at.
+    """
+
+    def __init__(self, surgeon: Surgeon, values: bool) -> None:
+        self.surgeon, self.values = surgeon, values
+        self.trace = surgeon.trace
+        self.copy: nn.Module | None = None
+        self.shown: set[object] = set()  # patterns that other code runs whole, and gives a value between
+        self._like: Recorder | None = None
+        self._seen: dict[Any, set[object] | None] = {}
+
+    def differs(
+        self, state: Changed, path: str, name: str, flags: dict[str, Any], settings: dict[str, Any] | None = None
+    ) -> frozenset[Site] | None:
+        """Sites that a method uses in another way; None when it cannot be run."""
+        changed = (frozenset(state.patterns), frozenset(state.open), frozenset(state.all))
+        key = (path, name, tuple((k, repr(v)) for k, v in flags.items()), repr(settings), changed)
+        if key not in self._seen:
+            traced = self.run(state, path, name, flags, settings)
+            self._seen[key] = None if traced is None else self._inconsistent(state, *traced)
+        found = self._seen[key]
+        return None if found is None else frozenset(state.patterns[p] for p in found if p in state.patterns)
+
+    def same(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> bool:
+        """Whether a method shows the same regions."""
+        return self.differs(state, path, name, flags) == frozenset()
+
+    def run(
+        self, state: Changed, path: str, name: str, flags: dict[str, Any], settings: dict[str, Any] | None = None
+    ) -> tuple[Recorder, Trace] | None:
+        """One run of a method.
+
+        Args:
+            state: what the surgery changes.
+            path: of the module.
+            name: of the method.
+            flags: arguments that are no data.
+            settings: attributes of the module that are something else for this run.
+
+        Returns:
+            What was seen; None when the method cannot be run.
+        """
+        root = self._own()
+        args, kwargs = _arguments(getattr(type(root.get_submodule(path)), name), flags)
+        recorder = self._like = Recorder(root, self.trace.prefix, like=self._like)
+        recorder.closed, recorder.named = state.closed, self.surgeon.found.facts.recorder.named
+        try:
+            with set_to(root.get_submodule(path), settings or {}):
+                return recorder, recorder.run(tuple(args), kwargs, path, name)
+        except Exception:
+            return None
+
+    def _own(self) -> nn.Module:
+        """A copy that shares nothing: what is run here cannot change the user's weights."""
+        if self.copy is None:
+            self.copy = full_copy(self.trace.root)
+        return self.copy
+
+    def _inconsistent(self, state: Changed, recorder: Recorder, trace: Trace) -> set[object]:
+        """Patterns of the fused regions whose modules a run uses in any other way."""
+        asks = any(e.questions for e in all_events(trace.top))
+        if asks or set(trace.opaque) & state.open or _sets_layers(recorder, trace):
+            return set(state.patterns)
+        reads = resolve(trace.graph)
+        facts = Facts(recorder, reads, {}, self.surgeon.found.facts.responses)
+        found = analyse(trace.graph, reads, facts, {}, trace.escaped, self.values)
+        surgeon = Surgeon(trace, found, self.surgeon.hooked, self.surgeon.tied, self.surgeon.held)
+        sites = list(self._instances(state, surgeon))
+        bad = surgeon.check(sites)
+        patterns = {s.region: surgeon.pattern(surgeon.ordered(s.region.form)) for s in sites if s.region in bad}
+        self.shown |= {p for r, p in patterns.items() if bad[r].code is Code.READ_ELSEWHERE}
+        out = set(patterns.values())
+        covered = {n for s in sites for n in s.region.form.ops}
+        for node in trace.graph.nodes:
+            target, used = str(node.target), set[fx.Node]()
+            if node.op == "call_module" and target in state.all:
+                used = set(surgeon.const_users(node)) if node.meta["const"] else {node}
+            elif node.op == "get_attr" and (target.rpartition(".")[0] in state.all or target in state.tensors):
+                used = set(surgeon.const_users(node))
+            if not used <= covered:
+                owner = target if node.op == "call_module" else target.rpartition(".")[0]
+                mine = {p for p, s in state.patterns.items() if {owner, target} & state.paths[s]}
+                out |= mine or set(state.patterns)
+        return out
+
+    def _instances(self, state: Changed, surgeon: Surgeon) -> Iterator[Site]:
+        """The fused regions as they appear in another run."""
+        for value, forms in surgeon.found.forms.items():
+            for form in forms.values():
+                ops = surgeon.ordered(form)
+                known = state.patterns.get(surgeon.pattern(ops))
+                if known is None:
+                    continue
+                shape = geometry(form.shape)
+                if isinstance(shape, Refusal) or shape != known.shape:
+                    continue
+                index = self.surgeon.ordered(known.region.form).index(known.carrier)
+                site = surgeon.placed(Region(value, form, Price(), Price()), ops[index], shape)
+                if isinstance(site, Refusal) or site.slot != known.slot:
+                    continue
+                if all(self._stays(n, surgeon, state) for n in ops):
+                    yield site
+
+    def _stays(self, node: fx.Node, surgeon: Surgeon, state: Changed) -> bool:
+        """Whether the surgery also reaches this operation when it is run by other code."""
+        op = surgeon.found.ops[node]
+        if node.op == "call_module" or isinstance(op, View) or is_plain_identity(op, node):
+            return True
+        event: Event = node.meta["event"]
+        return any((e.path, e.method) in state.rewritten for e in event.ancestors() if e.parent is not None)
+
+    def in_series(self, site: Site) -> bool:
+        """Whether a region joins layers that stand one behind the other: a value between them is gone."""
+        ops = self.surgeon.ordered(site.region.form)
+        layers = {n for n in ops if isinstance(op := self.surgeon.found.ops[n], Affine) and op.layer}
+        for node in layers:
+            stack, seen = list(self.surgeon.found.ops[node].sources), set[fx.Node]()
+            while stack:
+                n = stack.pop()
+                if n in site.region.form.ops and n not in seen:
+                    seen.add(n)
+                    stack += self.surgeon.found.ops[n].sources
+            if seen & layers:
+                return True
+        return False
+
+
+def _sets_layers(recorder: Recorder, trace: Trace) -> bool:
+    """Whether code sets attributes of the layers that it runs."""
+    return bool(recorder.unsettled) and any(id(n.meta.get("module")) in recorder.unsettled for n in trace.graph.nodes)
+
+
+def _arguments(function: Any, flags: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments for one run: the flags, and symbolic values for the data that a method must be given."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = dict(flags)
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        if parameter.name in flags and parameter.kind is parameter.VAR_POSITIONAL:
+            args += kwargs.pop(parameter.name)
+        elif parameter.name in flags:
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                args.append(kwargs.pop(parameter.name))
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            args += [] if args else [Input(parameter.name)]
+        elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                kwargs[parameter.name] = Input(parameter.name)
+            else:
+                args.append(Input(parameter.name))
+        elif not args and not kwargs and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            args.append(Input(parameter.name))
+    return args, kwargs

@@ -1,0 +1,178 @@
+"""Apply: write a worked-out surgery into a model. Nothing here can fail for a reason that was not checked before."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reptool.ir.computed_weights import set_plain
+from reptool.models.copies import as_values
+from reptool.rewrite.lower import new_layer, set_values
+from reptool.rewrite.other_graphs import graphs_of, settle
+from reptool.runtime.hooks import set_guard
+from reptool.runtime.method import Method
+from reptool.runtime.originals import KEPT, keep
+from reptool.runtime.subclass import derive, has_own_conversions
+from reptool.surgery import Site, Surgery
+
+
+def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tuple[Tensor, Tensor | None]]) -> None:
+    """Carry out a surgery on the submodule `prefix` of `model`."""
+    root = model.get_submodule(prefix)
+    paths, graphs = _aliases(root), graphs_of(root) if surgery.sites else {}
+    memo = as_values(root) if surgery.keeping else {}
+    kept = {p: keep(root.get_submodule(p), k.whole, k.parts, memo) for p, k in surgery.keeping.items()}
+    for site in surgery.sites:
+        weight, bias = values[site]
+        if site.slot is None:
+            _set_functional(root.get_submodule(site.owner), site.names, weight, bias)
+        elif site.reuse:
+            layer = root.get_submodule(site.slot)
+            set_plain(layer)
+            set_values(layer, weight, bias, layer.weight)  # type: ignore[arg-type]
+        else:
+            _put(root, paths, site.slot, new_layer(site.shape, weight, bias))
+    gone = surgery.identities
+    replaced = {*gone, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
+    for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in replaced)]:
+        _put(root, paths, path, absorbed(root.get_submodule(path)))
+    for path, rank in surgery.guards.items():
+        set_guard(root.get_submodule(path), rank)
+    for path, methods in surgery.methods.items():
+        module = root.get_submodule(path)
+        for method in methods.values():
+            for name in method.buffers:
+                if not hasattr(module, name):
+                    module.register_buffer(name, surgery.constants[name].detach().clone(), persistent=False)
+        _drop(module, path, surgery.dropped)
+        if isinstance(module, torch.fx.GraphModule):
+            _rewrite_graph_module(module, tuple(methods.values()))
+        else:
+            _set_class(module, derive(type(module), tuple(methods.values()), path in surgery.plain))
+    for path, originals in kept.items():
+        root.get_submodule(path).add_module(KEPT, originals)
+    settle(graphs)
+    _silence(model, prefix, surgery)
+
+
+class _Written(torch.fx.Proxy):
+    """A value that code writes into: with fx's own, ``x += y`` would be another value and ``x[0] = y`` an error."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _writing(function: Callable[..., Any]) -> Callable[[_Written, Any], Any]:
+    def write(self: _Written, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return write
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"):
+    setattr(_Written, f"__{_name}__", _writing(getattr(operator, _name)))
+
+
+class _Flat(torch.fx.Tracer):
+    """Follows one forward and opens no module."""
+
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        """A value that may be written."""
+        return _Written(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Every module stays one node."""
+        return True
+
+
+def _rewrite_graph_module(module: torch.fx.GraphModule, methods: tuple[Method, ...]) -> None:
+    """A GraphModule's code is its graph: copying and recompiling know nothing else."""
+    own = module.__class__
+    module.__class__ = derive(own, methods)
+    graph = _Flat().trace(module)
+    for node in graph.nodes:
+        if isinstance(node.type, str):  # an annotation that nobody evaluated: fx would look for it as an object
+            node.type = None
+    module.__class__ = own
+    module.graph = graph
+
+
+def _aliases(root: nn.Module) -> dict[str, list[str]]:
+    first: dict[int, list[str]] = {}
+    out: dict[str, list[str]] = {}
+    for name, module in root.named_modules(remove_duplicate=False):
+        names = first.setdefault(id(module), [])
+        names.append(name)
+        out[name] = names
+    return out
+
+
+def absorbed(module: nn.Module) -> nn.Identity:
+    """What stands in the slot of an absorbed module: an identity that still answers for its plain attributes."""
+    stand_in = nn.Identity().eval()
+    for name, value in vars(module).items():
+        plain = (
+            value is None
+            or isinstance(value, (bool, int, float, str))
+            or (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value))
+        )
+        if plain and not name.startswith("_") and name not in vars(stand_in):
+            stand_in.__dict__[name] = value
+    return stand_in
+
+
+def _put(root: nn.Module, paths: dict[str, list[str]], path: str, module: nn.Module) -> None:
+    for name in paths.get(path, [path]):
+        owner, _, attribute = name.rpartition(".")
+        root.get_submodule(owner)._modules[attribute] = module
+
+
+def _set_functional(owner: nn.Module, names: tuple[str, str | None], weight: Tensor, bias: Tensor | None) -> None:
+    for name, value in zip(names, (weight, bias), strict=True):
+        if name is None:
+            continue
+        for table in (owner._buffers, owner._modules, owner.__dict__):
+            table.pop(name, None)
+        owner.register_parameter(name, None if value is None else nn.Parameter(value))
+
+
+def _drop(module: nn.Module, path: str, dropped: set[str]) -> None:
+    for table in (module._parameters, module._buffers):
+        for name in list(table):
+            if (f"{path}.{name}" if path else name) in dropped:
+                table[name] = None
+
+
+def silenced(root: nn.Module, surgery: Surgery) -> list[str]:
+    """Paths of the modules whose own conversions become no-ops, since something inside of them was changed."""
+    changed = {s.slot if s.slot is not None else s.owner for s in surgery.sites}
+    above = {""}
+    for path in changed | set(surgery.identities) | set(surgery.methods):
+        while path:
+            path = path.rpartition(".")[0]
+            above.add(path)
+    modules = dict(root.named_modules())
+    return [p for p in sorted(above & set(modules)) if _converts(modules[p])]
+
+
+def _converts(module: nn.Module) -> bool:
+    return has_own_conversions(type(module)) and not isinstance(module, torch.fx.GraphModule)
+
+
+def _silence(model: nn.Module, prefix: str, surgery: Surgery) -> None:
+    """The model's own conversions become no-ops on every module whose inside was changed."""
+    root = model.get_submodule(prefix)
+    enclosing = [model.get_submodule(prefix[:i]) for i, c in enumerate(prefix) if c == "."]
+    enclosing += [model] if prefix else []
+    inside = [root.get_submodule(p) for p in silenced(root, surgery)]
+    for module in (*(m for m in enclosing if _converts(m)), *inside):
+        _set_class(module, derive(type(module), ()))
+
+
+def _set_class(module: nn.Module, cls: type) -> None:
+    """Change the class of a module past whatever its own ``__setattr__`` does."""
+    object.__setattr__(module, "__class__", cls)
