@@ -8,7 +8,9 @@ has; functions of packages are called by their whole name. What cannot be stored
 from __future__ import annotations
 
 import enum
+import functools
 import math
+import sys
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -127,6 +129,9 @@ class Constants:
 
     def member(self, module: str, name: str) -> str:
         """The text for what a module holds under a name."""
+        if _reached(module) is not sys.modules.get(module):  # something else has its name in the package around it
+            self._imported.setdefault(module, self._free("_module"))
+            return f"{self._imported[module]}.{name}"
         return f"{self._package(module)}.{name}"
 
     def _package(self, module: str) -> str:
@@ -144,6 +149,12 @@ class Constants:
             made = f"{name}_{number}"
         self._taken.add(made)
         return made
+
+
+def _reached(module: str) -> Any:
+    """What the whole name of a module means, its first part imported."""
+    first, *rest = module.split(".")
+    return functools.reduce(lambda held, name: getattr(held, name, None), rest, sys.modules.get(first))
 
 
 def is_text(value: Any) -> bool:
