@@ -16,7 +16,7 @@ from reptool.api.ways import Ahead, Back, Way, layered
 from reptool.ir.nodes import metadata_read
 from reptool.ir.ops import Affine
 from reptool.ir.trace import Event, Trace, all_events
-from reptool.plan.spread import Spread
+from reptool.passages.spread import Spread
 from reptool.pysource.places import asked, named
 from reptool.refusal import Code, Refusal
 from reptool.surgery import Site, Surgeon, Surgery

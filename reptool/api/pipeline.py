@@ -19,7 +19,8 @@ from reptool.ir.aliasing import resolve
 from reptool.ir.ops import Affine
 from reptool.ir.trace import CaptureLimitError, Event, Trace, Unanswerable, all_events
 from reptool.models.copies import shallow_copy
-from reptool.plan.candidates import Analysis, analyse
+from reptool.passages.own_affines import OwnAffines
+from reptool.plan.candidates import Analysis, analyse, out_of_reach
 from reptool.plan.inference import Facts
 from reptool.plan.options import Options
 from reptool.plan.settled import drop_settled
@@ -27,13 +28,13 @@ from reptool.probing.opaque import Responses, named_paths
 from reptool.pysource.module_info import stock_forward, watched_classes
 from reptool.pysource.places import asked, named, said
 from reptool.refusal import Code, Refusal
-from reptool.report.left import left_over
+from reptool.report.left import left_over, why_left
 from reptool.report.progress import phase
 from reptool.report.progress import unit as begun
 from reptool.runtime.originals import KEPT
 from reptool.safety.check import Wiring
 from reptool.safety.ownership import Ownership, ownership
-from reptool.surgery import Site, Surgeon
+from reptool.surgery import Site, Surgeon, Surgery
 from reptool.surgery.fallback import Fallbacks
 from reptool.surgery.units import GivenUp, Plan, Unit
 
@@ -183,20 +184,31 @@ def _unit(
     specialize = _specializer(recorder, trace, owned, options) if options.keep_fallback and trace.shown else None
     closed = [str(n.target) for n in trace.graph.nodes if n.op == "call_module" and n.meta.get("opaque") == ""]
     unread = {".".join(p for p in (trace.prefix, path) if p) for path in closed}
-    spreads = Spreads(trace, values)
+    spreads, affines = Spreads(trace, values), OwnAffines()
     while True:
-        found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy())
+        found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy(), affines)
+        if affines.go_on(found.ops, found.wanted):
+            continue
+        if affines.keep(found.wanted | out_of_reach(found, {}), why_left(trace, found, found.refused, {}, values)):
+            continue
         surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize, given_up.methods)
         wiring = Wiring(surgeon, above, {*plan.untraced, *unread}, values)
         planning = Planning(surgeon, wiring, options, cast, given_up)
-        surgery, refusals = planning.done()
+        planned = planning.done()
+        surgery, refusals = planned or (Surgery(), planning.refusals)
+        reason = why_left(trace, found, {**found.refused, **refusals}, planning.rejected, values)
+        alive = surgeon.alive(surgery.sites) if planned else out_of_reach(found, planning.rejected)
+        if affines.keep(alive, reason):
+            continue
         if spreads.settled(surgeon, surgery, refusals):
             break
     refusals.update(spreads.refused)
     fused = {n for s in surgery.sites for n in s.region.form.ops}
     left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused and not _is_cut(found, n, r)}
+    left.update(affines.left())
     alive = surgeon.alive(surgery.sites)
     left.update(left_over(trace, found, alive, left, planning.rejected, values))
+    left = {n: r for n, r in left.items() if n not in affines.active}
     left = {n: r if n.name in r.nodes else r.at(n.name, *r.nodes) for n, r in left.items()}
     unit = Unit(trace.prefix, trace, reads, facts, found, surgery, left, alive, _questions(trace))
     gone = unit.gone()

@@ -11,8 +11,8 @@ from reptool.algebra.kernel import Kernel
 from reptool.ir.nodes import metadata_read
 from reptool.ir.ops import Affine, Concat, Op, Pieces, Sum, View
 from reptool.passages import Passage, crossed
+from reptool.passages.spread import Split, Spread, add_share, origin, over_blocks, over_concat, over_slice, over_sum
 from reptool.plan.candidates import Analysis
-from reptool.plan.spread import Split, Spread, add_share, origin, over_blocks, over_concat, over_slice, over_sum
 from reptool.pysource.places import listed, named
 from reptool.refusal import Code, Refusal
 

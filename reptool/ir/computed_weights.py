@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from reptool.models.copies import full_copy
@@ -30,20 +30,35 @@ def has_weight_property(module: nn.Module) -> bool:
     return any(isinstance(getattr(type(module), n, None), property) for n in ("weight", "bias"))
 
 
+def shape_of_weight(module: nn.Module) -> tuple[int, ...]:
+    """The shape of the weight that a layer computes with, which a computed one alone tells."""
+    with torch.no_grad():
+        weight = getattr(module, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, Tensor) else ()
+
+
 def exact_tensors(module: nn.Module, *names: str) -> tuple[Any, ...]:
     """Tensors of a leaf module in float64, as its forward in eval mode would see them.
 
     Returns:
-        One detached float64 tensor (or None) for each of `names`; computed weights are evaluated in float64.
+        One detached float64 tensor (or None) for each of `names`; computed weights are evaluated in float64, or, where
+        their own code names another dtype and refuses that, as the model evaluates them.
     """
-    if has_computed_weight(module):
-        with torch.no_grad():
-            module = full_copy(module).double()
-            for hook in module._forward_pre_hooks.values():
-                hook(module, ())
     with torch.no_grad():
-        found = [getattr(module, n, None) for n in names]
+        try:
+            copied = full_copy(module).double() if has_computed_weight(module) else module
+            found = computed_tensors(copied, *names)
+        except Exception:  # the code that computes a weight is the user's
+            found = computed_tensors(full_copy(module), *names)
     return tuple(None if t is None else t.detach().double() for t in found)
+
+
+def computed_tensors(module: nn.Module, *names: str) -> list[Any]:
+    """Tensors of a layer as its forward would see them; what legacy hooks compute is written into it."""
+    with torch.no_grad():
+        for hook in module._forward_pre_hooks.values() if has_computed_weight(module) else ():
+            hook(module, ())
+        return [getattr(module, n, None) for n in names]
 
 
 def set_plain(module: nn.Module) -> None:
@@ -79,3 +94,20 @@ def _set_unparametrized(module: nn.Module) -> None:
     module.__class__ = type(module).__bases__[0]
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value))
+
+
+def set_bare(norm: nn.Module) -> None:
+    """Take scale and shift off a norm.
+
+    >>> norm = nn.LayerNorm(4)
+    >>> set_bare(norm)
+    >>> norm
+    LayerNorm((4,), eps=1e-05, elementwise_affine=False)
+    """
+    set_plain(norm)
+    for name in ("weight", "bias"):
+        if name in norm._parameters:
+            norm._parameters[name] = None
+    for flag in ("elementwise_affine", "affine"):
+        if flag in vars(norm):
+            setattr(norm, flag, False)

@@ -38,7 +38,7 @@ from reptool.lift.products import addmm, einsum, matmul, tensordot
 from reptool.lift.reading import Context as Context
 from reptool.lift.reading import Lifted as Lifted
 from reptool.lift.reading import source_of
-from reptool.lift.transposed import transposed_function, transposed_module
+from reptool.lift.transposed import asks_for_size, convolution, transposed_function, transposed_module
 
 _PADS = tuple(
     getattr(nn, f"{k}Pad{n}d") for k in ("Zero", "Constant", "Reflection", "Replication", "Circular") for n in (1, 2, 3)
@@ -60,13 +60,18 @@ MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...]
 FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     **{f"conv{n}d": conv_function for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": transposed_function for n in (1, 2, 3)},
+    **dict.fromkeys(("convolution", "_convolution"), convolution),
     "linear": linear_function,
     DEFORMABLE: deformable,
     "batch_norm": norm_function,
     **{f"avg_pool{n}d": pool_function(n) for n in (1, 2, 3)},
     "pad": pad_function,
-    "dropout": dropout_function,
     **{f"dropout{n}d": dropout_function for n in (1, 2, 3)},
+    **{
+        f"{kind}dropout{end}": dropout_function
+        for kind in ("", "alpha_", "feature_", "feature_alpha_")
+        for end in ("", "_")
+    },
     "contiguous": passthrough,
     "clone": passthrough,
     "detach": passthrough,
@@ -82,8 +87,8 @@ FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     "narrow": narrow,
     "index_select": index_select,
     "addcdiv": addcdiv,
-    **dict.fromkeys(("matmul", "mm"), matmul),
-    "addmm": addmm,
+    **dict.fromkeys(("matmul", "mm", "bmm"), matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), addmm),
     "einsum": einsum,
     "tensordot": tensordot,
     "setitem": fill,
@@ -122,7 +127,8 @@ def lift(node: fx.Node, ctx: Context) -> Lifted:
         handler = _module_handler(node.meta.get("module"))
         if handler is None or node.meta.get("kind") == "unknown":
             return None
-        if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+        plain = (len(node.args) == 1 and not node.kwargs) or asks_for_size(node)
+        if not plain or not isinstance(node.args[0], fx.Node):
             return None
         if has_weight_property(node.meta["module"]):
             return None

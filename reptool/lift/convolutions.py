@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from reptool.algebra.kernel import Axis, Border, Channels, Kernel
-from reptool.ir.computed_weights import exact_tensors, has_computed_weight
+from reptool.ir.computed_weights import exact_tensors, has_computed_weight, shape_of_weight
 from reptool.ir.ops import Affine
 from reptool.lift.reading import (
     Context,
@@ -73,14 +73,24 @@ def layer_of(
     return Affine(source, shape, load, owners, layer=True, paradigm=paradigm, computed=computed)
 
 
+def bias_fits(module: nn.Module, count: int) -> bool:
+    """Whether a layer has no bias, or one number for each of `count` outputs."""
+    bias = getattr(module, "bias", None)
+    return bias is None or (isinstance(bias, Tensor) and tuple(bias.shape) == (count,))
+
+
 def conv_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     """A convolution of torch.nn, or a subclass that convolves as it does."""
     assert isinstance(module, nn.modules.conv._ConvNd)
     stock = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
     if not any(type(module)._conv_forward is c._conv_forward for c in stock):
         return None
-    axes = _conv_axes(module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode)
-    weight = (module.out_channels, module.in_channels // module.groups)
+    weight = shape_of_weight(module)
+    if len(weight) != len(module.kernel_size) + 2 or not bias_fits(module, weight[0]):
+        return None
+    if module.padding_mode != "zeros" and module.padding == "same" and weight[2:] != module.kernel_size:
+        return None  # the module pads by the size that it was made with
+    axes = _conv_axes(weight[2:], module.stride, module.padding, module.dilation, module.padding_mode)
     return layer_of(
         node, source_of(node, node.args[0], ctx), axes, weight, module.groups, module.bias is not None,
         lambda: exact_tensors(module, "weight", "bias"), (str(node.target),), computed=has_computed_weight(module),
@@ -94,9 +104,12 @@ def conv_function(node: fx.Node, ctx: Context) -> Lifted:
         ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
         {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1},
     )
-    if given is None:
-        return None
-    weight, bias = given["weight"], given["bias"]
+    return None if given is None else convolved(node, given, ctx)
+
+
+def convolved(node: fx.Node, given: dict[str, Any], ctx: Context) -> Lifted:
+    """A convolution with these arguments."""
+    weight, bias = given.get("weight"), given["bias"]
     if not isinstance(weight, fx.Node):
         return None
     if not weight.meta["const"] or (isinstance(bias, fx.Node) and not bias.meta["const"]):
@@ -106,7 +119,7 @@ def conv_function(node: fx.Node, ctx: Context) -> Lifted:
         return None
     axes = _conv_axes(shape[2:], given["stride"], given["padding"], given["dilation"])
     return layer_of(
-        node, source_of(node, given["input"], ctx), axes, shape, given["groups"], bias is not None,
+        node, source_of(node, given.get("input"), ctx), axes, shape, given["groups"], bias is not None,
         lambda: exact_pair(ctx, weight, bias), cone_of(ctx, weight, bias), "conv", is_computed(weight, bias),
     )  # fmt: skip
 
@@ -114,8 +127,11 @@ def conv_function(node: fx.Node, ctx: Context) -> Lifted:
 def linear_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     """A linear layer."""
     assert isinstance(module, nn.Linear)
+    weight = shape_of_weight(module)
+    if len(weight) != 2 or not bias_fits(module, weight[0]):
+        return None
     return layer_of(
-        node, source_of(node, node.args[0], ctx), (), (module.out_features, module.in_features), 1,
+        node, source_of(node, node.args[0], ctx), (), weight, 1,
         module.bias is not None, lambda: exact_tensors(module, "weight", "bias"), (str(node.target),), "linear",
         has_computed_weight(module),
     )  # fmt: skip

@@ -8,9 +8,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from reptool.algebra.kernel import Axis, Border, Channels, Kernel
-from reptool.ir.computed_weights import exact_tensors
+from reptool.ir.computed_weights import exact_tensors, has_computed_weight, shape_of_weight
+from reptool.ir.nodes import name_of
 from reptool.ir.ops import Affine
-from reptool.lift.reading import Context, Lifted, arguments, cone_of, exact_pair, ints, shape_of, source_of
+from reptool.lift.convolutions import bias_fits, convolved
+from reptool.lift.reading import Context, Lifted, arguments, cone_of, exact_pair, ints, is_computed, shape_of, source_of
 from reptool.refusal import Code, Refusal
 
 
@@ -23,6 +25,8 @@ def _transposed_kernel(
     biased: bool,
     values: Callable[[], tuple[Tensor, Tensor | None]],
     owners: tuple[str, ...],
+    computed: bool,
+    sized: bool = False,
 ) -> Lifted:
     if source is None:
         return None
@@ -37,7 +41,7 @@ def _transposed_kernel(
         w = weight.reshape(groups, i // groups, o // groups, *size).transpose(1, 2).reshape(o, i // groups, *size)
         return w, bias
 
-    if all(s == 1 for s in stride) and not any(output_padding):
+    if all(s == 1 for s in stride) and not any(output_padding) and not sized:
         axes = tuple(
             Axis(k, 1, d, d * (k - 1) - p, d * (k - 1) - p) for k, d, p in zip(size, dilation, padding, strict=True)
         )
@@ -46,7 +50,9 @@ def _transposed_kernel(
             w, b = rows()
             return Kernel(channels, axes, w.flip(*range(2, 2 + n)) if n else w, b, b is not None)
 
-        return Affine(source, Kernel(channels, axes, biased=biased), load, owners, layer=True, paradigm="conv")
+        return Affine(
+            source, Kernel(channels, axes, biased=biased), load, owners, layer=True, paradigm="conv", computed=computed
+        )
     axes = tuple(Axis(k, 1, 1, 0, 0, Border.UNKNOWN) for k in size)
     key = (size, tuple(stride), tuple(padding), tuple(output_padding), tuple(dilation))
 
@@ -55,7 +61,17 @@ def _transposed_kernel(
         return Kernel(channels, axes, w, b, b is not None, transposed=key)
 
     shape = Kernel(channels, axes, biased=biased, transposed=key)
-    return Affine(source, shape, load_transposed, owners, layer=True, paradigm="conv")
+    return Affine(source, shape, load_transposed, owners, layer=True, paradigm="conv", computed=computed)
+
+
+def asks_for_size(node: fx.Node) -> bool:
+    """Whether a transposed convolution is called with the size that it is to give.
+
+    What it adds at the end of each axis then hangs on the size of its input; its weight and bias do not.
+    """
+    if node.op != "call_module" or not isinstance(node.meta.get("module"), nn.modules.conv._ConvTransposeNd):
+        return False
+    return (len(node.args) == 2 and not node.kwargs) or (len(node.args) == 1 and set(node.kwargs) == {"output_size"})
 
 
 def transposed_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
@@ -65,10 +81,13 @@ def transposed_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     geometry = tuple(ints(v, n) for v in (module.stride, module.padding, module.output_padding, module.dilation))
     if any(g is None for g in geometry) or module.padding_mode != "zeros":
         return None
-    shape = (module.in_channels, module.out_channels // module.groups, *module.kernel_size)
+    shape = shape_of_weight(module)
+    if len(shape) != n + 2 or not bias_fits(module, shape[1] * module.groups):
+        return None
     return _transposed_kernel(
         node, source_of(node, node.args[0], ctx), geometry, shape, module.groups, module.bias is not None,
-        lambda: exact_tensors(module, "weight", "bias"), (str(node.target),),
+        lambda: exact_tensors(module, "weight", "bias"), (str(node.target),), has_computed_weight(module),
+        asks_for_size(node),
     )  # fmt: skip
 
 
@@ -79,9 +98,13 @@ def transposed_function(node: fx.Node, ctx: Context) -> Lifted:
         ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
         {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1},
     )
-    if given is None or not isinstance(given["weight"], fx.Node):
+    return None if given is None else _transposed(node, given, ctx)
+
+
+def _transposed(node: fx.Node, given: dict[str, Any], ctx: Context) -> Lifted:
+    weight, bias = given.get("weight"), given["bias"]
+    if not isinstance(weight, fx.Node):
         return None
-    weight, bias = given["weight"], given["bias"]
     if not weight.meta["const"] or (isinstance(bias, fx.Node) and not bias.meta["const"]):
         return Refusal(Code.DATA_WEIGHT, "the weight is computed from data at every call", (node.name,))
     shape = shape_of(ctx.constant(weight))
@@ -91,6 +114,19 @@ def transposed_function(node: fx.Node, ctx: Context) -> Lifted:
     if any(g is None for g in geometry):
         return None
     return _transposed_kernel(
-        node, source_of(node, given["input"], ctx), geometry, shape, given["groups"], bias is not None,
-        lambda: exact_pair(ctx, weight, bias), cone_of(ctx, weight, bias),
+        node, source_of(node, given.get("input"), ctx), geometry, shape, given["groups"], bias is not None,
+        lambda: exact_pair(ctx, weight, bias), cone_of(ctx, weight, bias), is_computed(weight, bias),
     )  # fmt: skip
+
+
+_GENERAL = ("input", "weight", "bias", "stride", "padding", "dilation", "transposed", "output_padding", "groups")
+_SWITCHES = ("benchmark", "deterministic", "cudnn_enabled", "allow_tf32")
+
+
+def convolution(node: fx.Node, ctx: Context) -> Lifted:
+    """``torch.convolution``, which is every convolution, transposed or not, along as many axes as its weight has."""
+    names = (*_GENERAL, *_SWITCHES) if name_of(node) == "_convolution" else _GENERAL
+    given = arguments(node, names, {"bias": None})
+    if given is None or any(n not in given for n in _GENERAL) or type(given["transposed"]) is not bool:
+        return None
+    return _transposed(node, given, ctx) if given["transposed"] else convolved(node, given, ctx)

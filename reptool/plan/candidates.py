@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import fx
@@ -12,10 +12,11 @@ from reptool.ir.nodes import metadata_read, name_of, only_asserted
 from reptool.ir.ops import Affine, Fill, Op, Pieces, Reduced, Stack, Sum, View
 from reptool.lift import Context, lift
 from reptool.passages import Passage, passage
+from reptool.passages.own_affines import Behind, OwnAffines, rerouted
+from reptool.passages.spread import Spread
 from reptool.plan.cost import Size, nominal_size, out_size
 from reptool.plan.forms import Form, arranged, chained, joined, start, summed, through
 from reptool.plan.inference import Facts
-from reptool.plan.spread import Spread
 from reptool.refusal import Code, Refusal
 
 MAX_FORMS = 12
@@ -38,6 +39,13 @@ class Analysis:
     spreads: Sequence[Spread] = ()
     shares: dict[fx.Node, Spread] = field(default_factory=dict)
     passages: dict[fx.Node, Passage] = field(default_factory=dict)
+    own: dict[fx.Node, Behind] = field(default_factory=dict)
+    """By the nodes that stand for them: the scales and shifts of norms that stay."""
+    instead: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    """Values behind which they stand, with the node that others read in the place of each."""
+    bare: dict[fx.Node, Behind] = field(default_factory=dict)
+    passed: set[fx.Node] = field(default_factory=set)
+    """Views and pieces of what is not scaled yet."""
 
 
 def analyse(
@@ -48,6 +56,7 @@ def analyse(
     escaped: Iterable[fx.Node],
     values: bool,
     spreads: Sequence[Spread] = (),
+    affines: OwnAffines | None = None,
 ) -> Analysis:
     """Lift every node and keep the forms of every value.
 
@@ -59,6 +68,7 @@ def analyse(
         escaped: nodes kept by somebody outside the graph.
         values: whether values may be looked at (not on the meta device).
         spreads: norms that are given to the parts of what they read.
+        affines: norms whose scale and shift may go into what reads them.
     """
     found = Analysis(graph, reads, facts, facts.ops, spreads=spreads)
     norms = {s.norm for s in spreads}
@@ -86,6 +96,7 @@ def analyse(
         if op is not None and node not in norms:
             for spread in spreads:
                 op = spread.rerouted(node, op)
+            op = rerouted(op, found.instead) if found.instead and node not in found.passed else op
             found.ops[node] = op
             if isinstance(op, Affine):
                 found.wanted.update(op.beside)
@@ -94,7 +105,10 @@ def analyse(
             _want_all(found, node)
         found.sizes[node] = _size(found, node, op)
         _add_shares(found, node, values)
-    found.wanted.update(escaped)
+        if affines is not None and refusal is None:
+            for behind in affines.at(node, op, ctx):
+                _add_affine(found, behind, node, values)
+    found.wanted.update(found.instead.get(n, n) for n in escaped)
     found.wanted.update(n for n in found.ops if not reads.readers.get(n))  # unused, and computed all the same
     return found
 
@@ -124,6 +138,46 @@ def _add_shares(found: Analysis, node: fx.Node, values: bool) -> None:
             break
 
 
+def _add_affine(found: Analysis, behind: Behind, at: fx.Node, values: bool) -> None:
+    """The scale and shift of a norm, right behind a value."""
+    node, reads = behind.nodes[at], found.reads
+    op = behind.ops[node]
+    found.ops[node], found.own[node], found.instead[at], found.bare[behind.norm] = op, behind, node, behind
+    found.passed |= behind.passed
+    reads.position[node] = (reads.position[at] + int(reads.position[at] + 1)) / 2
+    reads.readers[node] = list(reads.readers.get(at, ()))
+    found.sizes[node] = found.sizes[at]
+    if not reads.readers[node]:
+        found.wanted.add(node)
+    _extend(found, node, op, values)
+
+
+def out_of_reach(found: Analysis, rejected: Mapping[fx.Node, Mapping[frozenset[fx.Node], object]]) -> set[fx.Node]:
+    """The scales and shifts of norms that some reader brings to no layer: what every plan would compute.
+
+    Args:
+        found: what was found.
+        rejected: by the value, forms that no layer may take, by their operations.
+    """
+    if not found.own:
+        return set()
+    readers: dict[fx.Node, set[fx.Node]] = {n: set() for n in found.own}
+    for node, op in found.ops.items():
+        for source in readers.keys() & set(op.sources):
+            readers[source].add(node)
+    for value, forms in found.forms.items():
+        for form in forms.values():
+            taken = readers.keys() & form.ops
+            if (
+                taken
+                and form.ops not in rejected.get(value, ())
+                and any(map(_is_layer, (found.ops[n] for n in form.ops)))
+            ):
+                for node in taken:
+                    readers[node] -= form.ops
+    return {n for n, left in readers.items() if left}
+
+
 def _want_all(found: Analysis, node: fx.Node) -> None:
     for read in node.all_input_nodes:
         seen = found.reads.of(node, read)
@@ -138,7 +192,7 @@ def _want_all(found: Analysis, node: fx.Node) -> None:
             if not only_asserted(node):
                 found.soft.setdefault(value, []).append(node)
         else:
-            found.wanted.add(value)
+            found.wanted.add(found.instead.get(value, value))
 
 
 def _only_measured(node: fx.Node) -> bool:

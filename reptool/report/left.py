@@ -8,7 +8,7 @@ the layer in front of it; why the layers behind it cannot take it; or what stand
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -74,6 +74,13 @@ def left_over(
         if (node in alive or node not in found.ops) and left.is_site(node):
             left.refused[node] = left.why(node).at(node.name)
     return {n: r for n, r in left.refused.items() if n not in refused}
+
+
+def why_left(
+    trace: Trace, found: Analysis, refused: Mapping[fx.Node, Refusal], tried: Tried, values: bool
+) -> Callable[[fx.Node], Refusal]:
+    """What tells of an operation why nothing next to it took it; arguments as of `left_over`."""
+    return _Left(trace, found, refused, tried, values).why
 
 
 class _Left:
@@ -212,6 +219,8 @@ class _Left:
             reason = self.refused.get(reader) if form is not None else self._composed(node, op, reader, other)
             if reason is not None:
                 sentence = f"{named(reader)}, behind it, cannot take it: {reason.sentence}"
+                if node in self.found.own:
+                    return Refusal(reason.code, sentence)
                 before = self._past_identities(op.sources[0])
                 return Refusal(reason.code, f"{sentence}; in front of it stands {self._what(before)}")
             if form is not None:
@@ -228,6 +237,8 @@ class _Left:
         before = self._what(self._past_identities(op.sources[0]))
         after = list(dict.fromkeys(map(self._what, self._readers(node)))) or ["nothing"]
         rest = f" and {len(after) - 3} more" if len(after) > 3 else ""
+        if node in self.found.own:
+            return Refusal(Code.NO_LAYER, f"no layer reads it: {', '.join(after[:3])}{rest} behind it")
         sentence = f"no layer is next to it: {before} in front of it, {', '.join(after[:3])}{rest} behind it"
         return Refusal(Code.NO_LAYER, sentence)
 

@@ -23,6 +23,7 @@ from reptool.ir.aliasing import Reads
 from reptool.ir.nodes import is_inert, name_of
 from reptool.ir.trace import Event, Setting, all_events
 from reptool.ir.walk import nodes_in
+from reptool.passages.norm_affine import Bare
 from reptool.pysource.functions import behind
 from reptool.pysource.places import asked, named
 from reptool.refusal import Code, Refusal
@@ -44,6 +45,7 @@ class Edits:
         dead: nodes nobody needs any more.
         layers: functional layer node -> arguments of its replacement ``(function, attribute names, constants)``.
         promoted: left-out arithmetic on an input, which made floating-point numbers of integers.
+        bare: norms that are called without their scale and shift.
     """
 
     bypass: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -53,6 +55,7 @@ class Edits:
     )
     constants: dict[str, Tensor] = field(default_factory=dict)
     promoted: set[fx.Node] = field(default_factory=set)
+    bare: dict[fx.Node, Bare] = field(default_factory=dict)
 
 
 def is_dead(item: fx.Node | Event, edits: Edits) -> bool:
@@ -252,9 +255,10 @@ class Cutter:
         return made
 
     def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
+        held = self.edits.bare.get(node, node)
         return (
-            fx.node.map_arg(node.args, lambda n: self._lookup(node, n)),
-            fx.node.map_arg(node.kwargs, lambda n: self._lookup(node, n)),
+            fx.node.map_arg(held.args, lambda n: self._lookup(node, n)),
+            fx.node.map_arg(held.kwargs, lambda n: self._lookup(node, n)),
         )
 
     def _layer(self, node: fx.Node) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reptool.ir.computed_weights import set_plain
+from reptool.ir.computed_weights import set_bare, set_plain
 from reptool.models.copies import as_values
 from reptool.rewrite.lower import new_layer, set_values
 from reptool.rewrite.other_graphs import graphs_of, settle
@@ -47,6 +47,8 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
     for path, attributes in asked.items():
         for name, value in attributes.items():
             vars(root.get_submodule(path)).setdefault(name, value)
+    for path in surgery.bare:
+        set_bare(root.get_submodule(path))
     for path, rank in surgery.guards.items():
         set_guard(root.get_submodule(path), rank)
     for path, methods in surgery.methods.items():

@@ -16,6 +16,7 @@ from reptool.ir.trace import VALUE, Event, Trace
 from reptool.ir.walk import nodes_in
 from reptool.lift.deformable import BIAS, WEIGHT
 from reptool.lift.deformable import NAME as DEFORMABLE
+from reptool.lift.transposed import asks_for_size
 from reptool.plan.candidates import Analysis
 from reptool.plan.select import Region
 from reptool.pysource.module_info import calls_itself
@@ -88,6 +89,11 @@ class Placing(Traced):
         op = self.found.ops[carrier]
         if shape.kind == "deformable" and not (isinstance(op, Affine) and op.beside):
             return Refusal(Code.METHOD, "a layer in this place would not know where to read", (carrier.name,))
+        sized = [n for n in region.form.ops if asks_for_size(n)]
+        others = [n for n in region.form.ops if n is not carrier and _is_transposed(self.found.ops[n])]
+        if sized and (sized != [carrier] or others):
+            sentence = "a layer that is told what size to give is called by itself"
+            return Refusal(Code.METHOD, sentence, (carrier.name,))
         site = Site(region, carrier, None, shape, False, way, dead)
         written = self._written(region, way, carrier)
         if written is not None:
@@ -319,6 +325,10 @@ def _plain_forward(module: nn.Module) -> bool:
         nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward,
         nn.ConvTranspose1d.forward, nn.ConvTranspose2d.forward, nn.ConvTranspose3d.forward,
     }  # fmt: skip
+
+
+def _is_transposed(op: Op) -> bool:
+    return isinstance(op, Affine) and op.layer and op.shape.transposed is not None
 
 
 def _weight_of(node: fx.Node, found: Analysis) -> Tensor | None:

@@ -60,7 +60,8 @@ class Checking(Traced):
             if soft is not None:
                 return soft
             for owner in op.owners:
-                if node.op != "call_module" and node is not site.carrier and site.event is None:
+                own = node in self.found.own
+                if node.op != "call_module" and node is not site.carrier and site.event is None and not own:
                     continue  # a constant that is read here and elsewhere simply stays
                 refusal = self._owner_refused(owner, node, site, signature, absorbed)
                 if refusal is not None:
@@ -75,6 +76,11 @@ class Checking(Traced):
                 sentence = f"{seen_in(reader)} reads the shape of {named(node)}, which would go away"
                 return Refusal(Code.READ_ELSEWHERE, sentence, (node.name, reader.name))
         return None
+
+    def _read_by(self, user: fx.Node) -> list[fx.Node]:
+        """What computes with a constant: the scales and shifts of a norm rather than the norm."""
+        behind = self.found.bare.get(user)
+        return [user] if behind is None else list(behind.ops)
 
     def _read_elsewhere(self, what: str, node: fx.Node, absorbed: dict[fx.Node, list[Site]]) -> Refusal:
         others = [r for r in self.reads.readers.get(node, ()) if r not in absorbed and not metadata_read(r)]
@@ -112,7 +118,9 @@ class Checking(Traced):
             return Refusal(
                 Code.HOOK, f"{self.trace.place(owner)!r} has hooks that would see other values", (node.name,)
             )
-        if owner in self.held and node.op == "call_module" and not (slotted and site.reuse):
+        behind = self.found.own.get(node)
+        called = node.op == "call_module" or (behind is not None and behind.bare.module)
+        if owner in self.held and called and not (slotted and site.reuse):
             sentence = f"{self.trace.place(owner)!r} is also kept in a plain attribute, which would keep the old one"
             return Refusal(Code.SHARED, sentence, (node.name,))
         spread = self.found.shares.get(node)
@@ -126,7 +134,7 @@ class Checking(Traced):
                 if event in node.meta["event"].ancestors():
                     sentence = f"{self.trace.place(owner)!r} is also given out by {event.function}"
                     return Refusal(Code.SHARED, sentence, (node.name,))
-        for user in users:
+        for user in (n for u in users for n in self._read_by(u)):
             if spread is not None and user is spread.norm:
                 continue
             if user in absorbed:

@@ -7,6 +7,8 @@ from typing import Any
 from torch import fx, nn
 
 from reptool.ir.aliasing import Reads
+from reptool.ir.computed_weights import computed_tensors, exact_tensors, has_computed_weight, set_plain
+from reptool.lift.transposed import asks_for_size
 from reptool.models.copies import full_copy
 from reptool.plan.inference import Facts
 
@@ -17,11 +19,14 @@ class Originals:
     def __init__(self, facts: Facts, reads: Reads) -> None:
         self.facts, self.reads = facts, reads
         self.modules: dict[fx.Node, nn.Module] = {}
+        self.instead: dict[fx.Node, fx.Node] = {}  # what stands for the scaled value that others read
+        self.passed: set[fx.Node] = set()  # what reads the value as it is
 
     def _read_as(self, node: fx.Node, value: fx.Node) -> list[fx.Node]:
         """The values that a node may see where it reads one, the right one first."""
         seen = self.reads.of(node, value)
-        return [value] if seen is None else [seen, value]
+        scaled = None if node in self.passed else self.instead.get(seen or value)
+        return [v for v in (scaled, seen, value) if v is not None]
 
     def arguments(self, node: fx.Node, memo: dict[fx.Node, Any]) -> tuple[Any, Any]:
         """What a node is called with."""
@@ -35,7 +40,9 @@ class Originals:
             memo[n] = self.run(n, memo)
             return memo[n]
 
-        return fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
+        sized = asks_for_size(node)  # for the input that the model gives it, not for one that is made up
+        args = fx.node.map_arg(node.args[:1] if sized else node.args, value)
+        return args, fx.node.map_arg({} if sized else node.kwargs, value)
 
     def run(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
         """The value of a node, from the values in `memo` and those that can be worked out from them."""
@@ -50,5 +57,23 @@ class Originals:
         return args[0] if result is None else result
 
 
+def read_by(norm: fx.Node, reads: Reads) -> fx.Node:
+    """The value that a norm reads."""
+    node = next(n for n in norm.all_input_nodes if not n.meta["const"])
+    return reads.of(norm, node) or node
+
+
 def _double(module: nn.Module) -> nn.Module:
-    return full_copy(module).double().cpu()
+    made = full_copy(module).double().cpu()
+    if not has_computed_weight(made):
+        return made
+    try:
+        computed_tensors(made, "weight", "bias")
+    except Exception:  # the code of a computed weight refuses float64: its values are those of the model
+        values = exact_tensors(module, "weight", "bias")
+        made = full_copy(module).cpu()
+        set_plain(made)
+        for name, value in zip(("weight", "bias"), values, strict=True):
+            if value is not None:
+                made.register_parameter(name, nn.Parameter(value.cpu()))
+    return made

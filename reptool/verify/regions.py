@@ -19,16 +19,17 @@ from reptool.algebra.kernel import Kernel
 from reptool.errors import InputError
 from reptool.ir.aliasing import Reads
 from reptool.ir.ops import Affine, Op, View
+from reptool.passages.spread import origin
 from reptool.plan.inference import Facts
 from reptool.plan.rules import rules_of
 from reptool.plan.select import Region
-from reptool.plan.spread import origin
 from reptool.pysource.places import place_of
 from reptool.refusal import Code, Refusal
 from reptool.report.progress import unit as begun
 from reptool.rewrite.lower import Geometry, Place, new_layer, values
 from reptool.surgery import Site
 from reptool.surgery.units import GivenUp, Unit, key_of, layer_name
+from reptool.verify.bare import measure_bare
 from reptool.verify.deformable import compared, is_deformable
 from reptool.verify.originals import Originals
 from reptool.verify.spreads import measure_spread
@@ -61,6 +62,9 @@ class Reference(Originals):
     def __init__(self, region: Region, ops: dict[fx.Node, Op], facts: Facts, reads: Reads) -> None:
         super().__init__(facts, reads)
         self.region, self.ops = region, ops
+        own = [n for n in region.form.ops if "passed" in n.meta]
+        self.instead = {ops[n].sources[0]: n for n in own}
+        self.passed = {p for n in own for p in n.meta["passed"]}
 
     def _read_as(self, node: fx.Node, value: fx.Node) -> list[fx.Node]:
         """A share in place of the value behind which it stands, where the node reads the share."""
@@ -244,6 +248,7 @@ def checked_unit(unit: Unit, verify: bool) -> tuple[Checked, GivenUp]:
             out[site] = found
     if verify and not failed:
         failed.add(_failed_spreads(unit))
+        failed.add(_failed_bare(unit))
     return out, failed
 
 
@@ -297,6 +302,21 @@ def _failed_spreads(unit: Unit) -> GivenUp:
         for site in unit.surgery.sites:
             if set(spread.shares) & site.region.form.ops:
                 failed.regions[key_of(unit, site.region)] = refusal.at(site.region.value.name)
+    return failed
+
+
+def _failed_bare(unit: Unit) -> GivenUp:
+    """The regions that took the scale and shift of a norm which is another one with them where they stand now."""
+    failed = GivenUp()
+    for behind in unit.found.bare.values():
+        error = measure_bare(behind, unit.facts, unit.reads)
+        if error <= EXACT:
+            continue
+        sentence = f"the scale and shift of {place_of(behind.norm)!r} are off by {error:.3g} where they would go"
+        for site in unit.surgery.sites:
+            if behind.ops.keys() & site.region.form.ops:
+                refusal = Refusal(Code.UNVERIFIED, sentence).at(site.region.value.name)
+                failed.regions[key_of(unit, site.region)] = refusal
     return failed
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from reptool.ir.aliasing import Reads
 from reptool.ir.nodes import metadata_read
 from reptool.ir.trace import Unanswerable
+from reptool.passages.spread import Spread
 from reptool.plan.inference import Facts
-from reptool.plan.spread import Spread
 from reptool.verify.originals import Originals
 
 _SIZES = ((5, 4, 3), (12, 10, 6), (16, 16, 16), (40, 36, 34))

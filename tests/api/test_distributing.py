@@ -598,7 +598,7 @@ def test_a_wrong_share_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*args: Any) -> Any:
         return [(s * 1.01, t) for s, t in distribute_over_sum(*args)]
 
-    monkeypatch.setattr("reptool.plan.spread.distribute_over_sum", wrong)
+    monkeypatch.setattr("reptool.passages.spread.distribute_over_sum", wrong)
     with pytest.raises(RegionWarning, match=r"distribute.* is off by"):
         reptool.deploy(two(added, conv(3, 8), conv(5, 8, 1), BN8()))
 
