@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from reptool._copies import full_copy
@@ -30,20 +30,34 @@ def has_weight_property(module: nn.Module) -> bool:
     return any(isinstance(getattr(type(module), n, None), property) for n in ("weight", "bias"))
 
 
+def shape_of_weight(module: nn.Module) -> tuple[int, ...]:
+    """The shape of the weight that a layer computes with: a computed weight need not be of the shape it was made from."""
+    with torch.no_grad():
+        weight = getattr(module, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, Tensor) else ()
+
+
 def exact_tensors(module: nn.Module, *names: str) -> tuple[Any, ...]:
     """Tensors of a leaf module in float64, as its forward in eval mode would see them.
 
     Returns:
-        One detached float64 tensor (or None) for each of `names`; computed weights are evaluated in float64.
+        One detached float64 tensor (or None) for each of `names`; computed weights are evaluated in float64, or, where
+        their own code names another dtype and refuses that, as the model evaluates them.
     """
-    if has_computed_weight(module):
-        with torch.no_grad():
-            module = full_copy(module).double()
+    try:
+        found = _tensors(module, names, True)
+    except Exception:  # the code that computes a weight is the user's
+        found = _tensors(module, names, False)
+    return tuple(None if t is None else t.detach().double() for t in found)
+
+
+def _tensors(module: nn.Module, names: tuple[str, ...], double: bool) -> list[Any]:
+    with torch.no_grad():
+        if has_computed_weight(module):
+            module = full_copy(module).double() if double else full_copy(module)
             for hook in module._forward_pre_hooks.values():
                 hook(module, ())
-    with torch.no_grad():
-        found = [getattr(module, n, None) for n in names]
-    return tuple(None if t is None else t.detach().double() for t in found)
+        return [getattr(module, n, None) for n in names]
 
 
 def set_plain(module: nn.Module) -> None:

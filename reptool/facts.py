@@ -79,15 +79,34 @@ class Facts:
             if is_cast(n):
                 self._exact[n] = self._rounded(n)
                 continue
-            args: Any = fx.node.map_arg(n.args, self._exact.__getitem__)
-            kwargs: Any = fx.node.map_arg(n.kwargs, self._exact.__getitem__)
-            with torch.no_grad():
-                if n.op == "call_module":
-                    value = self._double_module(n)(*args, **kwargs)
-                else:
-                    value = self.recorder.known.run(n, args, kwargs)
+            value = self._computed(n)
             self._exact[n] = value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
         return self._exact[node]
+
+    def _computed(self, node: fx.Node) -> Any:
+        """What one operation gives for exact values; as the model computes it where it refuses float64."""
+        named = fx.node.map_aggregate((node.args, node.kwargs), lambda a: self._in_double(node, a))
+        args, kwargs = fx.node.map_arg(named, self._exact.__getitem__)
+        try:
+            with torch.no_grad():
+                if node.op == "call_module":
+                    return self._double_module(node)(*args, **kwargs)
+                if node.op == "call_method" and node.target == "float":
+                    return args[0].to(self._in_double(node, torch.float32))
+                return self.recorder.known.run(node, args, kwargs)
+        except Exception:
+            native = self.constant(node)
+            if native is None:
+                raise
+            return native
+
+    def _in_double(self, node: fx.Node, given: Any) -> Any:
+        """An argument; float64 for a dtype that the operands fit in, which rounds none of them."""
+        if not isinstance(given, torch.dtype) or not given.is_floating_point:
+            return given
+        dtypes = [v.dtype for v in map(self.constant, node.all_input_nodes) if isinstance(v, Tensor)]
+        fits = dtypes and all(d.is_floating_point and torch.promote_types(d, given) == given for d in dtypes)
+        return torch.float64 if fits else given
 
     def _rounded(self, node: fx.Node) -> Any:
         """What a cast gives: the constant rounded to the dtype it is cast to, unless it is of that dtype."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from reptool._weights import exact_tensors, has_computed_weight
+from reptool._weights import exact_tensors, has_computed_weight, shape_of_weight
 from reptool.kernel import Axis, Border, Channels, Kernel
 from reptool.lift.reading import (
     Context,
@@ -73,14 +73,24 @@ def layer_of(
     return Affine(source, shape, load, owners, layer=True, paradigm=paradigm, computed=computed)
 
 
+def bias_fits(module: nn.Module, count: int) -> bool:
+    """Whether a layer has no bias, or one number for each of `count` outputs."""
+    bias = getattr(module, "bias", None)
+    return bias is None or (isinstance(bias, Tensor) and tuple(bias.shape) == (count,))
+
+
 def conv_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     """A convolution of torch.nn, or a subclass that convolves as it does."""
     assert isinstance(module, nn.modules.conv._ConvNd)
     stock = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
     if not any(type(module)._conv_forward is c._conv_forward for c in stock):
         return None
-    axes = _conv_axes(module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode)
-    weight = (module.out_channels, module.in_channels // module.groups)
+    weight = shape_of_weight(module)
+    if len(weight) != len(module.kernel_size) + 2 or not bias_fits(module, weight[0]):
+        return None
+    if module.padding_mode != "zeros" and module.padding == "same" and weight[2:] != module.kernel_size:
+        return None  # the module pads by the size that it was made with
+    axes = _conv_axes(weight[2:], module.stride, module.padding, module.dilation, module.padding_mode)
     return layer_of(
         node, source_of(node, node.args[0], ctx), axes, weight, module.groups, module.bias is not None,
         lambda: exact_tensors(module, "weight", "bias"), (str(node.target),), computed=has_computed_weight(module),
@@ -114,8 +124,11 @@ def conv_function(node: fx.Node, ctx: Context) -> Lifted:
 def linear_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     """A linear layer."""
     assert isinstance(module, nn.Linear)
+    weight = shape_of_weight(module)
+    if len(weight) != 2 or not bias_fits(module, weight[0]):
+        return None
     return layer_of(
-        node, source_of(node, node.args[0], ctx), (), (module.out_features, module.in_features), 1,
+        node, source_of(node, node.args[0], ctx), (), weight, 1,
         module.bias is not None, lambda: exact_tensors(module, "weight", "bias"), (str(node.target),), "linear",
         has_computed_weight(module),
     )  # fmt: skip

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from reptool._weights import exact_tensors
+from reptool._weights import exact_tensors, has_computed_weight, shape_of_weight
 from reptool.kernel import Axis, Border, Channels, Kernel
-from reptool.lift.reading import Context, Lifted, arguments, cone_of, exact_pair, ints, shape_of, source_of
+from reptool.lift.convolutions import bias_fits
+from reptool.lift.reading import Context, Lifted, arguments, cone_of, exact_pair, ints, is_computed, shape_of, source_of
 from reptool.ops import Affine
 from reptool.refusal import Code, Refusal
 
@@ -23,6 +24,7 @@ def _transposed_kernel(
     biased: bool,
     values: Callable[[], tuple[Tensor, Tensor | None]],
     owners: tuple[str, ...],
+    computed: bool,
 ) -> Lifted:
     if source is None:
         return None
@@ -46,7 +48,7 @@ def _transposed_kernel(
             w, b = rows()
             return Kernel(channels, axes, w.flip(*range(2, 2 + n)) if n else w, b, b is not None)
 
-        return Affine(source, Kernel(channels, axes, biased=biased), load, owners, layer=True, paradigm="conv")
+        return Affine(source, Kernel(channels, axes, biased=biased), load, owners, layer=True, paradigm="conv", computed=computed)
     axes = tuple(Axis(k, 1, 1, 0, 0, Border.UNKNOWN) for k in size)
     key = (size, tuple(stride), tuple(padding), tuple(output_padding), tuple(dilation))
 
@@ -55,7 +57,7 @@ def _transposed_kernel(
         return Kernel(channels, axes, w, b, b is not None, transposed=key)
 
     shape = Kernel(channels, axes, biased=biased, transposed=key)
-    return Affine(source, shape, load_transposed, owners, layer=True, paradigm="conv")
+    return Affine(source, shape, load_transposed, owners, layer=True, paradigm="conv", computed=computed)
 
 
 def transposed_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
@@ -65,10 +67,12 @@ def transposed_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     geometry = tuple(ints(v, n) for v in (module.stride, module.padding, module.output_padding, module.dilation))
     if any(g is None for g in geometry) or module.padding_mode != "zeros":
         return None
-    shape = (module.in_channels, module.out_channels // module.groups, *module.kernel_size)
+    shape = shape_of_weight(module)
+    if len(shape) != n + 2 or not bias_fits(module, shape[1] * module.groups):
+        return None
     return _transposed_kernel(
         node, source_of(node, node.args[0], ctx), geometry, shape, module.groups, module.bias is not None,
-        lambda: exact_tensors(module, "weight", "bias"), (str(node.target),),
+        lambda: exact_tensors(module, "weight", "bias"), (str(node.target),), has_computed_weight(module),
     )  # fmt: skip
 
 
@@ -92,5 +96,5 @@ def transposed_function(node: fx.Node, ctx: Context) -> Lifted:
         return None
     return _transposed_kernel(
         node, source_of(node, given["input"], ctx), geometry, shape, given["groups"], bias is not None,
-        lambda: exact_pair(ctx, weight, bias), cone_of(ctx, weight, bias),
+        lambda: exact_pair(ctx, weight, bias), cone_of(ctx, weight, bias), is_computed(weight, bias),
     )  # fmt: skip
