@@ -12,6 +12,7 @@ from reptool.facts import Facts
 from reptool.forms import Form, arranged, chained, joined, start, summed, through
 from reptool.lift import Context, lift
 from reptool.ops import Affine, Fill, Op, Pieces, Reduced, Stack, Sum, View
+from reptool.own_affines import Behind, OwnAffines, rerouted
 from reptool.price import Size, nominal_size, out_size
 from reptool.reads import Reads
 from reptool.refusal import Code, Refusal
@@ -36,6 +37,10 @@ class Analysis:
     sizes: dict[fx.Node, Size] = field(default_factory=dict)
     spreads: Sequence[Spread] = ()
     shares: dict[fx.Node, Spread] = field(default_factory=dict)
+    own: dict[fx.Node, Behind] = field(default_factory=dict)
+    """By the nodes that stand for them: the scales and shifts of norms that stay."""
+    instead: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    """Such norms, with the node that others read in the place of each."""
 
 
 def analyse(
@@ -46,6 +51,7 @@ def analyse(
     escaped: Iterable[fx.Node],
     values: bool,
     spreads: Sequence[Spread] = (),
+    affines: OwnAffines | None = None,
 ) -> Analysis:
     """Lift every node and keep the forms of every value.
 
@@ -57,6 +63,7 @@ def analyse(
         escaped: nodes kept by somebody outside the graph.
         values: whether values may be looked at (not on the meta device).
         spreads: norms that are given to the parts of what they read.
+        affines: norms whose scale and shift may go into what reads them.
     """
     found = Analysis(graph, reads, facts, facts.ops, spreads=spreads)
     norms = {s.norm for s in spreads}
@@ -83,13 +90,16 @@ def analyse(
         if op is not None and node not in norms:
             for spread in spreads:
                 op = spread.rerouted(node, op)
+            op = rerouted(op, found.instead) if found.instead else op
             found.ops[node] = op
             _extend(found, node, op, values)
         else:
             _want_all(found, node)
         found.sizes[node] = _size(found, node, op)
         _add_shares(found, node, values)
-    found.wanted.update(escaped)
+        if affines is not None and op is None and refusal is None:
+            _add_affine(found, affines.behind(node, ctx), values)
+    found.wanted.update(found.instead.get(n, n) for n in escaped)
     found.wanted.update(n for n in found.ops if not reads.readers.get(n))  # unused, and computed all the same
     return found
 
@@ -109,6 +119,20 @@ def _add_shares(found: Analysis, node: fx.Node, values: bool) -> None:
             break
 
 
+def _add_affine(found: Analysis, behind: Behind | None, values: bool) -> None:
+    """The scale and shift of a norm, right behind it."""
+    if behind is None:
+        return
+    norm, node, reads = behind.norm, behind.node, found.reads
+    found.ops[node], found.own[node], found.instead[norm] = behind.bare.op, behind, node
+    reads.position[node] = (reads.position[norm] + int(reads.position[norm] + 1)) / 2
+    reads.readers[node] = list(reads.readers.get(norm, ()))
+    found.sizes[node] = found.sizes[norm]
+    if not reads.readers[node]:
+        found.wanted.add(node)
+    _extend(found, node, behind.bare.op, values)
+
+
 def _want_all(found: Analysis, node: fx.Node) -> None:
     for read in node.all_input_nodes:
         seen = found.reads.of(node, read)
@@ -121,7 +145,7 @@ def _want_all(found: Analysis, node: fx.Node) -> None:
             if not only_asserted(node):
                 found.soft.setdefault(value, []).append(node)
         else:
-            found.wanted.add(value)
+            found.wanted.add(found.instead.get(value, value))
 
 
 def _only_measured(node: fx.Node) -> bool:

@@ -16,12 +16,13 @@ from reptool.facts import Facts
 from reptool.fallback import Fallbacks
 from reptool.handed_out import handed_out
 from reptool.inputs import placeholders, unknown_inputs
-from reptool.left import left_over
+from reptool.left import left_over, why_left
 from reptool.module_kinds import stock_forward, watched_classes
 from reptool.opaque import Responses, named_paths
 from reptool.ops import Affine
 from reptool.options import Options
 from reptool.ownership import Ownership, ownership
+from reptool.own_affines import OwnAffines
 from reptool.places import asked, named, said
 from reptool.planning import Planning
 from reptool.progress import phase
@@ -183,20 +184,27 @@ def _unit(
     specialize = _specializer(recorder, trace, owned, options) if options.keep_fallback and trace.shown else None
     closed = [str(n.target) for n in trace.graph.nodes if n.op == "call_module" and n.meta.get("opaque") == ""]
     unread = {".".join(p for p in (trace.prefix, path) if p) for path in closed}
-    spreads = Spreads(trace)
+    spreads, affines = Spreads(trace), OwnAffines()
     while True:
-        found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy())
+        found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy(), affines)
+        if affines.keep(found.wanted, why_left(trace, found, {}, {}, values)):
+            continue
         surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize, given_up.methods)
         wiring = Wiring(surgeon, above, {*plan.untraced, *unread}, values)
         planning = Planning(surgeon, wiring, options, cast, given_up)
         surgery, refusals = planning.done()
+        reason = why_left(trace, found, {**found.refused, **refusals}, planning.rejected, values)
+        if affines.keep(surgeon.alive(surgery.sites), reason):
+            continue
         if spreads.settled(surgeon, surgery, refusals):
             break
     refusals.update(spreads.refused)
     fused = {n for s in surgery.sites for n in s.region.form.ops}
     left = {n: r for n, r in {**found.refused, **refusals}.items() if n not in fused and not _is_cut(found, n, r)}
+    left.update(affines.left())
     alive = surgeon.alive(surgery.sites)
     left.update(left_over(trace, found, alive, left, planning.rejected, values))
+    left = {n: r for n, r in left.items() if n not in affines.active}
     left = {n: r if n.name in r.nodes else r.at(n.name, *r.nodes) for n, r in left.items()}
     unit = Unit(trace.prefix, trace, reads, facts, found, surgery, left, alive, _questions(trace))
     gone = unit.gone()

@@ -20,14 +20,14 @@ from reptool.trace import Unanswerable
 
 _SAME_SHAPE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
-    nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LayerNorm, nn.GroupNorm,
+    nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
     nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.Identity, nn.LogSigmoid, nn.RReLU,
     nn.Softmax, nn.Softmax2d, nn.LogSoftmax,
 )  # fmt: skip
 _SAME_SHAPE = {
     "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "gelu", "silu", "mish",
     "hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "sigmoid", "sigmoid_", "tanh", "tanh_", "softplus", "softmax",
-    "log_softmax", "layer_norm", "group_norm", "batch_norm", "instance_norm", "dropout", "dropout2d", "contiguous",
+    "log_softmax", "layer_norm", "group_norm", "rms_norm", "batch_norm", "instance_norm", "dropout", "dropout2d", "contiguous",
     "clone", "detach", "neg", "exp", "sqrt", "rsqrt", "abs", "clamp", "clamp_", "barrier", "to", "float", "half",
     "pow", "square", "sin", "cos", "type_as", "normalize", "setitem",
 }  # fmt: skip
@@ -196,6 +196,8 @@ class Facts:
 
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
         """The shape of a value on the example inputs, None when nothing is known."""
+        while node.meta.get("share"):
+            node = node.all_input_nodes[0]  # of the shape of what it scales
         if not self.recorder.knows_inputs or not self.shown:
             return None
         try:

@@ -8,7 +8,7 @@ the layer in front of it; why the layers behind it cannot take it; or what stand
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -74,6 +74,13 @@ def left_over(
         if (node in alive or node not in found.ops) and left.is_site(node):
             left.refused[node] = left.why(node).at(node.name)
     return {n: r for n, r in left.refused.items() if n not in refused}
+
+
+def why_left(
+    trace: Trace, found: Analysis, refused: Mapping[fx.Node, Refusal], tried: Tried, values: bool
+) -> Callable[[fx.Node], Refusal]:
+    """What tells of an operation why nothing next to it took it; arguments as of `left_over`."""
+    return _Left(trace, found, refused, tried, values).why
 
 
 class _Left:

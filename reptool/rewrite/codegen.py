@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from reptool._nodes import is_inert, name_of
 from reptool.capture import Recorder
 from reptool.function_text import behind
+from reptool.lift.own_affine import Bare
 from reptool.modes import names_in, offered, own_settings
 from reptool.places import asked, named
 from reptool.reads import Reads
@@ -43,6 +44,7 @@ class Edits:
         dead: nodes nobody needs any more.
         layers: functional layer node -> arguments of its replacement ``(function, attribute names, constants)``.
         promoted: left-out arithmetic on an input, which made floating-point numbers of integers.
+        bare: norms that are called without their scale and shift.
     """
 
     bypass: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Edits:
     )
     constants: dict[str, Tensor] = field(default_factory=dict)
     promoted: set[fx.Node] = field(default_factory=set)
+    bare: dict[fx.Node, Bare] = field(default_factory=dict)
 
 
 def is_dead(item: fx.Node | Event, edits: Edits) -> bool:
@@ -252,9 +255,10 @@ class Cutter:
         return made
 
     def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
+        held = self.edits.bare.get(node, node)
         return (
-            fx.node.map_arg(node.args, lambda n: self._lookup(node, n)),
-            fx.node.map_arg(node.kwargs, lambda n: self._lookup(node, n)),
+            fx.node.map_arg(held.args, lambda n: self._lookup(node, n)),
+            fx.node.map_arg(held.kwargs, lambda n: self._lookup(node, n)),
         )
 
     def _layer(self, node: fx.Node) -> None:

@@ -60,7 +60,8 @@ class Checking(Traced):
             if soft is not None:
                 return soft
             for owner in op.owners:
-                if node.op != "call_module" and node is not site.carrier and site.event is None:
+                own = node in self.found.own
+                if node.op != "call_module" and node is not site.carrier and site.event is None and not own:
                     continue  # a constant that is read here and elsewhere simply stays
                 refusal = self._owner_refused(owner, node, site, signature, absorbed)
                 if refusal is not None:
@@ -112,7 +113,9 @@ class Checking(Traced):
             return Refusal(
                 Code.HOOK, f"{self.trace.place(owner)!r} has hooks that would see other values", (node.name,)
             )
-        if owner in self.held and node.op == "call_module" and not (slotted and site.reuse):
+        behind = self.found.own.get(node)
+        called = node.op == "call_module" or (behind is not None and behind.bare.module)
+        if owner in self.held and called and not (slotted and site.reuse):
             sentence = f"{self.trace.place(owner)!r} is also kept in a plain attribute, which would keep the old one"
             return Refusal(Code.SHARED, sentence, (node.name,))
         spread = self.found.shares.get(node)
@@ -126,7 +129,7 @@ class Checking(Traced):
                 if event in node.meta["event"].ancestors():
                     sentence = f"{self.trace.place(owner)!r} is also given out by {event.function}"
                     return Refusal(Code.SHARED, sentence, (node.name,))
-        for user in users:
+        for user in (self.found.instead.get(u, u) for u in users):
             if spread is not None and user is spread.norm:
                 continue
             if user in absorbed:

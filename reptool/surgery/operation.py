@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from reptool._nodes import is_inert, name_of
 from reptool.ops import Affine, Concat, Op, Pieces, Stack, Sum, View
+from reptool.own_affines import Behind
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.codegen import Cutter, Edits, is_dead
 from reptool.runtime.hooks import guarded_rank
@@ -65,6 +66,11 @@ class Operating(Traced):
             slots.add(site.slot)
         if site.event is not None:
             whole.add(site.event)
+        for node in site.region.form.ops:
+            behind = self.found.own.get(node)
+            if behind is not None:
+                self._bare(behind, edits, surgery)
+                blame.setdefault(behind.norm, site)
         for node in site.onpath:
             op = self.found.ops[node]
             if isinstance(op, View) or (isinstance(op, Pieces) and node in alive):
@@ -94,6 +100,16 @@ class Operating(Traced):
         if site.slot is None:
             edits.bypass[site.carrier] = op.sources[0]
             edits.layers[site.carrier] = self._call_of(site)
+
+    def _bare(self, behind: Behind, edits: Edits, surgery: Surgery) -> None:
+        """A norm whose scale and shift went into all that reads it."""
+        edits.bypass[behind.node] = behind.norm
+        if not behind.bare.module:
+            edits.bare[behind.norm] = behind.bare
+            return
+        path = str(behind.norm.target)
+        surgery.bare.add(path)
+        surgery.dropped |= {f"{path}.{n}" for n, _ in self.modules[path].named_parameters()}
 
     def _spread(self, edits: Edits, blame: dict[fx.Node, Site]) -> None:
         """Norms that are no modules and were given to the parts in front of them are left out of the code."""
@@ -179,6 +195,7 @@ class Operating(Traced):
             elif (
                 item in edits.dead
                 or item in edits.layers
+                or item in edits.bare
                 or (
                     item in edits.bypass
                     and item.op != "call_module"
@@ -269,7 +286,8 @@ class Operating(Traced):
         for site in sites:
             for node in site.region.form.ops:
                 op = self.found.ops[node]
-                if node.op == "call_module":
+                behind = self.found.own.get(node)
+                if node.op == "call_module" or (behind is not None and behind.bare.module):
                     continue
                 for owner in op.owners:
                     if owner in self.trace.constants or owner in kept:
@@ -286,7 +304,7 @@ class Operating(Traced):
     def _is_read(self, tensor: str, edits: Edits) -> bool:
         """Whether an operation that still runs reads a parameter or buffer."""
         users = (u for a in self._attributes_of(tensor) for u in self.const_users(a, sizes=True))
-        return any(u not in edits.dead and u not in edits.bypass for u in users)
+        return any(u not in edits.dead and u not in edits.bypass and u not in edits.bare for u in users)
 
     def _is_no_layer(self, path: str, edits: Edits, surgery: Surgery, kept: set[str]) -> bool:
         """Whether a layer whose method was written anew reads none of its tensors, and calls only methods that move."""

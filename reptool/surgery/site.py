@@ -60,6 +60,7 @@ class Surgery:
     events: dict[str, Event] = field(default_factory=dict)  # path -> a call of its regenerated method
     plain: set[str] = field(default_factory=set)  # paths whose class becomes a plain module
     dropped: set[str] = field(default_factory=set)  # parameter and buffer paths that go away
+    bare: set[str] = field(default_factory=set)  # paths of norms that lose their scale and shift
     guards: dict[str, int] = field(default_factory=dict)  # path -> rank its input must have
     constants: dict[str, Tensor] = field(default_factory=dict)
     fallbacks: Fallbacks | None = None  # None where nothing may be specialized

@@ -59,13 +59,14 @@ class Originals:
     def __init__(self, facts: Facts, reads: Reads) -> None:
         self.facts, self.reads = facts, reads
         self.modules: dict[fx.Node, nn.Module] = {}
+        self.instead: dict[fx.Node, fx.Node] = {}  # norms, with the node of their scale and shift: what others read
 
     def run(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
         """The value of a node, from the values in `memo` and those that can be worked out from them."""
 
         def value(n: fx.Node) -> Any:
             seen = self.reads.of(node, n)
-            for candidate in (seen, n):
+            for candidate in (self.instead.get(seen or n), seen, n):
                 if candidate in memo:
                     return memo[candidate]
             if n.meta["const"]:
@@ -91,6 +92,7 @@ class Reference(Originals):
     def __init__(self, region: Region, ops: dict[fx.Node, Op], facts: Facts, reads: Reads) -> None:
         super().__init__(facts, reads)
         self.region, self.ops = region, ops
+        self.instead = {op.sources[0]: n for n in region.form.ops if "bare" in n.meta for op in [ops[n]]}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, float]:
         """The region's value for the root value `x`, and the largest value between the two."""

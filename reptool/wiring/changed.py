@@ -31,7 +31,10 @@ class Changed:
             above = [{e.path for e in n.meta["event"].ancestors() if e.method == "forward" and e.path} for n in nodes]
             for node, events in zip(nodes, above, strict=True):
                 owners = surgeon.found.ops[node].owners
-                if node.op == "call_module":
+                behind = surgeon.found.own.get(node)
+                if behind is not None and behind.bare.module:
+                    paths.add(str(behind.norm.target))
+                elif node.op == "call_module":
                     paths |= {str(node.target)} if owners else set()
                 else:
                     held = {o for o in owners if "." in o}  # tensors of modules that are opened

@@ -16,6 +16,7 @@ from reptool.facts import Facts
 from reptool.lower import geometry
 from reptool.modes import set_to
 from reptool.ops import Affine, View
+from reptool.own_affines import OwnAffines
 from reptool.price import Price
 from reptool.reads import resolve
 from reptool.refusal import Code, Refusal
@@ -94,7 +95,7 @@ class Runs:
             return set(state.patterns)
         reads = resolve(trace.graph)
         facts = Facts(recorder, reads, {}, self.surgeon.found.facts.responses)
-        found = analyse(trace.graph, reads, facts, {}, trace.escaped, self.values)
+        found = analyse(trace.graph, reads, facts, {}, trace.escaped, self.values, affines=OwnAffines())
         surgeon = Surgeon(trace, found, self.surgeon.hooked, self.surgeon.tied, self.surgeon.held)
         sites = list(self._instances(state, surgeon))
         bad = surgeon.check(sites)
@@ -102,6 +103,7 @@ class Runs:
         self.shown |= {p for r, p in patterns.items() if bad[r].code is Code.READ_ELSEWHERE}
         out = set(patterns.values())
         covered = {n for s in sites for n in s.region.form.ops}
+        covered |= {b.norm for n, b in found.own.items() if n in covered}
         for node in trace.graph.nodes:
             target, used = str(node.target), set[fx.Node]()
             if node.op == "call_module" and target in state.all:
@@ -135,6 +137,9 @@ class Runs:
     def _stays(self, node: fx.Node, surgeon: Surgeon, state: Changed) -> bool:
         """Whether the surgery also reaches this operation when it is run by other code."""
         op = surgeon.found.ops[node]
+        behind = surgeon.found.own.get(node)
+        if behind is not None and behind.bare.module:
+            return True
         if node.op == "call_module" or isinstance(op, View) or is_plain_identity(op, node):
             return True
         event: Event = node.meta["event"]
