@@ -56,7 +56,8 @@ def name_of(node: fx.Node) -> str:
     if isinstance(target, str):
         return target if node.op == "call_method" else ""
     if isinstance(target, (OpOverload, OpOverloadPacket)):
-        space, _, name = str(target).partition(".")
+        packet = target.overloadpacket if isinstance(target, OpOverload) else target
+        space, _, name = str(packet).partition(".")
         return name if space == "aten" else f"{space}::{name}"
     return getattr(target, "__name__", str(target))
 
@@ -241,3 +242,24 @@ def weight_argument(node: fx.Node) -> fx.Node | None:
     given = (*node.args[1:], *node.kwargs.values(), *node.args[:1])
     held = [v for v in given if isinstance(v, fx.Node) and v.meta["const"]]
     return held[0] if held else None
+
+
+_DROPOUTS = {
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), True),
+    **dict.fromkeys(("alpha_dropout", "feature_alpha_dropout"), False),
+    "feature_dropout": None,
+}
+"""Functions that drop at random, and whether those of `torch.nn.functional` do where nobody says."""
+
+
+def drops(node: fx.Node) -> bool | None:
+    """Whether a dropout drops anything: not out of training, nor with a probability of 0; None for all other nodes."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    name = name_of(node).removesuffix("_")
+    if name not in _DROPOUTS:
+        return None
+    probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+    given = node.kwargs.get("training", node.kwargs.get("train", _DROPOUTS[name]))
+    training = node.args[2] if len(node.args) > 2 else given
+    return training is not False and not (type(probability) in (int, float) and probability == 0)

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch._ops import OpOverload, OpOverloadPacket
 
-from reptool._nodes import is_size_like, name_of
+from reptool._nodes import drops, is_size_like, name_of
 
 _VIEWS = {
     "view",
@@ -68,13 +68,12 @@ _SAME = {
     "type",
     "type_as",
     "requires_grad_",
-    "dropout",
     "cpu",
     "cuda",
 }
 _MAY_ALIAS = {
     "broadcast_tensors", "einsum", "asarray", "as_tensor", "atleast_1d", "atleast_2d", "atleast_3d", "meshgrid",
-    "alpha_dropout", "feature_alpha_dropout", "feature_dropout", "pixel_shuffle", "channel_shuffle",
+    "pixel_shuffle", "channel_shuffle",
 }  # fmt: skip
 """Functions that may return a view although no schema says so."""
 _NOT_MUTATING = {"requires_grad_", "__getitem__"}
@@ -132,7 +131,7 @@ def mutated_argument(node: fx.Node) -> fx.Node | None:
             isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
         )
         return node.args[0] if changes and node.args and isinstance(node.args[0], fx.Node) else None
-    if node.op not in ("call_function", "call_method"):
+    if node.op not in ("call_function", "call_method") or drops(node) is False:
         return None
     out = node.kwargs.get("out")
     if isinstance(out, fx.Node):
@@ -149,9 +148,7 @@ def mutated_argument(node: fx.Node) -> fx.Node | None:
         or node.target is operator.setitem
         or (node.op == "call_function" and name.endswith("_") and not name.endswith("__"))
         or (name in ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__") and node.op == "call_method")
-        or (
-            bool(node.kwargs.get("inplace", False)) and not (name == "dropout" and node.kwargs.get("training") is False)
-        )
+        or bool(node.kwargs.get("inplace", False))
     )
     return first if changes else None
 
@@ -183,6 +180,9 @@ def writes_many(node: fx.Node) -> bool:
     """Whether an operation writes several tensors at once, or those in a list."""
     if node.op == "call_function" and isinstance(node.target, (OpOverload, OpOverloadPacket)):
         return sum(isinstance(n, fx.Node) for n in written_by(node.target, node.args, node.kwargs)) > 1
+    out = node.kwargs.get("out")
+    if isinstance(out, (list, tuple)) and any(isinstance(n, fx.Node) for n in out):
+        return True
     name, first = name_of(node), node.args[0] if node.args else None
     listed = isinstance(first, (list, tuple)) and any(isinstance(n, fx.Node) for n in first)
     return node.op == "call_function" and listed and name.endswith("_") and not name.endswith("__")
@@ -200,6 +200,9 @@ def _shares(node: fx.Node) -> str:
             return "view"
         return "view" if node.meta.get("kind") == "unknown" else ""
     name = name_of(node)
+    dropping = drops(node)
+    if dropping is not None:
+        return "view" if dropping else "same"  # what drops may still turn out to be a copy
     if name in _SAME:
         return "same"
     if name in _VIEWS or _aliases(name.partition(".")[0]):

@@ -25,7 +25,7 @@ from reptool.lift.reading import Lifted as Lifted
 from reptool.lift.reading import source_of
 from reptool.lift.reshaped import reshaped
 from reptool.lift.slices import SPLITS, cat, getitem, index_select, narrow, pieces, unshuffle_function, unshuffle_module
-from reptool.lift.transposed import transposed_function, transposed_module
+from reptool.lift.transposed import asks_for_size, convolution, transposed_function, transposed_module
 from reptool.lift.views import attribute, flatten_function, flatten_module, movedim, permute, transpose
 
 _PADS = tuple(
@@ -47,12 +47,17 @@ MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...]
 FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     **{f"conv{n}d": conv_function for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": transposed_function for n in (1, 2, 3)},
+    **dict.fromkeys(("convolution", "_convolution"), convolution),
     "linear": linear_function,
     "batch_norm": norm_function,
     **{f"avg_pool{n}d": pool_function(n) for n in (1, 2, 3)},
     "pad": pad_function,
-    "dropout": dropout_function,
     **{f"dropout{n}d": dropout_function for n in (1, 2, 3)},
+    **{
+        f"{kind}dropout{end}": dropout_function
+        for kind in ("", "alpha_", "feature_", "feature_alpha_")
+        for end in ("", "_")
+    },
     "contiguous": passthrough,
     "clone": passthrough,
     "detach": passthrough,
@@ -68,8 +73,8 @@ FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     "narrow": narrow,
     "index_select": index_select,
     "addcdiv": addcdiv,
-    **dict.fromkeys(("matmul", "mm"), matmul),
-    "addmm": addmm,
+    **dict.fromkeys(("matmul", "mm", "bmm"), matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), addmm),
     "einsum": einsum,
     "tensordot": tensordot,
     "setitem": fill,
@@ -107,7 +112,8 @@ def lift(node: fx.Node, ctx: Context) -> Lifted:
         handler = _module_handler(node.meta.get("module"))
         if handler is None or node.meta.get("kind") == "unknown":
             return None
-        if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+        plain = (len(node.args) == 1 and not node.kwargs) or asks_for_size(node)
+        if not plain or not isinstance(node.args[0], fx.Node):
             return None
         if has_weight_property(node.meta["module"]):
             return None

@@ -104,9 +104,12 @@ def conv_function(node: fx.Node, ctx: Context) -> Lifted:
         ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
         {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1},
     )
-    if given is None:
-        return None
-    weight, bias = given["weight"], given["bias"]
+    return None if given is None else convolved(node, given, ctx)
+
+
+def convolved(node: fx.Node, given: dict[str, Any], ctx: Context) -> Lifted:
+    """A convolution with these arguments."""
+    weight, bias = given.get("weight"), given["bias"]
     if not isinstance(weight, fx.Node):
         return None
     if not weight.meta["const"] or (isinstance(bias, fx.Node) and not bias.meta["const"]):
@@ -116,7 +119,7 @@ def conv_function(node: fx.Node, ctx: Context) -> Lifted:
         return None
     axes = _conv_axes(shape[2:], given["stride"], given["padding"], given["dilation"])
     return layer_of(
-        node, source_of(node, given["input"], ctx), axes, shape, given["groups"], bias is not None,
+        node, source_of(node, given.get("input"), ctx), axes, shape, given["groups"], bias is not None,
         lambda: exact_pair(ctx, weight, bias), cone_of(ctx, weight, bias), "conv", is_computed(weight, bias),
     )  # fmt: skip
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from reptool.lift.reading import Context, Lifted, arguments, handed_on, source_of
+from reptool._nodes import drops
+from reptool.lift.reading import Context, Lifted, handed_on, source_of
 from reptool.ops import Pieces
 
 
@@ -19,11 +20,10 @@ def dropout_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
 
 
 def dropout_function(node: fx.Node, ctx: Context) -> Lifted:
-    """A dropout that drops nothing."""
-    given = arguments(node, ("input", "p", "training", "inplace"), {"p": 0.5, "training": True, "inplace": False})
-    if given is None or (given["training"] is not False and given["p"] != 0.0):
+    """A dropout of any kind that drops nothing, of `torch` or of `torch.nn.functional`."""
+    if drops(node) is not False:
         return None
-    return handed_on(node, given["input"], ctx)
+    return handed_on(node, node.args[0] if node.args else node.kwargs.get("input"), ctx)
 
 
 def passthrough(node: fx.Node, ctx: Context) -> Lifted:

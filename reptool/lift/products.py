@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from reptool._nodes import name_of
 from reptool.kernel import Axis
 from reptool.lift.arithmetic import channel_map
 from reptool.lift.constants import MAX_AXES
@@ -22,6 +23,7 @@ from reptool.lift.reading import (
     exact_pair,
     is_computed,
     is_constant,
+    is_number,
     shape_of,
     source_of,
     varies,
@@ -30,28 +32,62 @@ from reptool.refusal import Code, Refusal
 
 
 def _times(
-    node: fx.Node, source: Any, matrix: Any, ctx: Context, *, behind: int = 0, out_first: bool = False, bias: Any = None
+    node: fx.Node,
+    source: Any,
+    matrix: Any,
+    ctx: Context,
+    *,
+    behind: int = 0,
+    out_first: bool = False,
+    bias: Any = None,
+    factors: tuple[float, float] = (1.0, 1.0),
 ) -> Lifted:
-    """A value times ``W [C, O]`` (``[O, C]`` with `out_first`) along the axis with `behind` axes behind it."""
+    """A value times ``W [C, O]`` (``[O, C]`` with `out_first`) along the axis with `behind` axes behind it.
+
+    ``y = alpha * x @ W + beta * bias`` for the `factors` ``(alpha, beta)``.
+    """
     if not isinstance(matrix, fx.Node) or not matrix.meta["const"] or source_of(node, source, ctx) is None:
         return None
     native = ctx.constant(matrix)
-    shape = shape_of(native)
-    if shape is None or len(shape) != 2 or not native.is_floating_point():
+    shape = _matrix_shape(native)
+    if shape is None or not native.is_floating_point():
         return None
-    shape = shape if out_first else shape[::-1]
-    given = None if bias is None else shape_of(ctx.constant(bias)) if isinstance(bias, fx.Node) else ()
-    if bias is not None and (given != (shape[0],) or not bias.meta["const"]):
+    size = shape if out_first else shape[::-1]
+    alpha, beta = factors
+    bias = None if beta == 0 else bias
+    if bias is not None and not _is_row(ctx.constant(bias) if isinstance(bias, fx.Node) else None, size[0], behind):
         return None
 
     def values() -> tuple[Tensor, Tensor | None]:
         weight, held = exact_pair(ctx, matrix, bias)
-        return (weight if out_first else weight.t()).reshape(*shape, *[1] * behind), held
+        flat = weight.reshape(-1, *shape)[0] * alpha
+        added = None if held is None else held.reshape(-1).expand(size[0]) * beta
+        return (flat if out_first else flat.t()).reshape(*size, *[1] * behind), added
 
     return layer_of(
-        node, source_of(node, source, ctx), (Axis(),) * behind, shape, 1, bias is not None,
+        node, source_of(node, source, ctx), (Axis(),) * behind, size, 1, bias is not None,
         values, cone_of(ctx, matrix, bias), "linear", is_computed(matrix, bias),
     )  # fmt: skip
+
+
+def _matrix_shape(value: Any) -> tuple[int, int] | None:
+    """The shape of a matrix, or of one that is the same for every sample of a batch."""
+    shape = shape_of(value)
+    if shape is None or len(shape) not in (2, 3) or not all(shape):
+        return None
+    if len(shape) == 3 and shape[0] > 1 and (value.is_meta or not bool((value == value[:1]).all())):
+        return None
+    return shape[-2], shape[-1]
+
+
+def _is_row(bias: Any, count: int, behind: int) -> bool:
+    """Whether a constant gives each channel one number, wherever it stands: `behind` axes are behind the channels."""
+    shape = shape_of(bias)
+    if shape is None:
+        return False
+    if behind:
+        return len(shape) > behind and shape[-1 - behind] in (1, count) and bias.numel() == shape[-1 - behind]
+    return bias.numel() == 1 or (bool(shape) and shape[-1] == count == bias.numel())
 
 
 def _along(node: fx.Node, behind: int, rank: int | None) -> Refusal | None:
@@ -64,28 +100,47 @@ def _along(node: fx.Node, behind: int, rank: int | None) -> Refusal | None:
 
 
 def matmul(node: fx.Node, ctx: Context) -> Lifted:
-    """``matmul`` and ``mm`` of a value with a constant matrix on its right, or on its left along the channels."""
+    """``matmul``, ``mm`` and ``bmm`` of a value with a constant matrix on its right, or on its left."""
     given = arguments(node, ("input", "other"), {})
     if given is None:
         given = arguments(node, ("input", "mat2"), {})
     if given is None or len(given) != 2:
         return None
     left, right = given.values()
+    return _product(node, left, right, ctx)
+
+
+def _product(
+    node: fx.Node, left: Any, right: Any, ctx: Context, bias: Any = None, factors: tuple[float, float] = (1.0, 1.0)
+) -> Lifted:
+    """``alpha * left @ right + beta * bias``, where one of both is a constant matrix."""
+    matrix, value = (right, left) if varies(left) else (left, right)
+    read = source_of(node, value, ctx)
+    if read is None or not is_constant(matrix) or varies(matrix):
+        return None
+    axes = len(shape_of(ctx.constant(matrix)) or ()) if isinstance(matrix, fx.Node) else 0
+    if axes > 2 and name_of(node) not in ("bmm", "baddbmm") and ctx.constant(matrix).shape[0] > 1:
+        return None  # it would make a batch of one sample
+    if axes > 2 and ctx.rank(read) != axes:
+        return Refusal(Code.RANK_UNKNOWN, "a stack of matrices may add axes to the value it meets", (node.name,))
     if varies(left):
-        return _times(node, left, right, ctx)
-    read = source_of(node, right, ctx)
-    if read is None or not is_constant(left) or len(shape_of(ctx.constant(left)) or ()) != 2:
+        return _times(node, left, right, ctx, bias=bias, factors=factors)
+    if axes not in (2, 3):
         return None
     refusal = _along(node, 1, ctx.rank(read))
-    return refusal or _times(node, right, left, ctx, behind=1, out_first=True)
+    return refusal or _times(node, right, left, ctx, behind=1, out_first=True, bias=bias, factors=factors)
 
 
 def addmm(node: fx.Node, ctx: Context) -> Lifted:
-    """``addmm`` of a constant vector, a value and a constant matrix."""
-    given = arguments(node, ("input", "mat1", "mat2"), {})
-    if given is None or len(given) != 3 or not is_constant(given["input"]):
+    """``addmm`` and ``baddbmm`` of a constant for each channel, a value and a constant matrix, with their factors."""
+    batch = ("batch1", "batch2") if name_of(node) == "baddbmm" else ("mat1", "mat2")
+    given = arguments(node, ("input", *batch, "beta", "alpha"), {"beta": 1, "alpha": 1})
+    if given is None or len(node.args) > 3 or len(given) != 5:
         return None
-    return _times(node, given["mat1"], given["mat2"], ctx, bias=given["input"])
+    bias, left, right, beta, alpha = (given[k] for k in ("input", *batch, "beta", "alpha"))
+    if not is_number(beta) or not is_number(alpha) or not is_constant(bias):
+        return None
+    return _product(node, left, right, ctx, bias, (float(alpha), float(beta)))
 
 
 def tensordot(node: fx.Node, ctx: Context) -> Lifted:

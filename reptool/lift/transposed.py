@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from reptool._nodes import name_of
 from reptool._weights import exact_tensors, has_computed_weight, shape_of_weight
 from reptool.kernel import Axis, Border, Channels, Kernel
-from reptool.lift.convolutions import bias_fits
+from reptool.lift.convolutions import bias_fits, convolved
 from reptool.lift.reading import Context, Lifted, arguments, cone_of, exact_pair, ints, is_computed, shape_of, source_of
 from reptool.ops import Affine
 from reptool.refusal import Code, Refusal
@@ -25,6 +26,7 @@ def _transposed_kernel(
     values: Callable[[], tuple[Tensor, Tensor | None]],
     owners: tuple[str, ...],
     computed: bool,
+    sized: bool = False,
 ) -> Lifted:
     if source is None:
         return None
@@ -39,7 +41,7 @@ def _transposed_kernel(
         w = weight.reshape(groups, i // groups, o // groups, *size).transpose(1, 2).reshape(o, i // groups, *size)
         return w, bias
 
-    if all(s == 1 for s in stride) and not any(output_padding):
+    if all(s == 1 for s in stride) and not any(output_padding) and not sized:
         axes = tuple(
             Axis(k, 1, d, d * (k - 1) - p, d * (k - 1) - p) for k, d, p in zip(size, dilation, padding, strict=True)
         )
@@ -60,6 +62,16 @@ def _transposed_kernel(
     return Affine(source, shape, load_transposed, owners, layer=True, paradigm="conv", computed=computed)
 
 
+def asks_for_size(node: fx.Node) -> bool:
+    """Whether a transposed convolution is called with the size that it is to give.
+
+    What it adds at the end of each axis then hangs on the size of its input; its weight and bias do not.
+    """
+    if node.op != "call_module" or not isinstance(node.meta.get("module"), nn.modules.conv._ConvTransposeNd):
+        return False
+    return (len(node.args) == 2 and not node.kwargs) or (len(node.args) == 1 and set(node.kwargs) == {"output_size"})
+
+
 def transposed_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     """A transposed convolution of torch.nn."""
     assert isinstance(module, nn.modules.conv._ConvTransposeNd)
@@ -73,6 +85,7 @@ def transposed_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     return _transposed_kernel(
         node, source_of(node, node.args[0], ctx), geometry, shape, module.groups, module.bias is not None,
         lambda: exact_tensors(module, "weight", "bias"), (str(node.target),), has_computed_weight(module),
+        asks_for_size(node),
     )  # fmt: skip
 
 
@@ -83,9 +96,13 @@ def transposed_function(node: fx.Node, ctx: Context) -> Lifted:
         ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
         {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1},
     )
-    if given is None or not isinstance(given["weight"], fx.Node):
+    return None if given is None else _transposed(node, given, ctx)
+
+
+def _transposed(node: fx.Node, given: dict[str, Any], ctx: Context) -> Lifted:
+    weight, bias = given.get("weight"), given["bias"]
+    if not isinstance(weight, fx.Node):
         return None
-    weight, bias = given["weight"], given["bias"]
     if not weight.meta["const"] or (isinstance(bias, fx.Node) and not bias.meta["const"]):
         return Refusal(Code.DATA_WEIGHT, "the weight is computed from data at every call", (node.name,))
     shape = shape_of(ctx.constant(weight))
@@ -95,6 +112,19 @@ def transposed_function(node: fx.Node, ctx: Context) -> Lifted:
     if any(g is None for g in geometry):
         return None
     return _transposed_kernel(
-        node, source_of(node, given["input"], ctx), geometry, shape, given["groups"], bias is not None,
+        node, source_of(node, given.get("input"), ctx), geometry, shape, given["groups"], bias is not None,
         lambda: exact_pair(ctx, weight, bias), cone_of(ctx, weight, bias), is_computed(weight, bias),
     )  # fmt: skip
+
+
+_GENERAL = ("input", "weight", "bias", "stride", "padding", "dilation", "transposed", "output_padding", "groups")
+_SWITCHES = ("benchmark", "deterministic", "cudnn_enabled", "allow_tf32")
+
+
+def convolution(node: fx.Node, ctx: Context) -> Lifted:
+    """``torch.convolution``, which is every convolution, transposed or not, along as many axes as its weight has."""
+    names = (*_GENERAL, *_SWITCHES) if name_of(node) == "_convolution" else _GENERAL
+    given = arguments(node, names, {"bias": None})
+    if given is None or any(n not in given for n in _GENERAL) or type(given["transposed"]) is not bool:
+        return None
+    return _transposed(node, given, ctx) if given["transposed"] else convolved(node, given, ctx)

@@ -13,6 +13,7 @@ from reptool._nodes import is_inert, takes_weight, weight_argument
 from reptool.analyse import Analysis
 from reptool.casts import made_of
 from reptool.choose import Region
+from reptool.lift.transposed import asks_for_size
 from reptool.lower import Geometry, Place, geometry, geometry_of
 from reptool.module_kinds import calls_itself
 from reptool.ops import Affine, Op, View
@@ -83,6 +84,11 @@ class Placing(Traced):
         position = self.reads.position
         if any(isinstance(self.found.ops[n], View) and position[n] < position[carrier] for n in way):
             return Refusal(Code.LAYOUT, "the axes are rearranged in front of this layer", (carrier.name,))
+        sized = [n for n in region.form.ops if asks_for_size(n)]
+        others = [n for n in region.form.ops if n is not carrier and _is_transposed(self.found.ops[n])]
+        if sized and (sized != [carrier] or others):
+            sentence = "a layer that is told what size to give is called by itself"
+            return Refusal(Code.METHOD, sentence, (carrier.name,))
         site = Site(region, carrier, None, shape, False, way, dead)
         written = self._written(region, way, carrier)
         if written is not None:
@@ -308,6 +314,10 @@ def _plain_forward(module: nn.Module) -> bool:
         nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward,
         nn.ConvTranspose1d.forward, nn.ConvTranspose2d.forward, nn.ConvTranspose3d.forward,
     }  # fmt: skip
+
+
+def _is_transposed(op: Op) -> bool:
+    return isinstance(op, Affine) and op.layer and op.shape.transposed is not None
 
 
 def _weight_of(node: fx.Node, found: Analysis) -> Tensor | None:

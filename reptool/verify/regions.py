@@ -20,6 +20,7 @@ from reptool.choose import Region
 from reptool.errors import InputError
 from reptool.facts import Facts
 from reptool.kernel import Kernel
+from reptool.lift.transposed import asks_for_size
 from reptool.lower import Geometry, Place, new_layer, values
 from reptool.ops import Affine, Op, View
 from reptool.places import place_of
@@ -74,8 +75,9 @@ class Originals:
             memo[n] = self.run(n, memo)
             return memo[n]
 
-        args: Any = fx.node.map_arg(node.args, value)
-        kwargs: Any = fx.node.map_arg(node.kwargs, value)
+        sized = asks_for_size(node)  # for the input that the model gives it, not for one that is made up
+        args: Any = fx.node.map_arg(node.args[:1] if sized else node.args, value)
+        kwargs: Any = fx.node.map_arg({} if sized else node.kwargs, value)
         if node.op == "call_module":
             if node not in self.modules:
                 self.modules[node] = _double(node.meta["module"])
