@@ -31,7 +31,7 @@ def has_weight_property(module: nn.Module) -> bool:
 
 
 def shape_of_weight(module: nn.Module) -> tuple[int, ...]:
-    """The shape of the weight that a layer computes with: a computed weight need not be of the shape it was made from."""
+    """The shape of the weight that a layer computes with, which a computed one alone tells."""
     with torch.no_grad():
         weight = getattr(module, "weight", None)
     return tuple(weight.shape) if isinstance(weight, Tensor) else ()
@@ -44,19 +44,20 @@ def exact_tensors(module: nn.Module, *names: str) -> tuple[Any, ...]:
         One detached float64 tensor (or None) for each of `names`; computed weights are evaluated in float64, or, where
         their own code names another dtype and refuses that, as the model evaluates them.
     """
-    try:
-        found = _tensors(module, names, True)
-    except Exception:  # the code that computes a weight is the user's
-        found = _tensors(module, names, False)
+    with torch.no_grad():
+        try:
+            copied = full_copy(module).double() if has_computed_weight(module) else module
+            found = computed_tensors(copied, *names)
+        except Exception:  # the code that computes a weight is the user's
+            found = computed_tensors(full_copy(module), *names)
     return tuple(None if t is None else t.detach().double() for t in found)
 
 
-def _tensors(module: nn.Module, names: tuple[str, ...], double: bool) -> list[Any]:
+def computed_tensors(module: nn.Module, *names: str) -> list[Any]:
+    """Tensors of a layer as its forward would see them; what legacy hooks compute is written into it."""
     with torch.no_grad():
-        if has_computed_weight(module):
-            module = full_copy(module).double() if double else full_copy(module)
-            for hook in module._forward_pre_hooks.values():
-                hook(module, ())
+        for hook in module._forward_pre_hooks.values() if has_computed_weight(module) else ():
+            hook(module, ())
         return [getattr(module, n, None) for n in names]
 
 

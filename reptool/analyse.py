@@ -133,6 +133,23 @@ def _add_affine(found: Analysis, behind: Behind | None, values: bool) -> None:
     _extend(found, node, behind.bare.op, values)
 
 
+def out_of_reach(found: Analysis) -> set[fx.Node]:
+    """The scales and shifts of norms that some reader brings to no layer: what every plan would compute."""
+    if not found.own:
+        return set()
+    readers: dict[fx.Node, set[fx.Node]] = {n: set() for n in found.own}
+    for node, op in found.ops.items():
+        for source in readers.keys() & set(op.sources):
+            readers[source].add(node)
+    for forms in found.forms.values():
+        for form in forms.values():
+            taken = readers.keys() & form.ops
+            if taken and any(map(_is_layer, (found.ops[n] for n in form.ops))):
+                for node in taken:
+                    readers[node] -= form.ops
+    return {n for n, left in readers.items() if left}
+
+
 def _want_all(found: Analysis, node: fx.Node) -> None:
     for read in node.all_input_nodes:
         seen = found.reads.of(node, read)

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from reptool._copies import shallow_copy
-from reptool.analyse import Analysis, analyse
+from reptool.analyse import Analysis, analyse, out_of_reach
 from reptool.capture import Recorder
 from reptool.distributing import Spreads
 from reptool.facts import Facts
@@ -187,7 +187,7 @@ def _unit(
     spreads, affines = Spreads(trace), OwnAffines()
     while True:
         found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy(), affines)
-        if affines.keep(found.wanted, why_left(trace, found, {}, {}, values)):
+        if affines.keep(found.wanted | out_of_reach(found), why_left(trace, found, found.refused, {}, values)):
             continue
         surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize, given_up.methods)
         wiring = Wiring(surgeon, above, {*plan.untraced, *unread}, values)

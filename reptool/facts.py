@@ -86,7 +86,8 @@ class Facts:
     def _computed(self, node: fx.Node) -> Any:
         """What one operation gives for exact values; as the model computes it where it refuses float64."""
         named = fx.node.map_aggregate((node.args, node.kwargs), lambda a: self._in_double(node, a))
-        args, kwargs = fx.node.map_arg(named, self._exact.__getitem__)
+        found: Any = fx.node.map_arg(named, self._exact.__getitem__)
+        args, kwargs = found
         try:
             with torch.no_grad():
                 if node.op == "call_module":

@@ -219,6 +219,8 @@ class _Left:
             reason = self.refused.get(reader) if form is not None else self._composed(node, op, reader, other)
             if reason is not None:
                 sentence = f"{named(reader)}, behind it, cannot take it: {reason.sentence}"
+                if node in self.found.own:
+                    return Refusal(reason.code, sentence)
                 before = self._past_identities(op.sources[0])
                 return Refusal(reason.code, f"{sentence}; in front of it stands {self._what(before)}")
             if form is not None:
@@ -235,6 +237,8 @@ class _Left:
         before = self._what(self._past_identities(op.sources[0]))
         after = list(dict.fromkeys(map(self._what, self._readers(node)))) or ["nothing"]
         rest = f" and {len(after) - 3} more" if len(after) > 3 else ""
+        if node in self.found.own:
+            return Refusal(Code.NO_LAYER, f"no layer reads it: {', '.join(after[:3])}{rest} behind it")
         sentence = f"no layer is next to it: {before} in front of it, {', '.join(after[:3])}{rest} behind it"
         return Refusal(Code.NO_LAYER, sentence)
 

@@ -95,5 +95,5 @@ def rerouted(op: Op, instead: dict[fx.Node, fx.Node]) -> Op:
     if isinstance(op, Fill):
         assert whole is None or isinstance(whole, Affine)
         return replace(op, source=instead.get(op.source, op.source), whole=whole)
-    assert isinstance(op, Reduced) and isinstance(whole, Sum)
+    assert isinstance(whole, Sum)
     return replace(op, source=instead.get(op.source, op.source), whole=whole)

@@ -28,8 +28,9 @@ _PLACES = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias"),
     "rms_norm": ("input", "normalized_shape", "weight"),
     "group_norm": ("input", "num_groups", "weight", "bias"),
-    "instance_norm": ("input", "running_mean", "running_var", "weight", "bias"),
+    "instance_norm": ("input", "weight", "bias", "running_mean", "running_var"),
 }
+_OF_FUNCTIONAL = {nn.functional.instance_norm: ("input", "running_mean", "running_var", "weight", "bias")}
 """Where functions take their input, and what they scale and shift by."""
 TENSORS = ("weight", "bias")
 Values = Callable[[], tuple[Tensor | None, Tensor | None]]
@@ -67,6 +68,8 @@ def _of_module(node: fx.Node, ctx: Context) -> Bare | Refusal | None:
         return None
     if has_weight_property(module) or isinstance(module, torch.jit.ScriptModule):
         return None
+    if getattr(module, "running_mean", None) is not None:
+        return None
     with torch.no_grad():
         held = [getattr(module, n, None) for n in TENSORS]
     second = isinstance(module, _BY_GROUP)
@@ -87,8 +90,10 @@ def _axes_of(module: nn.Module) -> int | None:
 
 def _of_function(node: fx.Node, ctx: Context) -> Bare | Refusal | None:
     name = name_of(node)
-    places = _PLACES[name]
+    places = next((p for f, p in _OF_FUNCTIONAL.items() if f is node.target), _PLACES[name])
     given = {**dict(zip(places, node.args, strict=False)), **{k: v for k, v in node.kwargs.items() if k in places}}
+    if given.get("running_mean") is not None:
+        return None
     held = [given.get(n) for n in TENSORS]
     if any(h is not None and not (isinstance(h, fx.Node) and h.meta["const"]) for h in held):
         return Refusal(Code.DATA_WEIGHT, "they are computed from data at every call")
@@ -98,7 +103,7 @@ def _of_function(node: fx.Node, ctx: Context) -> Bare | Refusal | None:
         return None
 
     def values() -> tuple[Tensor | None, Tensor | None]:
-        return (exact_pair(ctx, weight, bias) if weight is not None else (None, ctx.exact(bias)))  # type: ignore[arg-type]
+        return exact_pair(ctx, weight, bias) if weight is not None else (None, ctx.exact(bias))  # type: ignore[arg-type]
 
     made = _map(node, native, values, name in ("group_norm", "instance_norm"), None, cone_of(ctx, *held), ctx)
     if made is None or isinstance(made, Refusal):
@@ -140,7 +145,9 @@ def _map(
         some = scale if scale is not None else shift
         assert some is not None
         weight = (torch.ones_like(some) if scale is None else scale).reshape(pick)
-        return Kernel(shape.channels, shape.axes, weight, None if shift is None else shift.reshape(-1), shift is not None)
+        return Kernel(
+            shape.channels, shape.axes, weight, None if shift is None else shift.reshape(-1), shift is not None
+        )
 
     kernel = Kernel(shape.channels, shape.axes, biased=isinstance(held[1], Tensor))
     return Affine(node, kernel.shape_only(), load, owners, paradigm="scale", cost=1, rank_guard=guard)

@@ -50,7 +50,9 @@ def _transposed_kernel(
             w, b = rows()
             return Kernel(channels, axes, w.flip(*range(2, 2 + n)) if n else w, b, b is not None)
 
-        return Affine(source, Kernel(channels, axes, biased=biased), load, owners, layer=True, paradigm="conv", computed=computed)
+        return Affine(
+            source, Kernel(channels, axes, biased=biased), load, owners, layer=True, paradigm="conv", computed=computed
+        )
     axes = tuple(Axis(k, 1, 1, 0, 0, Border.UNKNOWN) for k in size)
     key = (size, tuple(stride), tuple(padding), tuple(output_padding), tuple(dilation))
 

@@ -52,6 +52,7 @@ class _Scene:
     takes: list[tuple[tuple[Any, Any], list[Tensor]]]
     tolerance: float
     off: float = 0.0
+    dtype: torch.dtype = torch.float64
 
 
 class Rehearsal:
@@ -80,10 +81,10 @@ class Rehearsal:
             full = ".".join(p for p in (unit.prefix, around.path) if p)
             begun(full or "the whole model")
             old = model.get_submodule(full)
-            takes = _takes(old, around, unit)
+            dtype, takes = _takes(old, around, unit)
             if takes:
                 eps = max((torch.finfo(p.dtype).eps for p in old.parameters() if p.is_floating_point()), default=0.0)
-                self.scenes.append(_Scene(unit, around, full, takes, max(TOLERANCE, GROWTH * eps)))
+                self.scenes.append(_Scene(unit, around, full, takes, max(TOLERANCE, GROWTH * eps), dtype=dtype))
                 covered.update(all_events(around))
                 return
         if not shown:
@@ -145,23 +146,33 @@ def _closed_events(unit: Unit) -> list[Event]:
 
 
 # --- one comparison -------------------------------------------------------------------------------------------------
-def _takes(old: nn.Module, event: Event, unit: Unit) -> list[tuple[tuple[Any, Any], list[Tensor]]]:
-    """Inputs that the original runs on, and what it gives for them: one, or all where a fallback is kept."""
-    wide, out = _copied(old), []
-    for made in _inputs(event, unit):
-        try:
-            out.append((made, _outputs(wide, *made)))
-        except Exception:  # the made-up inputs do not suit the original
-            continue
-        if not unit.surgery.keeping:
-            break
-    return out
+Takes = list[tuple[tuple[Any, Any], list[Tensor]]]
+
+
+def _takes(old: nn.Module, event: Event, unit: Unit) -> tuple[torch.dtype, Takes]:
+    """Inputs that the original runs on, and what it gives for them: one, or all where a fallback is kept.
+
+    In float64; where the original names a dtype of its own and runs on none, in the dtype of its weights.
+    """
+    own = next((p.dtype for p in old.parameters() if p.is_floating_point()), torch.float64)
+    for dtype, tries in {torch.float64: MAX_TRIES, own: MAX_TRIES if own is torch.float64 else MAX_NARROW}.items():
+        wide, out = _copied(old, dtype), list[tuple[tuple[Any, Any], list[Tensor]]]()
+        for made in itertools.islice(_inputs(event, unit, dtype), tries):
+            try:
+                out.append((made, _outputs(wide, *made)))
+            except Exception:  # the made-up inputs do not suit the original
+                continue
+            if not unit.surgery.keeping:
+                break
+        if out:
+            return dtype, out
+    return torch.float64, []
 
 
 def _judged(scene: _Scene, new: nn.Module) -> Refusal | None:
     """Why what was written cannot stand."""
     path = scene.path or "<root>"
-    wide = _copied(new)
+    wide = _copied(new, scene.dtype)
     for made, wanted in scene.takes:
         scene.off = float("inf")
         try:
@@ -179,8 +190,8 @@ def _judged(scene: _Scene, new: nn.Module) -> Refusal | None:
     return None
 
 
-def _copied(module: nn.Module) -> nn.Module:
-    return full_copy(module).to(dtype=torch.float64, device="cpu")
+def _copied(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return full_copy(module).to(dtype=dtype, device="cpu")
 
 
 def _outputs(module: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
@@ -191,16 +202,18 @@ def _outputs(module: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
 
 # --- made-up inputs -------------------------------------------------------------------------------------------------
 MAX_TRIES = 150
+MAX_NARROW = 20
+"""Inputs of the model's own dtype, of code that may run on no other."""
 
 
-def _inputs(event: Event, unit: Unit) -> Iterator[tuple[Any, Any]]:
+def _inputs(event: Event, unit: Unit, dtype: torch.dtype) -> Iterator[tuple[Any, Any]]:
     """Arguments for a call: of shapes that were seen or are known, and of others that may suit it."""
     nodes = list(dict.fromkeys(v for v in leaves((event.args, event.kwargs)) if isinstance(v, fx.Node)))
     if not nodes or any(n.meta["const"] or n.meta.get("kind") != "tensor" for n in nodes):
         return
     for shapes in itertools.islice(_shapes(event, unit, nodes), MAX_TRIES):
         generator = torch.Generator().manual_seed(0)
-        values = [torch.randn(s, dtype=torch.float64, generator=generator) for s in shapes]
+        values = [torch.randn(s, dtype=torch.float64, generator=generator).to(dtype) for s in shapes]
         yield mapped((event.args, event.kwargs), partial(_given, dict(zip(nodes, values, strict=True))))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool._copies import full_copy
+from reptool._weights import computed_tensors, exact_tensors, has_computed_weight, set_plain
 from reptool.budget import BYTES, check_bytes, is_out_of_memory, smallest_size
 from reptool.choose import Region
 from reptool.errors import InputError
@@ -159,7 +160,19 @@ def _read(norm: fx.Node, reads: Reads) -> fx.Node:
 
 
 def _double(module: nn.Module) -> nn.Module:
-    return full_copy(module).double().cpu()
+    made = full_copy(module).double().cpu()
+    if not has_computed_weight(made):
+        return made
+    try:
+        computed_tensors(made, "weight", "bias")
+    except Exception:  # the code of a computed weight refuses float64: its values are those of the model
+        values = exact_tensors(module, "weight", "bias")
+        made = full_copy(module).cpu()
+        set_plain(made)
+        for name, value in zip(("weight", "bias"), values, strict=True):
+            if value is not None:
+                made.register_parameter(name, nn.Parameter(value.cpu()))
+    return made
 
 
 def test_sizes(kernel: Kernel, reference: list[Op]) -> list[tuple[int, ...]]:
