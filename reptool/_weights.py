@@ -94,3 +94,20 @@ def _set_unparametrized(module: nn.Module) -> None:
     module.__class__ = type(module).__bases__[0]
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value))
+
+
+def set_bare(norm: nn.Module) -> None:
+    """Take scale and shift off a norm.
+
+    >>> norm = nn.LayerNorm(4)
+    >>> set_bare(norm)
+    >>> norm
+    LayerNorm((4,), eps=1e-05, elementwise_affine=False)
+    """
+    set_plain(norm)
+    for name in ("weight", "bias"):
+        if name in norm._parameters:
+            norm._parameters[name] = None
+    for flag in ("elementwise_affine", "affine"):
+        if flag in vars(norm):
+            setattr(norm, flag, False)

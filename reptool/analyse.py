@@ -40,7 +40,10 @@ class Analysis:
     own: dict[fx.Node, Behind] = field(default_factory=dict)
     """By the nodes that stand for them: the scales and shifts of norms that stay."""
     instead: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    """Such norms, with the node that others read in the place of each."""
+    """Values behind which they stand, with the node that others read in the place of each."""
+    bare: dict[fx.Node, Behind] = field(default_factory=dict)
+    passed: set[fx.Node] = field(default_factory=set)
+    """Views and pieces of what is not scaled yet."""
 
 
 def analyse(
@@ -90,15 +93,16 @@ def analyse(
         if op is not None and node not in norms:
             for spread in spreads:
                 op = spread.rerouted(node, op)
-            op = rerouted(op, found.instead) if found.instead else op
+            op = rerouted(op, found.instead) if found.instead and node not in found.passed else op
             found.ops[node] = op
             _extend(found, node, op, values)
         else:
             _want_all(found, node)
         found.sizes[node] = _size(found, node, op)
         _add_shares(found, node, values)
-        if affines is not None and op is None and refusal is None:
-            _add_affine(found, affines.behind(node, ctx), values)
+        if affines is not None and refusal is None:
+            for behind in affines.at(node, op, ctx):
+                _add_affine(found, behind, node, values)
     found.wanted.update(found.instead.get(n, n) for n in escaped)
     found.wanted.update(n for n in found.ops if not reads.readers.get(n))  # unused, and computed all the same
     return found
@@ -119,18 +123,18 @@ def _add_shares(found: Analysis, node: fx.Node, values: bool) -> None:
             break
 
 
-def _add_affine(found: Analysis, behind: Behind | None, values: bool) -> None:
-    """The scale and shift of a norm, right behind it."""
-    if behind is None:
-        return
-    norm, node, reads = behind.norm, behind.node, found.reads
-    found.ops[node], found.own[node], found.instead[norm] = behind.bare.op, behind, node
-    reads.position[node] = (reads.position[norm] + int(reads.position[norm] + 1)) / 2
-    reads.readers[node] = list(reads.readers.get(norm, ()))
-    found.sizes[node] = found.sizes[norm]
+def _add_affine(found: Analysis, behind: Behind, at: fx.Node, values: bool) -> None:
+    """The scale and shift of a norm, right behind a value."""
+    node, reads = behind.nodes[at], found.reads
+    op = behind.ops[node]
+    found.ops[node], found.own[node], found.instead[at], found.bare[behind.norm] = op, behind, node, behind
+    found.passed |= behind.passed
+    reads.position[node] = (reads.position[at] + int(reads.position[at] + 1)) / 2
+    reads.readers[node] = list(reads.readers.get(at, ()))
+    found.sizes[node] = found.sizes[at]
     if not reads.readers[node]:
         found.wanted.add(node)
-    _extend(found, node, behind.bare.op, values)
+    _extend(found, node, op, values)
 
 
 def out_of_reach(found: Analysis) -> set[fx.Node]:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool._copies import as_values
-from reptool._weights import set_plain
-from reptool.lift.own_affine import TENSORS
+from reptool._weights import set_bare, set_plain
 from reptool.lower import new_layer, set_values
 from reptool.other_graphs import graphs_of, settle
 from reptool.runtime.hooks import set_guard
@@ -42,7 +41,7 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
     for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in replaced)]:
         _put(root, paths, path, absorbed(root.get_submodule(path)))
     for path in surgery.bare:
-        _set_bare(root.get_submodule(path))
+        set_bare(root.get_submodule(path))
     for path, rank in surgery.guards.items():
         set_guard(root.get_submodule(path), rank)
     for path, methods in surgery.methods.items():
@@ -141,17 +140,6 @@ def _set_functional(owner: nn.Module, names: tuple[str, str | None], weight: Ten
         for table in (owner._buffers, owner._modules, owner.__dict__):
             table.pop(name, None)
         owner.register_parameter(name, None if value is None else nn.Parameter(value))
-
-
-def _set_bare(norm: nn.Module) -> None:
-    """Take scale and shift off a norm."""
-    set_plain(norm)
-    for name in TENSORS:
-        if name in norm._parameters:
-            norm._parameters[name] = None
-    for flag in ("elementwise_affine", "affine"):
-        if flag in vars(norm):
-            setattr(norm, flag, False)
 
 
 def _drop(module: nn.Module, path: str, dropped: set[str]) -> None:

@@ -21,8 +21,8 @@ from reptool.module_kinds import stock_forward, watched_classes
 from reptool.opaque import Responses, named_paths
 from reptool.ops import Affine
 from reptool.options import Options
-from reptool.ownership import Ownership, ownership
 from reptool.own_affines import OwnAffines
+from reptool.ownership import Ownership, ownership
 from reptool.places import asked, named, said
 from reptool.planning import Planning
 from reptool.progress import phase
@@ -187,6 +187,8 @@ def _unit(
     spreads, affines = Spreads(trace), OwnAffines()
     while True:
         found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy(), affines)
+        if affines.go_on(found.ops, found.wanted):
+            continue
         if affines.keep(found.wanted | out_of_reach(found), why_left(trace, found, found.refused, {}, values)):
             continue
         surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize, given_up.methods)

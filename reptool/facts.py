@@ -27,9 +27,9 @@ _SAME_SHAPE_MODULES = (
 _SAME_SHAPE = {
     "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "gelu", "silu", "mish",
     "hardswish", "hardsigmoid", "hardtanh", "hardtanh_", "sigmoid", "sigmoid_", "tanh", "tanh_", "softplus", "softmax",
-    "log_softmax", "layer_norm", "group_norm", "rms_norm", "batch_norm", "instance_norm", "dropout", "dropout2d", "contiguous",
-    "clone", "detach", "neg", "exp", "sqrt", "rsqrt", "abs", "clamp", "clamp_", "barrier", "to", "float", "half",
-    "pow", "square", "sin", "cos", "type_as", "normalize", "setitem",
+    "log_softmax", "layer_norm", "group_norm", "rms_norm", "batch_norm", "instance_norm", "dropout", "dropout2d",
+    "contiguous", "clone", "detach", "neg", "exp", "sqrt", "rsqrt", "abs", "clamp", "clamp_", "barrier", "to",
+    "float", "half", "pow", "square", "sin", "cos", "type_as", "normalize", "setitem",
 }  # fmt: skip
 _CASTS = {"to", "float", "half", "type_as"}
 _RANKED_MODULES = tuple(

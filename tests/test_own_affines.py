@@ -68,6 +68,29 @@ def added(self: Any, x: Tensor) -> Tensor:
     return self.q(y.add_(1.0))
 
 
+def last(self: Any, x: Tensor) -> Tensor:
+    """A norm of the channels between axes that are moved."""
+    return self.c(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+def both(self: Any, x: Tensor) -> Tensor:
+    """A layer behind a norm, and another behind a view of it."""
+    y = self.norm(x.permute(0, 2, 3, 1))
+    return torch.tanh(self.c(y.permute(0, 3, 1, 2))) + self.q(y).permute(0, 3, 1, 2)
+
+
+def split(self: Any, x: Tensor) -> Tensor:
+    """Pieces of a norm, one of which goes through an activation."""
+    first, second = self.norm(x).chunk(2, -1)
+    return self.q(first) + torch.tanh(second)
+
+
+def folded(self: Any, x: Tensor) -> Tensor:
+    """A view that mixes the channels with positions."""
+    y = self.norm(x)
+    return self.q(y.reshape(y.shape[0], -1, 4))
+
+
 def linear(outputs: int = 4, inputs: int = 8, bias: bool = True) -> nn.Linear:
     """A layer."""
     return nn.Linear(inputs, outputs, bias)
@@ -106,6 +129,11 @@ TAKEN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "halves": (lambda: net(halves, norm=nn.LayerNorm(8), q=linear(4, 4), k=linear(4, 4)), TOKENS),
     "shortcut": (lambda: net(within, norm=nn.LayerNorm(8), q=linear(8)), TOKENS),
+    "axes moved": (lambda: net(last, norm=nn.LayerNorm(8), c=nn.Conv2d(8, 4, 1)), IMAGES),
+    "axes moved before taps": (lambda: net(last, norm=nn.LayerNorm(8), c=nn.Conv2d(8, 4, 3)), IMAGES),
+    "axes moved for one reader": (
+        lambda: net(both, norm=nn.LayerNorm(8), c=nn.Conv2d(8, 4, 1, bias=False), q=linear()), IMAGES
+    ),
     "group norm": (lambda: nn.Sequential(nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 3)), IMAGES),
     "reflected border": (
         lambda: nn.Sequential(nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 3, padding=1, padding_mode="reflect")), IMAGES
@@ -152,7 +180,7 @@ def test_scale_and_shift_go_into_all_readers(case: str, given: bool) -> None:
         m for m in deployed.modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm2d))
     ]
     assert not any(True for m in norms for _ in m.parameters())
-    assert not any(getattr(m, "affine", getattr(m, "elementwise_affine", False)) for m in norms)
+    assert not any(getattr(m, "affine", getattr(m, "elementwise_affine", False)) for m in norms if type(m) in NORMS)
     assert report.parameters[1] == sum(p.numel() for p in deployed.parameters())
     if "function" not in case:
         assert scales(deployed) == 0
@@ -207,6 +235,12 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, Code, str]]
             lambda s, x: s.a(y := s.norm(x), y, y)[0], norm=nn.LayerNorm(8), a=nn.MultiheadAttention(8, 2)
         ),
         TOKENS, "norm", Code.NO_STATISTICS, "MultiheadAttention behind it",
+    ),
+    "a piece that no layer reads": (
+        lambda: net(split, norm=nn.LayerNorm(8), q=linear(4, 4)), TOKENS, "norm", Code.NO_STATISTICS, "tanh behind it"
+    ),
+    "channels in rows": (
+        lambda: net(folded, norm=nn.LayerNorm(8), q=linear(4, 4)), TOKENS, "norm", Code.NO_STATISTICS, "reshape behind"
     ),
     "shared tensor": (tied, TOKENS, "norm", Code.NO_STATISTICS, "is shared with"),
     "written in place": (

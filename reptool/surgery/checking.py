@@ -77,6 +77,11 @@ class Checking(Traced):
                 return Refusal(Code.READ_ELSEWHERE, sentence, (node.name, reader.name))
         return None
 
+    def _read_by(self, user: fx.Node) -> list[fx.Node]:
+        """What computes with a constant: the scales and shifts of a norm rather than the norm."""
+        behind = self.found.bare.get(user)
+        return [user] if behind is None else list(behind.ops)
+
     def _read_elsewhere(self, what: str, node: fx.Node, absorbed: dict[fx.Node, list[Site]]) -> Refusal:
         others = [r for r in self.reads.readers.get(node, ()) if r not in absorbed and not metadata_read(r)]
         return Refusal(Code.READ_ELSEWHERE, f"{what} is also read by {listed(others)}", (node.name,))
@@ -129,7 +134,7 @@ class Checking(Traced):
                 if event in node.meta["event"].ancestors():
                     sentence = f"{self.trace.place(owner)!r} is also given out by {event.function}"
                     return Refusal(Code.SHARED, sentence, (node.name,))
-        for user in (self.found.instead.get(u, u) for u in users):
+        for user in (n for u in users for n in self._read_by(u)):
             if spread is not None and user is spread.norm:
                 continue
             if user in absorbed:

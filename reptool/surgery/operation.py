@@ -103,7 +103,7 @@ class Operating(Traced):
 
     def _bare(self, behind: Behind, edits: Edits, surgery: Surgery) -> None:
         """A norm whose scale and shift went into all that reads it."""
-        edits.bypass[behind.node] = behind.norm
+        edits.bypass |= {node: at for at, node in behind.nodes.items()}
         if not behind.bare.module:
             edits.bare[behind.norm] = behind.bare
             return

@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from reptool._copies import full_copy
-from reptool._weights import computed_tensors, exact_tensors, has_computed_weight, set_plain
 from reptool.budget import BYTES, check_bytes, is_out_of_memory, smallest_size
 from reptool.choose import Region
 from reptool.errors import InputError
 from reptool.facts import Facts
 from reptool.kernel import Kernel
-from reptool.lift.transposed import asks_for_size
 from reptool.lower import Geometry, Place, new_layer, values
 from reptool.ops import Affine, Op, View
 from reptool.places import place_of
@@ -32,6 +29,8 @@ from reptool.rules import rules_of
 from reptool.spread import Spread
 from reptool.surgery import Site
 from reptool.units import GivenUp, Unit, key_of, layer_name
+from reptool.verify.bare import measure_bare
+from reptool.verify.originals import Originals, read_by
 
 EXACT = 1e-10
 CAST = 64.0
@@ -55,47 +54,15 @@ class Measured:
     sizes: int = 0
 
 
-class Originals:
-    """Runs original operations in float64."""
-
-    def __init__(self, facts: Facts, reads: Reads) -> None:
-        self.facts, self.reads = facts, reads
-        self.modules: dict[fx.Node, nn.Module] = {}
-        self.instead: dict[fx.Node, fx.Node] = {}  # norms, with the node of their scale and shift: what others read
-
-    def run(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
-        """The value of a node, from the values in `memo` and those that can be worked out from them."""
-
-        def value(n: fx.Node) -> Any:
-            seen = self.reads.of(node, n)
-            for candidate in (self.instead.get(seen or n), seen, n):
-                if candidate in memo:
-                    return memo[candidate]
-            if n.meta["const"]:
-                return self.facts.exact(n)
-            memo[n] = self.run(n, memo)
-            return memo[n]
-
-        sized = asks_for_size(node)  # for the input that the model gives it, not for one that is made up
-        args: Any = fx.node.map_arg(node.args[:1] if sized else node.args, value)
-        kwargs: Any = fx.node.map_arg({} if sized else node.kwargs, value)
-        if node.op == "call_module":
-            if node not in self.modules:
-                self.modules[node] = _double(node.meta["module"])
-            return self.modules[node](*args, **kwargs)
-        if self.reads.mutates.get(node) is not None:
-            args = (args[0].clone(), *args[1:])
-        result = self.facts.recorder.known.run(node, args, kwargs)
-        return args[0] if result is None else result
-
-
 class Reference(Originals):
     """Runs the original operations of a region in float64."""
 
     def __init__(self, region: Region, ops: dict[fx.Node, Op], facts: Facts, reads: Reads) -> None:
         super().__init__(facts, reads)
         self.region, self.ops = region, ops
-        self.instead = {op.sources[0]: n for n in region.form.ops if "bare" in n.meta for op in [ops[n]]}
+        own = [n for n in region.form.ops if "passed" in n.meta]
+        self.instead = {ops[n].sources[0]: n for n in own}
+        self.passed = {p for n in own for p in n.meta["passed"]}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, float]:
         """The region's value for the root value `x`, and the largest value between the two."""
@@ -140,7 +107,7 @@ def measure_spread(spread: Spread, norms: set[fx.Node], facts: Facts, reads: Rea
 
     def value(memo: dict[fx.Node, Any], skipped: set[fx.Node]) -> Any:
         for node in order:
-            memo[node] = memo[_read(node, reads)] if node in skipped else originals.run(node, memo)
+            memo[node] = memo[read_by(node, reads)] if node in skipped else originals.run(node, memo)
         return memo[spread.norm]
 
     with torch.no_grad():
@@ -151,28 +118,6 @@ def measure_spread(spread: Spread, norms: set[fx.Node], facts: Facts, reads: Rea
     if wanted.shape != got.shape:
         return float("inf")
     return float((wanted - got).abs().max()) / (float(wanted.abs().max()) + 1e-300)
-
-
-def _read(norm: fx.Node, reads: Reads) -> fx.Node:
-    """The value that a norm hands on."""
-    node = next(n for n in norm.all_input_nodes if not n.meta["const"])
-    return reads.of(norm, node) or node
-
-
-def _double(module: nn.Module) -> nn.Module:
-    made = full_copy(module).double().cpu()
-    if not has_computed_weight(made):
-        return made
-    try:
-        computed_tensors(made, "weight", "bias")
-    except Exception:  # the code of a computed weight refuses float64: its values are those of the model
-        values = exact_tensors(module, "weight", "bias")
-        made = full_copy(module).cpu()
-        set_plain(made)
-        for name, value in zip(("weight", "bias"), values, strict=True):
-            if value is not None:
-                made.register_parameter(name, nn.Parameter(value.cpu()))
-    return made
 
 
 def test_sizes(kernel: Kernel, reference: list[Op]) -> list[tuple[int, ...]]:
@@ -302,6 +247,7 @@ def checked_unit(unit: Unit, verify: bool) -> tuple[Checked, GivenUp]:
             out[site] = found
     if verify and not failed:
         failed.add(_failed_spreads(unit))
+        failed.add(_failed_bare(unit))
     return out, failed
 
 
@@ -355,6 +301,21 @@ def _failed_spreads(unit: Unit) -> GivenUp:
         for site in unit.surgery.sites:
             if set(spread.shares) & site.region.form.ops:
                 failed.regions[key_of(unit, site.region)] = refusal.at(site.region.value.name)
+    return failed
+
+
+def _failed_bare(unit: Unit) -> GivenUp:
+    """The regions that took the scale and shift of a norm which is another one with them where they stand now."""
+    failed = GivenUp()
+    for behind in unit.found.bare.values():
+        error = measure_bare(behind, unit.facts, unit.reads)
+        if error <= EXACT:
+            continue
+        sentence = f"the scale and shift of {place_of(behind.norm)!r} are off by {error:.3g} where they would go"
+        for site in unit.surgery.sites:
+            if behind.ops.keys() & site.region.form.ops:
+                refusal = Refusal(Code.UNVERIFIED, sentence).at(site.region.value.name)
+                failed.regions[key_of(unit, site.region)] = refusal
     return failed
 
 

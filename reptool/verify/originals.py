@@ -1,0 +1,71 @@
+"""The original operations of a model, run in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from reptool._copies import full_copy
+from reptool._weights import computed_tensors, exact_tensors, has_computed_weight, set_plain
+from reptool.facts import Facts
+from reptool.lift.transposed import asks_for_size
+from reptool.reads import Reads
+
+
+class Originals:
+    """Runs original operations in float64."""
+
+    def __init__(self, facts: Facts, reads: Reads) -> None:
+        self.facts, self.reads = facts, reads
+        self.modules: dict[fx.Node, nn.Module] = {}
+        self.instead: dict[fx.Node, fx.Node] = {}  # what stands for the scaled value that others read
+        self.passed: set[fx.Node] = set()  # what reads the value as it is
+
+    def run(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
+        """The value of a node, from the values in `memo` and those that can be worked out from them."""
+
+        def value(n: fx.Node) -> Any:
+            seen = self.reads.of(node, n)
+            scaled = None if node in self.passed else self.instead.get(seen or n)
+            for candidate in (scaled, seen, n):
+                if candidate in memo:
+                    return memo[candidate]
+            if n.meta["const"]:
+                return self.facts.exact(n)
+            memo[n] = self.run(n, memo)
+            return memo[n]
+
+        sized = asks_for_size(node)  # for the input that the model gives it, not for one that is made up
+        args: Any = fx.node.map_arg(node.args[:1] if sized else node.args, value)
+        kwargs: Any = fx.node.map_arg({} if sized else node.kwargs, value)
+        if node.op == "call_module":
+            if node not in self.modules:
+                self.modules[node] = _double(node.meta["module"])
+            return self.modules[node](*args, **kwargs)
+        if self.reads.mutates.get(node) is not None:
+            args = (args[0].clone(), *args[1:])
+        result = self.facts.recorder.known.run(node, args, kwargs)
+        return args[0] if result is None else result
+
+
+def read_by(norm: fx.Node, reads: Reads) -> fx.Node:
+    """The value that a norm reads."""
+    node = next(n for n in norm.all_input_nodes if not n.meta["const"])
+    return reads.of(norm, node) or node
+
+
+def _double(module: nn.Module) -> nn.Module:
+    made = full_copy(module).double().cpu()
+    if not has_computed_weight(made):
+        return made
+    try:
+        computed_tensors(made, "weight", "bias")
+    except Exception:  # the code of a computed weight refuses float64: its values are those of the model
+        values = exact_tensors(module, "weight", "bias")
+        made = full_copy(module).cpu()
+        set_plain(made)
+        for name, value in zip(("weight", "bias"), values, strict=True):
+            if value is not None:
+                made.register_parameter(name, nn.Parameter(value.cpu()))
+    return made
