@@ -13,6 +13,8 @@ from typing import Any
 
 from reptool.function_text import definition_of
 
+_TOLD = {"__class__", "elementwise_affine", "affine", "_parameters", "parameters", "named_parameters", "state_dict"}
+"""Attributes that tell what kind of module it is, or which parameters it has."""
 _LISTS = {"modules", "children", "named_modules", "named_children"}
 
 
@@ -39,10 +41,12 @@ def asked_kinds(function: Callable[..., Any]) -> frozenset[str]:
 
 
 def _subject(node: ast.AST) -> ast.expr | None:
-    """What a node asks about: ``isinstance(m, ...)``, ``type(m)``, ``m.__class__``, ``m.bias is None``."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "type"):
-        return node.args[0] if node.args else None
-    if isinstance(node, ast.Attribute) and node.attr == "__class__":
+    """What a node asks about: ``isinstance(m, ...)``, ``type(m)``, ``m.__class__``, ``m.bias is None``, ``m.affine``."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+        told = node.args[1].value if len(node.args) > 1 and isinstance(node.args[1], ast.Constant) else None
+        asks = node.func.id in ("isinstance", "type") or (node.func.id in ("getattr", "hasattr") and told in _TOLD)
+        return node.args[0] if asks else None
+    if isinstance(node, ast.Attribute) and node.attr in _TOLD:
         return node.value
     if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr in ("bias", "weight"):
         return node.left.value if isinstance(node.ops[0], (ast.Is, ast.IsNot)) else None

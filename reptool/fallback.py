@@ -279,9 +279,15 @@ def _span(site: Site) -> set[str]:
     lowest = next(e for e in chains[0] if e in common)
     out = {str(n.target) for n in site.region.form.ops if n.op == "call_module"} | {lowest.path}
     out |= {e.path for chain in chains for e in chain[: chain.index(lowest)]}
+    out |= {str(n.meta["share_of"].target) for n in site.region.form.ops if _is_of_module(n)}
     if site.slot is not None:
         out.add(site.slot)
     return out | ({site.owner} if site.slot is None else set())
+
+
+def _is_of_module(node: fx.Node) -> bool:
+    """Whether this stands for the scale and shift of a norm that is called as a module."""
+    return "passed" in node.meta and node.meta["share_of"].op == "call_module"
 
 
 def _changed(surgery: Surgery) -> dict[str, set[str] | None]:

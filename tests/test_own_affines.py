@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 
 import reptool
 from reptool import Code
-from reptool.errors import AbsorbedStateError
+from reptool.errors import AbsorbedStateError, SpecializedError
 from reptool.testing import assert_equivalent, randomize
 from tests.test_refusals import net
 
@@ -277,7 +277,7 @@ def test_a_hook_goes_on_seeing_the_scaled_value(at: int) -> None:
     torch.testing.assert_close(seen[0], seen[1])
 
 
-def test_a_method_that_gives_the_normalized_value_keeps_it() -> None:
+def test_a_method_that_gives_the_normalized_value_is_right_or_raises() -> None:
     class Reader(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -292,11 +292,8 @@ def test_a_method_that_gives_the_normalized_value_keeps_it() -> None:
     model, x = randomize(Reader(), 1).eval(), torch.randn(TOKENS)
     deployed = reptool.deploy(model, x)
     torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-5)
-    try:
-        got = deployed.features(x)
-    except reptool.errors.ReptoolError:
-        return
-    torch.testing.assert_close(got, model.features(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(SpecializedError):
+        deployed.features(x)
 
 
 def test_a_weight_that_is_read_elsewhere_stays() -> None:
@@ -364,3 +361,92 @@ def test_a_norm_in_front_of_any_convolution(
     deployed = reptool.deploy(model, x)
     torch.testing.assert_close(deployed(x), model(x), rtol=1e-9, atol=1e-9)
     assert (deployed[0].weight is None) == (not (shifted and padding))
+
+
+class Around(nn.Module):
+    """A norm and its reader in code that does more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.q, self.k = nn.LayerNorm(8), linear(8), linear(8)
+        self.raw = False
+
+    def penalty(self) -> Tensor:
+        """A number from the weights."""
+        return self.norm.weight.square().sum()
+
+
+class AsksForFlag(Around):
+    """Code that asks whether the norm scales."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Another way where it does not."""
+        y = self.norm(x)
+        return self.q(y if self.norm.elementwise_affine else y * 3)
+
+
+class AsksByName(Around):
+    """Code that asks by name whether the norm scales."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Another way where it does not."""
+        return self.q(self.norm(x)) * (1 if getattr(self.norm, "elementwise_affine", False) else 5)
+
+
+class AsksForWeight(Around):
+    """Code that asks whether the norm has a weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Another way where it has none."""
+        y = self.norm(x)
+        return self.q(y * 3 if self.norm.weight is None else y)
+
+
+class AsksForDtype(Around):
+    """Code that asks for the dtype of the norm's weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In that dtype."""
+        return self.q(self.norm(x.to(self.norm.weight.dtype)))
+
+
+class AsksForSize(Around):
+    """Code that reads the norm in another way at another size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """An activation for few tokens."""
+        return self.q(self.norm(x)) if x.shape[1] > 3 else self.k(torch.relu(self.norm(x)))
+
+
+class AsksForSetting(Around):
+    """Code that gives the norm's value where it is set to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The raw value, or a layer's."""
+        y = self.norm(x)
+        return y if self.raw else self.q(y)
+
+
+@pytest.mark.parametrize("keep_fallback", [False, True])
+@pytest.mark.parametrize("kind", [AsksForFlag, AsksByName, AsksForWeight, AsksForDtype, AsksForSize, AsksForSetting])
+def test_code_that_asks_is_right_or_raises(kind: type[Around], keep_fallback: bool) -> None:
+    model = randomize(kind(), 1).eval()
+    x, few = torch.randn(TOKENS), torch.randn(2, 2, 8)
+    deployed = reptool.deploy(model, x, keep_fallback=keep_fallback)
+    for value in (x, few):
+        torch.testing.assert_close(deployed(value), model(value), rtol=1e-4, atol=1e-5)
+    model.raw = deployed.raw = True
+    for call in (lambda m: m(x), lambda m: m.penalty()):
+        try:
+            got = call(deployed)
+        except SpecializedError:
+            continue
+        torch.testing.assert_close(got, call(model), rtol=1e-4, atol=1e-5)
+
+
+def test_a_method_with_a_fallback_reads_the_norm_as_it_was() -> None:
+    model = randomize(AsksForSize(), 1).eval()
+    deployed = reptool.deploy(model, torch.randn(TOKENS), keep_fallback=True)
+    assert deployed.norm.weight is None
+    x = torch.randn(2, 2, 8)
+    torch.testing.assert_close(deployed(x), model(x))
