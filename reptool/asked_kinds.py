@@ -41,7 +41,7 @@ def asked_kinds(function: Callable[..., Any]) -> frozenset[str]:
 
 
 def _subject(node: ast.AST) -> ast.expr | None:
-    """What a node asks about: ``isinstance(m, ...)``, ``type(m)``, ``m.__class__``, ``m.bias is None``, ``m.affine``."""
+    """What a node asks about: ``isinstance(m, ...)``, ``type(m)``, ``m.bias is None``, ``m.affine``."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
         told = node.args[1].value if len(node.args) > 1 and isinstance(node.args[1], ast.Constant) else None
         asks = node.func.id in ("isinstance", "type") or (node.func.id in ("getattr", "hasattr") and told in _TOLD)

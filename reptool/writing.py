@@ -78,6 +78,7 @@ class Writing:
         self.wrapped: list[tuple[nn.Module, str]] = []  # methods that stand behind a recorder for now
         self.unanswered: Exception | None = None
         self.unsettled: dict[int, str] = {}  # layers that the code itself sets -> an attribute it writes
+        self.modes: dict[tuple[Event, frozenset[fx.Node]], bool] = {}  # calls whose mode decides nothing, once asked
         self.given: list[weakref.ref[Symbolic]] = []  # every value handed to the model's code
         self.over = False
 

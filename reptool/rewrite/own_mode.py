@@ -30,6 +30,15 @@ def decides_nothing(event: Event, absorbed: Collection[fx.Node], recorder: Recor
         recorder: what traced the call.
     """
     units = list(_units(event))
+    key = event, frozenset(u for u in units if isinstance(u, fx.Node) and u in absorbed)
+    if key not in recorder.modes:
+        recorder.modes[key] = _decides_nothing(event, units, key[1], recorder)
+    return recorder.modes[key]
+
+
+def _decides_nothing(
+    event: Event, units: list[fx.Node | Event], absorbed: Collection[fx.Node], recorder: Recorder
+) -> bool:
     module = full_copy(event.module)
     runs = []
     for training in (False, True):
