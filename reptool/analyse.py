@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import fx
@@ -137,18 +137,27 @@ def _add_affine(found: Analysis, behind: Behind, at: fx.Node, values: bool) -> N
     _extend(found, node, op, values)
 
 
-def out_of_reach(found: Analysis) -> set[fx.Node]:
-    """The scales and shifts of norms that some reader brings to no layer: what every plan would compute."""
+def out_of_reach(found: Analysis, rejected: Mapping[fx.Node, Mapping[frozenset[fx.Node], object]]) -> set[fx.Node]:
+    """The scales and shifts of norms that some reader brings to no layer: what every plan would compute.
+
+    Args:
+        found: what was found.
+        rejected: by the value, forms that no layer may take, by their operations.
+    """
     if not found.own:
         return set()
     readers: dict[fx.Node, set[fx.Node]] = {n: set() for n in found.own}
     for node, op in found.ops.items():
         for source in readers.keys() & set(op.sources):
             readers[source].add(node)
-    for forms in found.forms.values():
+    for value, forms in found.forms.items():
         for form in forms.values():
             taken = readers.keys() & form.ops
-            if taken and any(map(_is_layer, (found.ops[n] for n in form.ops))):
+            if (
+                taken
+                and form.ops not in rejected.get(value, ())
+                and any(map(_is_layer, (found.ops[n] for n in form.ops)))
+            ):
                 for node in taken:
                     readers[node] -= form.ops
     return {n for n, left in readers.items() if left}

@@ -32,7 +32,7 @@ from reptool.refusal import Code, Refusal
 from reptool.runtime.originals import KEPT
 from reptool.settled import drop_settled
 from reptool.showing import Call, made_up, seen_calls
-from reptool.surgery import Site, Surgeon
+from reptool.surgery import Site, Surgeon, Surgery
 from reptool.trace import CaptureLimitError, Event, Trace, Unanswerable, all_events
 from reptool.twice import mark_state
 from reptool.units import GivenUp, Plan, Unit
@@ -189,14 +189,16 @@ def _unit(
         found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy(), affines)
         if affines.go_on(found.ops, found.wanted):
             continue
-        if affines.keep(found.wanted | out_of_reach(found), why_left(trace, found, found.refused, {}, values)):
+        if affines.keep(found.wanted | out_of_reach(found, {}), why_left(trace, found, found.refused, {}, values)):
             continue
         surgeon = Surgeon(trace, found, owned.hooked, owned.tied, owned.held, specialize, given_up.methods)
         wiring = Wiring(surgeon, above, {*plan.untraced, *unread}, values)
         planning = Planning(surgeon, wiring, options, cast, given_up)
-        surgery, refusals = planning.done()
+        planned = planning.done()
+        surgery, refusals = planned or (Surgery(), planning.refusals)
         reason = why_left(trace, found, {**found.refused, **refusals}, planning.rejected, values)
-        if affines.keep(surgeon.alive(surgery.sites), reason):
+        alive = surgeon.alive(surgery.sites) if planned else out_of_reach(found, planning.rejected)
+        if affines.keep(alive, reason):
             continue
         if spreads.settled(surgeon, surgery, refusals):
             break

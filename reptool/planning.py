@@ -11,7 +11,7 @@ from collections import Counter
 
 from torch import fx
 
-from reptool.analyse import Analysis
+from reptool.analyse import Analysis, out_of_reach
 from reptool.apply import silenced
 from reptool.budget import too_large, weight_bytes
 from reptool.choose import Chooser, Region
@@ -52,8 +52,8 @@ class Planning:
         self._sites: dict[Region, Site | Refusal] = {}
         self.chooser = Chooser(self.found, self._allowed, options.force)
 
-    def done(self) -> tuple[Surgery, dict[fx.Node, Refusal]]:
-        """The surgery, and why other regions were not taken."""
+    def done(self) -> tuple[Surgery, dict[fx.Node, Refusal]] | None:
+        """The surgery, and why other regions were not taken; None once a norm is seen to keep its scale and shift."""
         while True:
             sites, problems = self._placed(self.chooser.regions())
             made = Surgery() if problems else self.surgeon.operate(sites)
@@ -64,6 +64,8 @@ class Planning:
                 if not problems:
                     return made, self.refusals
             self._reject(problems)
+            if out_of_reach(self.found, self.rejected):
+                return None
 
     def _allowed(self, node: fx.Node, form: Form) -> Refusal | None:
         refusal = self.rejected.get(node, {}).get(form.ops)
