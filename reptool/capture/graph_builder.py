@@ -13,7 +13,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from reptool.capture.fake_eval import Evaluation
 from reptool.capture.patching import DRAWS
-from reptool.capture.side_effects import contents_of, held_by, written_so_far
+from reptool.capture.side_effects import contents_of, held_by, metadata_of, written_so_far
 from reptool.capture.symbolic import Symbolic, TensorValue, Value
 from reptool.ir.aliasing import mutated_argument, writes_many
 from reptool.ir.casts import CAST_TO, mark, written_out
@@ -256,9 +256,18 @@ class Writing:
             raise self.refused(error)  # noqa: B904 - it is the same error
         if not node.meta["const"]:
             self.stack[-1].questions.append(Question(what, node.name, answer, node, read))
-        elif what in ("truth", "integer", "membership") and (held := held_by(node)):
+            return answer
+        self._asked_of_weights(node)
+        if what in ("truth", "integer", "membership") and (held := held_by(node)):
             self.stack[-1].questions.append(Question(VALUE, held, answer))
         return answer
+
+    def _asked_of_weights(self, node: fx.Node) -> None:
+        """What code decides by and a weight has beside its numbers (``requires_grad``, a dtype) is a setting."""
+        for weight, name in metadata_of(node):
+            path, _, tensor = str(weight.target).rpartition(".")
+            value = snapshot(getattr(weight.meta["tensor"], name))
+            self.stack[-1].settings.append(Setting(path, f"{tensor}.{name}", value, self.calls))
 
     def is_instance(self, value: Symbolic, kinds: Any, frame: Any) -> bool:
         """Of what type a value is, as code asks that is not torch's own."""

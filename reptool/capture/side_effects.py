@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import operator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
@@ -77,6 +78,19 @@ def held_by(node: fx.Node) -> str:
             stack += [n for n in at.all_input_nodes if n not in seen]
             seen.update(at.all_input_nodes)
     return ""
+
+
+def metadata_of(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
+    """Parameters and buffers, with what is asked of each beside its numbers and sizes to compute a constant."""
+    stack, seen = [node], {node}
+    while stack:
+        at = stack.pop()
+        held, name = at.args[:2] if at.target is getattr else (None, None)
+        is_own = isinstance(held, fx.Node) and held.op == "get_attr" and not str(held.target).startswith("_constant")
+        if isinstance(held, fx.Node) and is_own and name not in ("shape", "ndim"):
+            yield held, str(name)
+        stack += [n for n in at.all_input_nodes if n not in seen]
+        seen.update(at.all_input_nodes)
 
 
 def kept_outside(recorder: Recorder, top: Event) -> None:

@@ -25,6 +25,7 @@ from reptool.ir.trace import Event, Setting, all_events
 from reptool.ir.walk import nodes_in
 from reptool.passages.norm_affine import Bare
 from reptool.pysource.functions import behind
+from reptool.pysource.globals_read import Outside
 from reptool.pysource.places import asked, named
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.constants import CannotCutError, Constants
@@ -95,6 +96,7 @@ class Cutter:
         self.event, self.edits, self.reads, self.assumed, self.prefix = event, edits, reads, assumed, prefix
         self.recorder = recorder
         self.fallback, self.specialized = fallback, False
+        self.settings: list[Setting | Outside] = []
         self.graph = fx.Graph()
         self.map: dict[fx.Node, Any] = {}
         self.now = 0.0  # where in the trace what is written down stands
@@ -125,19 +127,21 @@ class Cutter:
             else:
                 self._node(item)
         if self.fallback:
-            self.specialized, guards = bool(guards or questions), []
-        guards += self._settings()
+            self.settings = self._settings()
+            self.specialized, guards = bool(guards or questions or self.settings), []
+        else:
+            guards += setting_checks(self.event, self._settings())
         self.now = max((self.reads.position[n] + 1 for n in self.event.nodes()), default=self.now)
         self.graph.output(self._lookup_all(self.event.output))
         return self._print(guards)
 
-    def _settings(self) -> list[Check]:
-        """Checks of the module's attributes that the text no longer reads: what they were was written into it."""
+    def _settings(self) -> list[Setting | Outside]:
+        """The settings that the text no longer reads: what they were was written into it."""
         folded = (self.edits.bypass.keys() | self.edits.dead) - self.edits.layers.keys()
         read = settings_of(self._written_out(self.event))
         if any(_is_mode(s) for s in read) and decides_nothing(self.event, folded, self.recorder):
             read = [s for s in read if not _is_mode(s)]
-        return setting_checks(self.event, read)
+        return read
 
     def _written_out(self, event: Event) -> Iterator[Event]:
         """A call, and those of the module's own methods that are not made any more."""

@@ -43,7 +43,10 @@ def _attribute(event: Event, setting: Setting) -> Check:
     for part in filter(None, setting.path[len(base) :].split(".") if setting.path != event.path else ()):
         plain = part.isidentifier() and not keyword.iskeyword(part)
         text = f"{text}.{part}" if plain else f"getattr({text}, {part!r})"
-    simple = setting.name.isidentifier() and not keyword.iskeyword(setting.name) and not setting.name.startswith("__")
+    *tensor, name = setting.name.split(".")
+    if tensor:
+        return Check(f"{text}.{setting.name}", f"{text}.{setting.name}", (setting.value,), exact=True)
+    simple = name.isidentifier() and not keyword.iskeyword(setting.name) and not setting.name.startswith("__")
     if simple and setting.value is not ABSENT:
         return Check(f"{text}.{setting.name}", f"{text}.{setting.name}", (setting.value,), exact=True)
     read = f"getattr({text}, {setting.name!r}, _absent)"

@@ -251,7 +251,8 @@ class Operating(Traced):
         if surgery.fallbacks is not None:
             surgery.fallbacks.rewritten.add(event)
             if cutter.specialized:
-                surgery.fallbacks.need(event, (), dict.fromkeys(blame[n] for n in touched if n in blame))
+                sites = dict.fromkeys(blame[n] for n in touched if n in blame)
+                surgery.fallbacks.need(event, (), sites, cutter.settings)
         surgery.methods.setdefault(event.path, {})[event.method] = made
         surgery.events.setdefault(event.path, event)
 
