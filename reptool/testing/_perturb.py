@@ -40,7 +40,7 @@ class Perturbed:
     def count(self, changes: Sequence[Change], verdict: Verdict) -> None:
         """Count one try; what raised is told by the first change, unless there is one alone."""
         self.tried += 1
-        self.agreed += verdict.sort == "agreed"
+        self.agreed += verdict.sort not in ("raised", "warned")
         self.warned += verdict.sort == "warned"
         if verdict.sort == "raised":
             self.raised[changes[0].kind] += 1
@@ -64,6 +64,7 @@ def perturb(
     tries: int = 100,
     seed: int = 0,
     kinds: Collection[str] | None = None,
+    allow: Collection[str] = (),
     changes: Sequence[str] | None = None,
 ) -> Perturbed:
     """Change a model and its deployed copy alike, at random, and assert that they agree or that reptool raises.
@@ -80,6 +81,8 @@ def perturb(
         tries: how many sets of one to three changes.
         seed: equal seeds give equal changes.
         kinds: which kinds of changes: names of `reptool.testing.PERTURBED_KINDS`, all if None.
+        allow: faults that count as agreed: "foreign" where an error is not reptool's, "lenient" where the original
+            raises and the deployed one does not.
         changes: these statements, and nothing at random: what a failure printed.
 
     Returns:
@@ -99,27 +102,27 @@ def perturb(
         raise InputError(f"kinds={unknown} are not known; there are {', '.join(KINDS)}")
     start = perf_counter()
     session, found = Session(model, deployed, inputs, seed, kinds), Perturbed()
-    _judged(session, [], found)
+    _judged(session, [], found, allow)
     found.tried = found.agreed = 0
     if changes is not None:
-        _judged(session, [Change("given", text, text) for text in changes], found)
+        _judged(session, [Change("given", text, text) for text in changes], found, allow)
     elif session.sources:
         for _ in range(tries):
-            _judged(session, session.draw(), found)
+            _judged(session, session.draw(), found, allow)
     found.seconds = perf_counter() - start
     return found
 
 
-def _judged(session: Session, changes: list[Change], found: Perturbed) -> None:
+def _judged(session: Session, changes: list[Change], found: Perturbed, allow: Collection[str]) -> None:
     verdict = session.judge(changes)
-    if verdict.is_fault:
+    if verdict.is_fault and verdict.sort not in allow:
         raise AssertionError(failure_text(*session.shrunk(changes, verdict)))
     found.count(changes, verdict)
 
 
 def failure_text(changes: Sequence[Change], verdict: Verdict) -> str:
     """What is raised: the changes as statements, and what differs."""
-    what = "differs and says nothing" if verdict.sort == "silent" else "raises an error that is not reptool's"
+    what = "raises an error that is not reptool's" if verdict.sort == "foreign" else "differs and says nothing"
     lines = "".join(f"\n    {change.statement}" for change in changes) or "\n    (no change at all)"
     statements = [change.statement for change in changes]
     return (

@@ -28,7 +28,8 @@ def places(model: nn.Module, code: Code) -> Iterator[Place]:
     for path, module in model.named_modules():
         here = module_text(path)
         for name, value in list(vars(module).items()):
-            if name not in _TORCH_ATTRIBUTES and not name.startswith("__") and name.isidentifier():
+            private = name.startswith("_" if type(module).__module__.startswith("torch.") else "__")
+            if name not in _TORCH_ATTRIBUTES and not private and name.isidentifier():
                 read = f"{here}.{name}"
                 yield from within("attribute", read, value, assigns(read))
     yield from _of_classes(model)

@@ -28,12 +28,16 @@ MOVED = 100.0
 _OFTEN = {"attribute": 3.0, "container": 2.0, "config": 2.0, "global": 2.0, "argument": 2.0, "method": 2.0, "copy": 0.5}
 
 
+FAULTS = ("silent", "lenient", "foreign")
+"""Another result without a word, a result where the original raises, an error that is not reptool's."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How a try ended.
 
     Args:
-        sort: "agreed", "raised", "warned", or the two faults "silent" and "foreign".
+        sort: "agreed", "raised", "warned", or one of `FAULTS`.
         detail: what differed or was raised.
         unchanged: whether the original gives what it gave before the changes.
     """
@@ -45,7 +49,7 @@ class Verdict:
     @property
     def is_fault(self) -> bool:
         """Whether the deployed one neither agrees nor says so."""
-        return self.sort in ("silent", "foreign")
+        return self.sort in FAULTS
 
 
 class Session:
@@ -190,24 +194,24 @@ class Session:
             self.snapshot.restore()
 
     def _compared(self, changes: Sequence[Change], wanted: Outcome, given: Outcome) -> Verdict:
-        modes = any(change.kind == "mode" for change in changes)
+        modes = any(change.kind in ("mode", "given") for change in changes)
         said = [text for text in given.warnings if text not in wanted.warnings and _is_ours(text)]
         self.warned |= modes and bool(said)
         if isinstance(given.error, ReptoolError):
             return Verdict("raised", str(given.error), wanted.error is None and self._is_as_before(wanted))
         if wanted.error is not None:
             if given.error is None:
-                return self._fault(modes, f"the original raises {_named(wanted.error)}, the deployed one does not")
+                return self._fault("lenient", modes, f"the original raises {_named(wanted.error)}, the deployed one does not")
             if _is_same_error(wanted.error, given.error) or any(change.kind == "copy" for change in changes):
                 return Verdict("agreed")
             return Verdict("foreign", f"{_named(wanted.error)} became {_named(given.error)}")
         if given.error is not None:
             return Verdict("foreign", f"the deployed one raises {_named(given.error)}")
         found = next(differences(wanted.value, given.value, self.dtype), None)
-        return Verdict("agreed") if found is None else self._fault(modes, found[0])
+        return Verdict("agreed") if found is None else self._fault("silent", modes, found[0])
 
-    def _fault(self, modes: bool, detail: str) -> Verdict:
-        return Verdict("warned" if modes and self.warned else "silent", detail)
+    def _fault(self, sort: str, modes: bool, detail: str) -> Verdict:
+        return Verdict("warned" if modes and self.warned else sort, detail)
 
     def _is_as_before(self, wanted: Outcome) -> bool:
         if wanted.value[0] or wanted.value[1] or self.before.error is not None:
@@ -233,7 +237,7 @@ class Session:
         """A random set of changes: mostly one, sometimes two or three that the same function reads."""
         kinds = list(self.sources)
         often = [_OFTEN.get(kind, 1.0) for kind in kinds]
-        count = self.random.choices((1, 2, 3), (0.6, 0.25, 0.15))[0]
+        count = self.random.choices((1, 2, 3), (0.7, 0.2, 0.1))[0]
         first = self._next(self.random.choices(kinds, often)[0])
         taken = [first]
         for _ in range(count - 1):
@@ -243,11 +247,13 @@ class Session:
         return sorted(changes, key=lambda change: change.kind != "copy")
 
     def _next(self, kind: str) -> Source:
-        """The sources of a kind one after another, in a random order."""
+        """The sources of a kind one after another, in a random order, the likely ones first."""
         queue = self._queues.get(kind)
         if not queue:
             queue = [source for source in self.sources[kind] for _ in range(source.weight)]
             self.random.shuffle(queue)
+            likely = max(source.weight for source in queue)
+            queue += [source for source in queue if source.weight == likely]
             self._queues[kind] = queue
         return queue.pop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import os
 import random
 import types
@@ -93,6 +94,9 @@ class Snapshot:
             self.variables.append((value, value.get(None)))
         elif isinstance(value, types.MethodType):
             self._reach(value.__func__, depth + 1)
+        elif isinstance(value, functools.partial):
+            for held in (value.func, value.args, value.keywords):
+                self._reach(held, depth + 1)
         elif hasattr(value, "__dict__") and (is_own(type(value).__module__) or type(value).__module__ in _HELD):
             self.objects.append((value, dict(vars(value))))
             for held in vars(value).values():

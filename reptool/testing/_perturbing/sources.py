@@ -50,8 +50,8 @@ class Source:
 def settings(model: nn.Module, code: Code) -> Iterator[Source]:
     """All values that the code of a model may read: those that it names are taken more often."""
     for place in places(model, code):
-        named = last_name(place.read) in code.names
-        yield place_source(place, code, 4 if named else 1)
+        name = last_name(place.read)
+        yield place_source(place, code, 6 if name in code.compared else 4 if name in code.names else 1)
     yield from _added(model, code)
     yield from _environment(code)
 
