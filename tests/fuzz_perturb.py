@@ -75,7 +75,7 @@ def perturbed(
             tally.found.tried += 1
         elif changes:
             tally.found.count(changes, verdict)
-    tally.networks_with.update(failures)
+    tally.networks_with.update(list(failures))
     return failures
 
 

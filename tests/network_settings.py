@@ -1,4 +1,4 @@
-"""Random networks that ask settings: flags, configurations, globals, arguments, and methods that use a part of a region.
+"""Random networks that ask settings: flags, configurations, globals, arguments; and methods that use a part of them.
 
 Each block computes something that can be collapsed, unless a setting, which is off, says that it computes a part of
 it by itself. ``settings_source(seed)`` gives the text, `tests.networks.build` the model.
@@ -159,9 +159,11 @@ def of_the_module(a: Asked, t: ClassText) -> str:
     name = a.fresh("RAW")
     kind = a.g.pick("plain", "dict", "space")
     a.header.append(
-        {"plain": f"{name} = False", "dict": f"{name} = {{'raw': False}}", "space": f"{name} = SimpleNamespace(raw=False)"}[
-            kind
-        ]
+        {
+            "plain": f"{name} = False",
+            "dict": f"{name} = {{'raw': False}}",
+            "space": f"{name} = SimpleNamespace(raw=False)",
+        }[kind]
     )
     return {"plain": name, "dict": f"{name}['raw']", "space": f"{name}.raw"}[kind]
 
@@ -237,7 +239,10 @@ def _region(g: Generator, t: ClassText, v: Value) -> Region:
         a, b, d = conv(3), conv(1), norm()
         return Region(f"{d}({a}({x}) + {b}({x}))", [f"{a}({x})", f"{d}({b}({x}))", f"{a}({x}) + {b}({x})"])
     if kind in ("branches", "sequential"):
-        texts = [f"nn.Sequential(nn.Conv{n}d({c}, {c}, {k}, padding={k // 2}, bias=False), nn.BatchNorm{n}d({c}))" for k in (3, 1)]
+        texts = [
+            f"nn.Sequential(nn.Conv{n}d({c}, {c}, {k}, padding={k // 2}, bias=False), nn.BatchNorm{n}d({c}))"
+            for k in (3, 1)
+        ]
         a = t.attribute("branch", texts[0])
         if kind == "sequential":
             return Region(f"{a}({x})", [f"{a}[0]({x})", f"{a}[1]({x})"])
@@ -271,7 +276,9 @@ def _asked(a: Asked, t: ClassText, v: Value, conditions: list[str]) -> Value:
         arguments = ", ".join(["self", v.name, *_arguments(t)])
         t.methods += ["", f"def {method}({arguments}):", f"    if {condition}:", f"        return {part}"]
         t.methods += [f"    return {region.whole}"]
-        t.body.append(f"{y} = self.{method}({', '.join([v.name, *(name.partition('=')[0] for name in _arguments(t))])})")
+        t.body.append(
+            f"{y} = self.{method}({', '.join([v.name, *(name.partition('=')[0] for name in _arguments(t))])})"
+        )
     if g.chance(0.3):
         _public(g, t, v.name, g.random.choice(region.parts))
     return replace(v, name=t.assign(f"{y}.relu()") if g.chance(0.6) else y)
@@ -316,7 +323,12 @@ def _network(a: Asked, sizes: tuple[int, ...]) -> tuple[ClassText, int]:
     arguments = g.pick([], ["raw=False"], ["mode='plain'"], ["raw=False", "level=0"], ["mask=None"])
     t = ClassText("Network", ", ".join(["x", *arguments]))
     v = Value("x", channels, sizes, ((0, 1),) * g.axes)
-    conditions = {"raw=False": "raw", "mode='plain'": "mode == 'raw'", "level=0": "level > 2", "mask=None": "mask is not None"}
+    conditions = {
+        "raw=False": "raw",
+        "mode='plain'": "mode == 'raw'",
+        "level=0": "level > 2",
+        "mask=None": "mask is not None",
+    }
     if arguments:
         v = _asked(a, t, v, [conditions[argument] for argument in arguments])
     for _ in range(g.random.randint(1, 3)):

@@ -509,9 +509,9 @@ def test_functions_kept_as_attributes_and_partial_ones() -> None:
 
     model = Holding()
     assert perturb(model, copy.deepcopy(model), image(), tries=100).agreed == 100
-    with pytest.raises(AssertionError, match="m.twice"):
+    with pytest.raises(AssertionError, match=r"m\.twice"):
         perturb(model, as_class(model, Fixed), image(), tries=100, kinds=["attribute"])
-    with pytest.raises(AssertionError, match="m.partial"):
+    with pytest.raises(AssertionError, match=r"m\.partial"):
         perturb(model, as_class(model, Fixed), image(), tries=100, kinds=["container"])
 
 

@@ -25,9 +25,9 @@ Runs = Callable[[str], bool]
 """Whether a statement runs on the original without an error."""
 
 
-def calls(model: nn.Module, code: Code, args: list[Any], kwargs: dict[str, Any], recorded: dict[str, Any]) -> Iterator[
-    Source
-]:
+def calls(
+    model: nn.Module, code: Code, args: list[Any], kwargs: dict[str, Any], recorded: dict[str, Any]
+) -> Iterator[Source]:
     """Every change of a call.
 
     Args:
@@ -38,14 +38,19 @@ def calls(model: nn.Module, code: Code, args: list[Any], kwargs: dict[str, Any],
         recorded: what each module is called with, by path.
     """
     yield from _sizes(args, kwargs)
-    for place in (*within("argument", "args", args, assigns("args")), *within("argument", "kwargs", kwargs, assigns("kwargs"))):
+    for place in (
+        *within("argument", "args", args, assigns("args")),
+        *within("argument", "kwargs", kwargs, assigns("kwargs")),
+    ):
         if place.read not in ("args", "kwargs"):
             yield place_source(place, code, 4)
     yield from _arguments(model, code, args, kwargs)
-    for path, module in model.named_modules():
+    for path, _ in model.named_modules():
         if path and path in recorded:
             here = module_text(path)
-            yield one_of("submodule", here, f"out.append(settled({here}(*inputs_of({path!r})[0], **inputs_of({path!r})[1])))")
+            yield one_of(
+                "submodule", here, f"out.append(settled({here}(*inputs_of({path!r})[0], **inputs_of({path!r})[1])))"
+            )
 
 
 def _sizes(args: list[Any], kwargs: dict[str, Any]) -> Iterator[Source]:
@@ -97,7 +102,9 @@ def _given(place: Place, code: Code, args: list[Any]) -> Callable[[Random], str]
         if place.value is None and tensors and random.random() < 0.3:
             return place.put(f"args[{random.choice(tensors)}] * 2")
         if random.random() < 0.1:
-            return place.put(repr(place.value) if isinstance(place.value, (bool, int, float, str, type(None))) else "None")
+            return place.put(
+                repr(place.value) if isinstance(place.value, (bool, int, float, str, type(None))) else "None"
+            )
         return place.put(other_value(place.value, place.read, code, random))
 
     return draw

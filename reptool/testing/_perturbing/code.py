@@ -39,9 +39,7 @@ def plain_functions(value: Any) -> Iterator[tuple[str, types.FunctionType]]:
     elif isinstance(value, property):
         for name in ("fget", "fset"):
             yield from ((f".{name}{end}", f) for end, f in plain_functions(getattr(value, name)))
-    elif isinstance(value, functools.cached_property):
-        yield from ((f".func{end}", f) for end, f in plain_functions(value.func))
-    elif isinstance(value, functools.partial):
+    elif isinstance(value, functools.cached_property) or isinstance(value, functools.partial):
         yield from ((f".func{end}", f) for end, f in plain_functions(value.func))
     elif isinstance(value, types.MethodType):
         yield from ((f".__func__{end}", f) for end, f in plain_functions(value.__func__))

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reptool.ir.nested import mapped
+
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.25, torch.bfloat16: 0.25}
 """Allowed error as a part of the largest value of an output, for the coarsest dtype that took part."""
 
@@ -36,15 +38,23 @@ def run(statements: Sequence[str], names: dict[str, Any]) -> Outcome:
         warnings.simplefilter("always")
         outcome = Outcome()
         try:
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             for statement in statements:
                 exec(_compiled(statement), names)
             result = names["m"](*names["args"], **names["kwargs"])
-            outcome.value = [names["out"], names["looked"], result, names["args"], names["kwargs"]]
+            outcome.value = _kept([names["out"], names["looked"], result, names["args"], names["kwargs"]])
         except Exception as error:
             outcome.error = error
     outcome.warnings = [str(w.message) for w in said]
     return outcome
+
+
+def _kept(value: Any) -> Any:
+    """Copies of tensors that are the model's own, or views of them: what is undone would change them."""
+    try:
+        return mapped(value, Tensor.clone)
+    except Exception:  # a container that is not made of its items
+        return value
 
 
 _cache: dict[str, Any] = {}

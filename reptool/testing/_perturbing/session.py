@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -73,10 +72,12 @@ class Session:
     ) -> None:
         self.model, self.deployed, self.random = model, deployed, Random(seed)
         self.kinds = list(KINDS if kinds is None else [kind for kind in KINDS if kind in kinds])
-        self.args: list[Any] = [] if isinstance(inputs, Mapping) else list(inputs) if isinstance(inputs, tuple) else [inputs]
+        self.args: list[Any] = (
+            [] if isinstance(inputs, Mapping) else list(inputs) if isinstance(inputs, tuple) else [inputs]
+        )
         self.kwargs: dict[str, Any] = dict(inputs) if isinstance(inputs, Mapping) else {}
         self.code = code_of(model)
-        self.snapshot = Snapshot([model, deployed], self.code)
+        self._snapshots = {id(m): Snapshot(m, self.code) for m in (model, deployed)}
         self.dtype = _coarsest([*deployed.parameters(), *(t for _, t in tensors_in([self.args, self.kwargs]))])
         self.recorded: dict[str, Any] = {}
         self.warned = False
@@ -88,7 +89,6 @@ class Session:
         self.state = {key: value.clone() for key, value in model.state_dict().items() if isinstance(value, Tensor)}
         self._record()
         self.before = self._run(model, [], [])
-        self.snapshot.restore()
         self.sources = self._sources()
         self._queues: dict[str, list[Source]] = {}
 
@@ -107,9 +107,7 @@ class Session:
         return found
 
     def _runs(self, statement: str) -> bool:
-        outcome = self._run(self.model, [statement], [])
-        self.snapshot.restore()
-        return outcome.error is None
+        return self._run(self.model, [statement], []).error is None
 
     def _record(self) -> None:
         """What each module is called with."""
@@ -126,11 +124,11 @@ class Session:
             except Exception:  # a scripted one is called as a whole
                 continue
         self._run(self.model, [], [])
-        self.snapshot.restore()
         self.recorded.setdefault("", mapped((tuple(self.args), self.kwargs), Tensor.clone))
 
     # --- running
     def _run(self, m: nn.Module, statements: Sequence[str], paths: list[str | None], moved: bool = False) -> Outcome:
+        """Run on one side, and undo it there and in what both sides share."""
         looked: list[Any] = []
         args, kwargs = mapped((self.args, self.kwargs), _moved if moved else Tensor.clone)
         names: dict[str, Any] = {
@@ -150,7 +148,10 @@ class Session:
             "inputs_of": self._inputs_of,
             "settled": Settled(m, paths, self._inputs_of, m is self.model),
         }
-        return run(statements, names)
+        try:
+            return run(statements, names)
+        finally:
+            self._snapshots[id(m)].restore()
 
     def _inputs_of(self, path: str | None) -> Any:
         found = self.recorded.get(path) if path is not None else None
@@ -181,17 +182,12 @@ class Session:
         """Run changes on both sides and compare; everything is undone."""
         statements = [change.statement for change in changes]
         paths: list[str | None] = []
-        try:
-            wanted = self._run(self.model, statements, paths)
-            self.snapshot.restore()
-            given = self._run(self.deployed, statements, paths)
-            self.snapshot.restore()
-            verdict = self._compared(changes, wanted, given)
-            if verdict.sort == "silent" and self._is_rounding(statements, wanted, given):
-                return Verdict("agreed")
-            return verdict
-        finally:
-            self.snapshot.restore()
+        wanted = self._run(self.model, statements, paths)
+        given = self._run(self.deployed, statements, paths)
+        verdict = self._compared(changes, wanted, given)
+        if verdict.sort == "silent" and self._is_rounding(statements, wanted, given):
+            return Verdict("agreed")
+        return verdict
 
     def _compared(self, changes: Sequence[Change], wanted: Outcome, given: Outcome) -> Verdict:
         modes = any(change.kind in ("mode", "given") for change in changes)
@@ -201,7 +197,9 @@ class Session:
             return Verdict("raised", str(given.error), wanted.error is None and self._is_as_before(wanted))
         if wanted.error is not None:
             if given.error is None:
-                return self._fault("lenient", modes, f"the original raises {_named(wanted.error)}, the deployed one does not")
+                return self._fault(
+                    "lenient", modes, f"the original raises {_named(wanted.error)}, the deployed one does not"
+                )
             if _is_same_error(wanted.error, given.error) or any(change.kind == "copy" for change in changes):
                 return Verdict("agreed")
             return Verdict("foreign", f"{_named(wanted.error)} became {_named(given.error)}")
@@ -226,7 +224,6 @@ class Session:
         if max(found) > 0.05:
             return False
         moved = self._run(self.model, statements, [], moved=True)
-        self.snapshot.restore()
         if moved.error is not None:
             return False
         errors = [_error(a, b) for a, b in zip(_tensors(wanted.value[2]), _tensors(moved.value[2]), strict=False)]
@@ -277,8 +274,6 @@ class Session:
         return left, verdict
 
 
-
-
 def _coarsest(tensors: Sequence[Tensor]) -> torch.dtype:
     found = {t.dtype for t in tensors if t.is_floating_point()}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
@@ -315,5 +310,3 @@ def _is_same_error(wanted: Exception, given: Exception) -> bool:
 
 def _is_ours(text: str) -> bool:
     return any(word in text for word in ("reptool", "deploy", "fold"))
-
-

@@ -8,7 +8,6 @@ import os
 import random
 import types
 from collections import deque
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,18 +20,38 @@ _CLASS_OWN = frozenset(("__dict__", "__weakref__", "__doc__", "__module__", "__a
 MAX_DEPTH = 12
 
 
+class _Table:
+    """What a dictionary held, and whether it still does."""
+
+    def __init__(self, table: dict[Any, Any]) -> None:
+        self.table, self.before = table, dict(table)
+        self.keys, self.ids = list(table), list(map(id, table.values()))
+
+    def restore(self) -> None:
+        now = self.table
+        if not now and not self.before:
+            return
+        if list(map(id, now.values())) == self.ids and list(now) == self.keys:
+            return
+        for key in [key for key in now if key not in self.before]:
+            del now[key]
+        if list(now) != self.keys:
+            for key in list(now):
+                del now[key]
+        now.update(self.before)
+
+
 class Snapshot:
     """The state of models and of their code, shallow for each object that is reached from them.
 
     Args:
-        models: what is remembered with all it holds.
+        model: what is remembered with all it holds.
         code: whose globals, classes, defaults and closures are remembered.
     """
 
-    def __init__(self, models: Iterable[nn.Module], code: Code) -> None:
-        self.objects: list[tuple[Any, dict[str, Any]]] = []
-        self.modules: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
-        self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+    def __init__(self, model: nn.Module, code: Code) -> None:
+        self.modules: list[tuple[nn.Module, type[nn.Module]]] = []
+        self.tables: list[_Table] = []
         self.sequences: list[tuple[Any, list[Any]]] = []
         self.sets: list[tuple[set[Any], set[Any]]] = []
         self.cells: list[tuple[types.CellType, Any]] = []
@@ -40,15 +59,15 @@ class Snapshot:
         self.variables: list[tuple[contextvars.ContextVar[Any], Any]] = []
         self.tensors: list[tuple[Tensor, Tensor, Tensor, bool]] = []
         self.classes: list[tuple[type, dict[str, Any]]] = []
-        self.namespaces: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        namespaces: dict[int, dict[str, Any]] = {}
         self._seen: set[int] = set()
-        for model in models:
-            self._reach(model, 0)
+        self._reach(model, 0)
         for _, function in code.functions:
             self._reach(function, 0)
         for names, name in code.globals.values():
-            self.namespaces.setdefault(id(names), (names, dict(names)))
+            namespaces[id(names)] = names
             self._reach(names[name], 0)
+        self.tables += [_Table(names) for names in namespaces.values()]
         for kind in code.classes:
             self._class(kind)
         self.environment = dict(os.environ)
@@ -67,7 +86,8 @@ class Snapshot:
         if isinstance(value, Tensor):
             self._tensor(value)
         elif isinstance(value, nn.Module):
-            self.modules.append((value, type(value), dict(vars(value))))
+            self.modules.append((value, type(value)))
+            self.tables.append(_Table(vars(value)))
             for kind in type(value).__mro__:
                 if is_own(kind.__module__) or kind.__module__.startswith("reptool."):
                     self._class(kind)
@@ -76,7 +96,7 @@ class Snapshot:
             for child in value._modules.values():
                 self._reach(child, 1)
         elif isinstance(value, dict):
-            self.dicts.append((value, dict(value)))
+            self.tables.append(_Table(value))
             for held in value.values():
                 self._reach(held, depth + 1)
         elif isinstance(value, (list, deque)):
@@ -98,7 +118,7 @@ class Snapshot:
             for held in (value.func, value.args, value.keywords):
                 self._reach(held, depth + 1)
         elif hasattr(value, "__dict__") and (is_own(type(value).__module__) or type(value).__module__ in _HELD):
-            self.objects.append((value, dict(vars(value))))
+            self.tables.append(_Table(vars(value)))
             for held in vars(value).values():
                 self._reach(held, depth + 1)
 
@@ -134,14 +154,11 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put everything back."""
-        for module, kind, held in self.modules:
+        for module, kind in self.modules:
             if type(module) is not kind:
                 module.__class__ = kind
-            _restore_dict(module.__dict__, held)
-        for other, held in self.objects:
-            _restore_dict(vars(other), held)
-        for table, held in self.dicts:
-            _restore_dict(table, held)
+        for table in self.tables:
+            table.restore()
         for sequence, items in self.sequences:
             if not _same_items(list(sequence), items):
                 sequence.clear()
@@ -155,10 +172,8 @@ class Snapshot:
             function.__defaults__, function.__kwdefaults__ = defaults, by_name
         for variable, held in self.variables:
             variable.set(held)
-        for kind, held in self.classes:
-            _restore_class(kind, held)
-        for names, held in self.namespaces.values():
-            _restore_dict(names, held)
+        for kind, attributes in self.classes:
+            _restore_class(kind, attributes)
         self._restore_process()
         self._restore_tensors()
 
@@ -178,30 +193,16 @@ class Snapshot:
 
     def _restore_tensors(self) -> None:
         with torch.no_grad():
-            for tensor, data, values, learns in self.tensors:
+            for tensor, data, _, learns in self.tensors:
                 if tensor.data_ptr() != data.data_ptr() or tensor.dtype != data.dtype or tensor.shape != data.shape:
                     tensor.data = data
                 if tensor.requires_grad != learns:
                     tensor.requires_grad_(learns)
-                data.copy_(values)
+            if self.tensors:
+                torch._foreach_copy_([entry[1] for entry in self.tensors], [entry[2] for entry in self.tensors])
 
 
 _HELD = frozenset(("types", "argparse", "_thread", "reptool.runtime.originals"))
-
-
-def _restore_dict(now: dict[Any, Any], before: dict[Any, Any]) -> None:
-    if len(now) == len(before) and all(
-        k == other and v is w for (k, v), (other, w) in zip(now.items(), before.items(), strict=True)
-    ):
-        return
-    for key in [key for key in now if key not in before]:
-        del now[key]
-    if list(now) == list(before):
-        now.update(before)
-        return
-    for key in list(now):
-        del now[key]
-    now.update(before)
 
 
 def _restore_class(kind: type, before: dict[str, Any]) -> None:

@@ -74,7 +74,11 @@ def _weights(model: nn.Module, deployed: nn.Module) -> Iterator[Source]:
             if other is None or not isinstance(getattr(other, name, None), Tensor):
                 yield one_of("read", read, f"out.append({read})")
                 made = f"torch.zeros({list(tensor.shape)}, dtype={tensor.dtype})"
-                yield one_of("weight", read, f"{read} = nn.Parameter({made})" if tensor.is_floating_point() else f"{read} = {made}")
+                yield one_of(
+                    "weight",
+                    read,
+                    f"{read} = nn.Parameter({made})" if tensor.is_floating_point() else f"{read} = {made}",
+                )
 
 
 def _edited(read: str) -> Callable[[Random], str]:
