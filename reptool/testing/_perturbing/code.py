@@ -39,7 +39,7 @@ def plain_functions(value: Any) -> Iterator[tuple[str, types.FunctionType]]:
     elif isinstance(value, property):
         for name in ("fget", "fset"):
             yield from ((f".{name}{end}", f) for end, f in plain_functions(getattr(value, name)))
-    elif isinstance(value, functools.cached_property) or isinstance(value, functools.partial):
+    elif isinstance(value, (functools.cached_property, functools.partial)):
         yield from ((f".func{end}", f) for end, f in plain_functions(value.func))
     elif isinstance(value, types.MethodType):
         yield from ((f".__func__{end}", f) for end, f in plain_functions(value.__func__))
@@ -112,6 +112,8 @@ class Code:
 
     def _add_global(self, names: dict[str, Any], name: str) -> None:
         value = names[name]
+        if str(names.get("__name__")).startswith("reptool."):
+            return
         if isinstance(value, types.ModuleType):
             if is_own(value.__name__):
                 for other in self.names & set(vars(value)):

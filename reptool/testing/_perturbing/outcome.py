@@ -133,7 +133,7 @@ def _tensors_differ(a: Tensor, b: Tensor, dtype: torch.dtype, where: str) -> Ite
 
 
 class Settled:
-    """What a method gave, run to its end: generators and coroutines are run, modules called on what they are called with.
+    """What a method gave, run to its end: generators and coroutines run, modules called on what they are called with.
 
     Args:
         model: the model of this side.

@@ -82,7 +82,7 @@ def _of_methods(model: nn.Module) -> Iterator[Place]:
     for path, module in model.named_modules():
         for name in sorted({name for kind in own_classes(type(module)) for name in vars(kind)}):
             method = inspect.getattr_static(type(module), name)
-            if isinstance(method, types.FunctionType):
+            if isinstance(method, types.FunctionType) and (name == "__call__" or not name.startswith("__")):
                 yield from _defaults(f"{module_text(path)}.{name}.__func__", method)
 
 
