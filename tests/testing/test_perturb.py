@@ -544,3 +544,14 @@ def test_a_deployed_sequential_agrees_at_sizes_batches_and_arguments() -> None:
     deployed = reptool.deploy(model, image())
     found = perturb(model, deployed, image(), tries=100, kinds=["size", "batch", "dtype", "copy", "argument"])
     assert found.agreed == 100
+
+
+def test_what_is_deep_inside_is_put_back() -> None:
+    model: nn.Module = ready(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+    for _ in range(12):
+        model = nn.Sequential(model)
+    before = _everything(model)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    perturb(model, copy.deepcopy(model), image(), tries=300)
+    assert _everything(model) == before
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())

@@ -92,9 +92,7 @@ class Snapshot:
                 if is_own(kind.__module__) or kind.__module__.startswith("reptool."):
                     self._class(kind)
             for held in vars(value).values():
-                self._reach(held, depth + 1 if depth else 1)
-            for child in value._modules.values():
-                self._reach(child, 1)
+                self._reach(held, 1)  # however deep the module is
         elif isinstance(value, dict):
             self.tables.append(_Table(value))
             for held in value.values():
