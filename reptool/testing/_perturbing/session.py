@@ -234,7 +234,7 @@ class Session:
     def draw(self) -> list[Change]:
         """A random set of changes: mostly one, sometimes two or three that the same function reads."""
         kinds = list(self.sources)
-        often = [_OFTEN.get(kind, 1.0) for kind in kinds]
+        often = [_OFTEN.get(k, 1.0) * (2 if max(s.weight for s in self.sources[k]) >= 4 else 1) for k in kinds]
         count = self.random.choices((1, 2, 3), (0.7, 0.2, 0.1))[0]
         first = self._next(self.random.choices(kinds, often)[0])
         taken = [first]
