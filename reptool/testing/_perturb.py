@@ -26,6 +26,7 @@ class Perturbed:
         raised: how many ended with an error of reptool's, by the kind of the change.
         sources: the same by what was changed.
         needless: those of them after which the original gives what it gave before: what is guarded and need not be.
+        needless_kinds: the same by kind.
         seconds: how long it took.
     """
 
@@ -35,6 +36,7 @@ class Perturbed:
     raised: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
     needless: Counter[str] = field(default_factory=Counter)
+    needless_kinds: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
     def count(self, changes: Sequence[Change], verdict: Verdict) -> None:
@@ -48,13 +50,18 @@ class Perturbed:
                 self.sources[changes[0].source] += 1
                 if verdict.unchanged:
                     self.needless[changes[0].source] += 1
+                    self.needless_kinds[changes[0].kind] += 1
 
     def __str__(self) -> str:
-        raised = ", ".join(f"{kind} {count}" for kind, count in self.raised.most_common()) or "none"
         return (
             f"{self.tried} tries in {self.seconds:.1f} s: {self.agreed} agreed, {self.warned} warned, "
-            f"{sum(self.raised.values())} raised ({raised}), {sum(self.needless.values())} of them needlessly"
+            f"{sum(self.raised.values())} raised ({_listed(self.raised)}), "
+            f"{sum(self.needless.values())} of them needlessly ({_listed(self.needless_kinds)})"
         )
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
 
 
 def perturb(

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from reptool.testing._perturbing.change import Change, Place, module_text
-from reptool.testing._perturbing.code import Code
+from reptool.testing._perturbing.code import Code, is_own
 from reptool.testing._perturbing.places import places
 from reptool.testing._perturbing.values import is_atom, last_name, other_value
 
@@ -98,14 +98,17 @@ def _written(place: Place, code: Code, random: Random) -> str:
 
 def _added(model: nn.Module, code: Code) -> Iterator[Source]:
     """Attributes that the code asks for with `getattr` or `hasattr` and that are not there."""
-    asks = {"getattr", "hasattr"} & {n for _, f in code.functions for n in f.__code__.co_names}
-    names = sorted(word for word in code.words if word.isidentifier()) if asks else []
-    names += sorted(code.names - set(names)) if "__dict__" in code.names else []
+    asking = [f.__code__ for _, f in code.functions if _ASKS & set(f.__code__.co_names)]
+    names = sorted({word for c in asking for word in c.co_consts if isinstance(word, str) and word.isidentifier()})
     for path, module in model.named_modules():
         here = module_text(path)
         for name in names:
-            if name not in dir(module):
-                yield Source("added", f"{here}.{name}", _adding(f"{here}.{name}", code))
+            if not hasattr(module, name):
+                weight = 4 if is_own(type(module).__module__) else 1
+                yield Source("added", f"{here}.{name}", _adding(f"{here}.{name}", code), weight)
+
+
+_ASKS = frozenset(("getattr", "hasattr", "__dict__"))
 
 
 def _adding(target: str, code: Code) -> Draw:
