@@ -375,6 +375,22 @@ def test_values_inside_of_arguments_are_changed() -> None:
     assert perturb(model, copy.deepcopy(model), inputs, tries=200).agreed == 200
 
 
+def test_objects_among_the_arguments_are_changed_and_put_back() -> None:
+    class Configured(nn.Module):
+        def forward(self, x: Tensor, config: Any) -> Tensor:
+            return x / 2 if config.inner.halved else x
+
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor, config: Any) -> Tensor:
+            return x
+
+    config = Config()
+    with pytest.raises(AssertionError, match="halved"):
+        perturb(Configured(), Fixed(), (image(), config), tries=100, kinds=["argument"])
+    assert perturb(Configured(), Configured(), (image(), config), tries=100, kinds=["argument"]).agreed == 100
+    assert config == Config()
+
+
 class Told(Whole):
     """Warns when it is trained, once."""
 

@@ -129,7 +129,7 @@ class Session:
     def _run(self, m: nn.Module, statements: Sequence[str], paths: list[str | None], moved: bool = False) -> Outcome:
         """Run on one side, and undo it there and in what both sides share."""
         looked: list[Any] = []
-        args, kwargs = mapped((self.args, self.kwargs), _moved if moved else Tensor.clone)
+        args, kwargs = self._fresh(moved)
         names: dict[str, Any] = {
             **self.imported,
             "m": m,
@@ -151,6 +151,13 @@ class Session:
             return run(statements, names)
         finally:
             self._snapshots[id(m)].restore()
+
+    def _fresh(self, moved: bool) -> Any:
+        """Inputs that share nothing with those of another run: objects among them may be written to as well."""
+        args, kwargs = mapped((self.args, self.kwargs), _moved if moved else Tensor.clone)
+        with contextlib.suppress(Exception):  # what cannot be copied is shared
+            return copy.deepcopy((args, kwargs))
+        return args, kwargs
 
     def _inputs_of(self, path: str | None) -> Any:
         found = self.recorded.get(path) if path is not None else None
