@@ -1,6 +1,9 @@
 """Deploy random whole networks and compare: ``python -m tests.fuzz --seconds 300`` (or ``--count 2000``).
 
 Prints what was fused and refused, and for each failure its seed and source. Exit code 1 if there was any.
+
+With ``--perturb`` the networks ask settings, and these, their calls, weights and hooks are changed after deploying
+(`tests.fuzz_perturb`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from reptool.errors import InputError
 from reptool.models.nested import mapped
 from reptool.testing import assert_equivalent, other_sizes, tensors_in
 from reptool.testing._equivalence import Inputs, _call, _cast
+from tests import fuzz_perturb
 from tests.networks import build, network_source
 
 FLOAT32_FACTOR, FLOAT32_FLOOR = 10.0, 3e-5
@@ -286,9 +290,14 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="how many networks (1000 if --seconds is not given)")
     parser.add_argument("--seed", type=int, default=None, help="the first seed (default: from the clock)")
     parser.add_argument("--ops", nargs="*", help="use these steps and blocks only")
+    parser.add_argument("--perturb", action="store_true", help="change deployed networks and their originals alike")
+    parser.add_argument("--tries", type=int, default=fuzz_perturb.TRIES, help="changes of each network, with --perturb")
+    parser.add_argument("--kinds", nargs="*", help="kinds of changes, with --perturb (all if not given)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     first = int(time.time()) % 10**8 if arguments.seed is None else arguments.seed
+    if arguments.perturb:
+        return fuzz_perturb.main(arguments.seconds, arguments.count, first, arguments.tries, arguments.kinds)
     count = arguments.count or (10**9 if arguments.seconds else 1000)
     tally, failures = run(
         range(first, first + count),

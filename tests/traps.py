@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,8 +12,12 @@ from torch import Tensor, nn
 
 import reptool
 from reptool.errors import SpecializedError
-from reptool.testing import randomize, tensors_in
+from reptool.testing import perturb, randomize, tensors_in
 
+PERTURB = int(os.environ.get("REPTOOL_PERTURB", "0"))
+"""Every model that `check` deploys is also changed so many times (`reptool.testing.perturb`)."""
+PERTURB_KINDS = os.environ.get("REPTOOL_PERTURB_KINDS", "").split() or None
+"""Which kinds of changes, all if none are named."""
 Call = Callable[[nn.Module, Any], Any]
 
 
@@ -88,6 +93,8 @@ def check(
                         assert name in raises, f"{name} raised"
                         continue
                 assert_same(wanted, given, name)
+        if PERTURB:
+            perturb(model, deployed, inputs, tries=PERTURB, kinds=PERTURB_KINDS)
     return deployed, reptool.report(deployed)
 
 

@@ -18,6 +18,9 @@ from reptool.testing._apply import dense_weight as dense_weight
 from reptool.testing._collapse import assert_collapses as assert_collapses
 from reptool.testing._equivalence import assert_equivalent as assert_equivalent
 from reptool.testing._equivalence import other_sizes as other_sizes
+from reptool.testing._perturb import Perturbed as Perturbed
+from reptool.testing._perturb import perturb as perturb
+from reptool.testing._perturbing.change import KINDS as PERTURBED_KINDS
 from reptool.testing._randomize import randomize as randomize
 from reptool.testing._sites import executed_sites as executed_sites
 from reptool.testing._sites import unnamed_sites as unnamed_sites
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from reptool.testing._strategies import parallel_kernels as parallel_kernels
 
 __all__ = [
+    "PERTURBED_KINDS",
+    "Perturbed",
     "apply_kernel",
     "assert_collapses",
     "assert_equivalent",
@@ -48,6 +53,7 @@ __all__ = [
     "norm_modules",
     "other_sizes",
     "parallel_kernels",
+    "perturb",
     "randomize",
     "tensors_in",
     "unnamed_sites",
