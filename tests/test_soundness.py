@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import reptool
-from reptool.ir.nested import mapped
+from reptool.models.nested import mapped
 from reptool.testing import PERTURBED_KINDS, randomize
 from reptool.testing._perturb import failure_text
 from reptool.testing._perturbing.change import Change

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reptool.ir.nested import tensors_in
+from reptool.models.nested import tensors_in
 from reptool.testing._perturbing.change import Place, module_text
 from reptool.testing._perturbing.code import Code, own_classes
 from reptool.testing._perturbing.places import assigns, within

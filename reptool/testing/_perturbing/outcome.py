@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reptool.ir.nested import mapped
+from reptool.models.nested import mapped
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.25, torch.bfloat16: 0.25}
 """Allowed error as a part of the largest value of an output, for the coarsest dtype that took part."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.errors import ReptoolError
-from reptool.ir.nested import Inputs, mapped, tensors_in
+from reptool.models.nested import Inputs, mapped, tensors_in
 from reptool.testing._perturbing.calls import calls, public, resized
 from reptool.testing._perturbing.change import KINDS, Change
 from reptool.testing._perturbing.code import code_of
