@@ -403,7 +403,7 @@ def report(deployed: nn.Module) -> Report:
 def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Checked], found: Report) -> None:
     before = set(target.state_dict())
     for unit in plan.units:
-        write(target, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()})
+        write(target, unit, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()})
     kept, spare = kept_modules(target), kept_tensors(target)
     found.kept = (sum(t.numel() for t in spare), sum(t.numel() * t.element_size() for t in spare))
     only_kept = {id(t) for t in spare}
@@ -436,7 +436,7 @@ def _flattened(model: nn.Module, target: nn.Module, found: Report, work: _Work) 
             break
         found.regions += report_of(flat, plan, checked).regions
         for unit in plan.units:
-            write(flat, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in checked[unit.prefix].items()})
+            write(flat, unit, {s: (w, b) for s, (_, w, b) in checked[unit.prefix].items()})
         flat = flatten_model(flat, work.args, work.kwargs)
     flat.register_load_state_dict_pre_hook(LoadGuard(frozenset(gone | (first - set(flat.state_dict())))))
     flat.__dict__["_reptool_report"] = copy.deepcopy(found)

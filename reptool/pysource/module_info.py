@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from reptool.ir.computed_weights import is_weight_hook
 from reptool.pysource.functions import behind
-from reptool.runtime.hooks import hook_rank
+from reptool.runtime.hooks import is_own_hook
 
 
 def stock_forward(module: nn.Module) -> bool:
@@ -92,7 +92,7 @@ _GLOBAL_HOOKS = (
 
 def foreign_hooks(module: nn.Module) -> bool:
     """Whether hooks that are neither the model's weights' own nor reptool's watch a module."""
-    pre = [h for h in module._forward_pre_hooks.values() if not is_weight_hook(h) and hook_rank(h) is None]
+    pre = [h for h in module._forward_pre_hooks.values() if not is_weight_hook(h) and not is_own_hook(h)]
     return any(getattr(nn.modules.module, n, None) for n in _GLOBAL_HOOKS) or bool(
         pre or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
     )

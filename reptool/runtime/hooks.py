@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.errors import AbsorbedStateError, SpecializedError
+from reptool.runtime.gate import runs_in_its_region
 
 
 @dataclass
@@ -99,6 +100,11 @@ class RankGuard:
 def hook_rank(hook: Any) -> int | None:
     """The rank that a hook asks for, None for a hook of somebody else."""
     return hook.rank if isinstance(hook, RankGuard) else _RANKS.get(hook) if callable(hook) else None
+
+
+def is_own_hook(hook: Any) -> bool:
+    """Whether a hook is one of reptool's."""
+    return hook is runs_in_its_region or hook_rank(hook) is not None
 
 
 def guarded_rank(module: nn.Module) -> int | None:

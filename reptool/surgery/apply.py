@@ -13,15 +13,21 @@ from reptool.ir.computed_weights import set_plain
 from reptool.models.copies import as_values
 from reptool.rewrite.lower import new_layer, set_values
 from reptool.rewrite.other_graphs import graphs_of, settle
+from reptool.runtime.absorbed import Absorbed
 from reptool.runtime.hooks import set_guard
 from reptool.runtime.method import Method
 from reptool.runtime.originals import KEPT, keep
 from reptool.runtime.subclass import derive, has_own_conversions
 from reptool.surgery import Site, Surgery
+from reptool.surgery.gating import set_gates
+from reptool.surgery.traced import Traced
+from reptool.surgery.units import Unit
 
 
-def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tuple[Tensor, Tensor | None]]) -> None:
-    """Carry out a surgery on the submodule `prefix` of `model`."""
+def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor | None]]) -> None:
+    """Carry out the surgery of a unit on `model`, with weight and bias of each region's layer."""
+    prefix, surgery = unit.prefix, unit.surgery
+    traced = Traced(unit.trace, unit.found, set(), {}, set())
     root = model.get_submodule(prefix)
     paths, graphs = _aliases(root), graphs_of(root) if surgery.sites else {}
     memo = as_values(root) if surgery.keeping else {}
@@ -39,7 +45,9 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
     gone = surgery.identities
     replaced = {*gone, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
     for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in replaced)]:
-        _put(root, paths, path, absorbed(root.get_submodule(path)))
+        layer = next((s.slot for s in surgery.sites if path in _owners(s, traced)), None)
+        into = "" if layer is None else traced.trace.place(layer)
+        _put(root, paths, path, Absorbed(root.get_submodule(path), traced.trace.place(path), into))
     for path, rank in surgery.guards.items():
         set_guard(root.get_submodule(path), rank)
     for path, methods in surgery.methods.items():
@@ -55,6 +63,7 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
             _set_class(module, derive(type(module), tuple(methods.values()), path in surgery.plain))
     for path, originals in kept.items():
         root.get_submodule(path).add_module(KEPT, originals)
+    set_gates(root, traced, surgery)
     settle(graphs)
     _silence(model, prefix, surgery)
 
@@ -111,18 +120,10 @@ def _aliases(root: nn.Module) -> dict[str, list[str]]:
     return out
 
 
-def absorbed(module: nn.Module) -> nn.Identity:
-    """What stands in the slot of an absorbed module: an identity that still answers for its plain attributes."""
-    stand_in = nn.Identity().eval()
-    for name, value in vars(module).items():
-        plain = (
-            value is None
-            or isinstance(value, (bool, int, float, str))
-            or (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value))
-        )
-        if plain and not name.startswith("_") and name not in vars(stand_in):
-            stand_in.__dict__[name] = value
-    return stand_in
+def _owners(site: Site, traced: Traced) -> set[str]:
+    """Paths of the modules whose work a region's layer does."""
+    found = {o for n in site.region.form.ops for o in traced.found.ops[n].owners}
+    return found | {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors() if e.parent is not None}
 
 
 def _put(root: nn.Module, paths: dict[str, list[str]], path: str, module: nn.Module) -> None:
