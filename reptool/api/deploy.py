@@ -28,7 +28,7 @@ from reptool.refusal import Code
 from reptool.report.data import Report
 from reptool.report.progress import phase, watched
 from reptool.report.totals import is_layer
-from reptool.runtime.hooks import LoadGuard
+from reptool.runtime.hooks import guard_state
 from reptool.runtime.originals import kept_modules, kept_tensors
 from reptool.surgery.apply import write
 from reptool.surgery.units import GivenUp, Plan
@@ -410,13 +410,7 @@ def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Checked], foun
     found.parameters = (found.parameters[0], sum(p.numel() for p in target.parameters() if id(p) not in only_kept))
     modules = [m for m in target.modules() if m not in kept]
     found.layers = (found.layers[0], sum(map(is_layer, modules)))
-    absorbed = before - set(target.state_dict())
-    for hook in [
-        k for k, h in target._load_state_dict_pre_hooks.items() if isinstance(getattr(h, "hook", h), LoadGuard)
-    ]:
-        absorbed |= set(getattr(target._load_state_dict_pre_hooks.pop(hook), "hook", LoadGuard(frozenset())).absorbed)
-    if absorbed:
-        target.register_load_state_dict_pre_hook(LoadGuard(frozenset(absorbed)))
+    guard_state(target, before - set(target.state_dict()))
     earlier = target.__dict__.get("_reptool_report")
     if isinstance(earlier, Report) and not found.regions:
         return
@@ -438,6 +432,6 @@ def _flattened(model: nn.Module, target: nn.Module, found: Report, work: _Work) 
         for unit in plan.units:
             write(flat, unit, {s: (w, b) for s, (_, w, b) in checked[unit.prefix].items()})
         flat = flatten_model(flat, work.args, work.kwargs)
-    flat.register_load_state_dict_pre_hook(LoadGuard(frozenset(gone | (first - set(flat.state_dict())))))
+    guard_state(flat, gone | (first - set(flat.state_dict())))
     flat.__dict__["_reptool_report"] = copy.deepcopy(found)
     return flat

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import nn
 
@@ -50,12 +50,13 @@ class Absorbed(nn.Identity):
         own["_indexed"] = module._indexed if isinstance(module, Absorbed) else hasattr(type(module), "__getitem__")
         own.update({n: v for n, v in plain.items() if n not in own})
 
-    _place: str
-    _layer: str
-    _stands_for: str
-    _is_norm: bool
-    _gone: frozenset[str]
-    _indexed: bool
+    if TYPE_CHECKING:  # torch.jit.script reads what a class is annotated with
+        _place: str
+        _layer: str
+        _stands_for: str
+        _is_norm: bool
+        _gone: frozenset[str]
+        _indexed: bool
 
     def extra_repr(self) -> str:
         """What it stands for, and where that is done now."""

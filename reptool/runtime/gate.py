@@ -106,9 +106,9 @@ def drop_gate(module: nn.Module) -> None:
 
 
 # --- the check ------------------------------------------------------------------------------------------------------
-_MACHINERY = frozenset(
-    f.__code__ for f in (nn.Module._call_impl, nn.Module._wrapped_call_impl, nn.Module._slow_forward)
-)
+_MACHINERY = {
+    id(f.__code__) for f in (nn.Module._call_impl, nn.Module._wrapped_call_impl, nn.Module._slow_forward)
+}  # by address: the hash of code goes through all of it
 
 
 def check(layer: nn.Module) -> None:
@@ -117,22 +117,25 @@ def check(layer: nn.Module) -> None:
     Raises:
         SpecializedError: with what the layer stands for and what to do.
     """
-    gate = layer.__dict__.get(GATE)
+    own = layer.__dict__
+    gate = own.get(GATE)
     if gate is None:
         return
     calls = _Calls(sys._getframe(3))
-    if layer.training and gate.norms and TOLD not in layer.__dict__:
-        layer.__dict__[TOLD] = True
+    if own["training"] and gate.norms and TOLD not in own:
+        own[TOLD] = True
         tell_of_norms(calls.outermost() or layer)
     for chain in gate.chains:
         if _follows(layer, chain, calls):
             return
     if not _runs_all(layer, gate, calls):
-        _refuse(gate, layer, calls)
+        _refuse(gate)
 
 
 class _Calls:
     """The calls of modules' methods in a stack, innermost first; read as far as they are asked for."""
+
+    __slots__ = ("found", "frame")
 
     def __init__(self, frame: FrameType | None) -> None:
         self.frame = frame
@@ -140,28 +143,22 @@ class _Calls:
 
     def at(self, index: int) -> tuple[nn.Module, str] | None:
         """One call; None beyond the last."""
-        found = self.found
+        found, frame = self.found, self.frame
         while len(found) <= index:
-            frame = self.frame
             if frame is None:
                 return None
-            self.frame = frame.f_back
             code = frame.f_code
-            if code in _MACHINERY or not code.co_argcount:
-                continue
-            held = frame.f_locals
-            module = held.get(code.co_varnames[0])
-            if type(held) is dict and sys.getrefcount(held) <= 3 and code.co_flags & 2:
-                held.clear()  # a snapshot, which would keep alive what the code does not hold any more
-            if isinstance(module, nn.Module):
-                own = module.__dict__
-                name = method_names(type(module)).get(code)
-                if name is None and "forward" in own and _is_of(own["forward"], code):
-                    name = "forward"
-                if name is not None:
-                    found.append((module, name))
+            if id(code) not in _MACHINERY and code.co_argcount:
+                held = frame.f_locals
+                module = held.get(code.co_varnames[0])
+                if type(held) is dict and sys.getrefcount(held) <= 3 and code.co_flags & 2:
+                    held.clear()  # a snapshot, which would keep alive what the code does not hold any more
+                if isinstance(module, nn.Module):
+                    name = _method_of(module, code)
+                    if name is not None:
+                        found.append((module, name))
+            self.frame = frame = frame.f_back
         return found[index]
-
 
     def outermost(self) -> nn.Module | None:
         """The module whose call is around all others."""
@@ -169,6 +166,22 @@ class _Calls:
         while self.at(count) is not None:
             count += 1
         return self.found[-1][0] if self.found else None
+
+
+_METHODS: dict[tuple[int, int], tuple[CodeType, type, str | None]] = {}
+
+
+def _method_of(module: nn.Module, code: CodeType) -> str | None:
+    """The method of a module that runs some code."""
+    cls = type(module)
+    known = _METHODS.get((id(code), id(cls)))
+    if known is None:
+        if len(_METHODS) > MAX_KNOWN:
+            _METHODS.clear()
+        known = _METHODS[id(code), id(cls)] = code, cls, method_names(cls).get(code)  # both stay at their address
+    if known[2] is None and "forward" in module.__dict__ and _is_of(module.__dict__["forward"], code):
+        return "forward"
+    return known[2]
 
 
 def _is_of(bound: Any, code: CodeType) -> bool:
@@ -179,7 +192,7 @@ def _follows(layer: nn.Module, chain: Chain, calls: _Calls) -> bool:
     """Whether a layer is called as in a chain."""
     if not chain.links:
         return False
-    modules: list[nn.Module] = []
+    modules: list[tuple[nn.Module, Path | None]] = []
     index = 0
     for link in chain.links:
         while True:
@@ -187,19 +200,21 @@ def _follows(layer: nn.Module, chain: Chain, calls: _Calls) -> bool:
             if call is None:
                 return False
             index += 1
-            if isinstance(call[0], fx.GraphModule) and not _is_kind(type(call[0]), link):
-                return _traced_through(layer, chain, call[0])
             if call[1] == link.method and _is_kind(type(call[0]), link):
-                modules.append(call[0])
+                modules.append((call[0], link.path))
                 break
-    lowest = modules[-1]
+            if isinstance(call[0], fx.GraphModule):
+                return _traced_through(layer, chain, call[0])
+    lowest = modules[-1][0]
     if chain.place is not None and _inside(lowest, chain.place) is not layer:
         return False
-    for link, module in zip(chain.links, modules, strict=True):
-        if link.path is not None and _inside(lowest, link.path) is not module:
+    for module, path in modules:
+        if path and _inside(lowest, path) is not module:
             return False
+    if type(layer) is Absorbed:
+        return True  # the layer itself looks after the rest
     for path in chain.absorbed:
-        if not isinstance(_inside(lowest, path), Absorbed):
+        if type(_inside(lowest, path)) is not Absorbed:
             return False
     for path, count in chain.hooks:
         inner = _inside(lowest, path)
@@ -239,8 +254,9 @@ def hooks_on(module: nn.Module) -> int:
     return _hooks(module) - weights
 
 
+MAX_KNOWN = 10_000
 _NAMES: weakref.WeakKeyDictionary[type, dict[CodeType, str]] = weakref.WeakKeyDictionary()
-_KINDS: dict[tuple[type, str, str], bool] = {}
+_KINDS: dict[tuple[int, int], tuple[type, Link, bool]] = {}
 
 
 def kind_of(cls: type) -> str:
@@ -250,13 +266,14 @@ def kind_of(cls: type) -> str:
 
 def _is_kind(cls: type, link: Link) -> bool:
     """Whether modules of a class run the method of a link."""
-    key = (cls, link.kind, link.method)
-    if key not in _KINDS:
-        if len(_KINDS) > 10_000:
+    known = _KINDS.get((id(cls), id(link)))
+    if known is None:
+        if len(_KINDS) > MAX_KNOWN:
             _KINDS.clear()
         base = next((c for c in cls.__mro__ if kind_of(c) == link.kind), None)
-        _KINDS[key] = base is not None and (link.own or getattr(cls, link.method) is getattr(base, link.method))
-    return _KINDS[key]
+        same = base is not None and (link.own or getattr(cls, link.method) is getattr(base, link.method))
+        known = _KINDS[id(cls), id(link)] = cls, link, same
+    return known[2]
 
 
 def method_names(cls: type) -> dict[CodeType, str]:
@@ -363,7 +380,7 @@ def _is_run_again() -> bool:
     return False
 
 
-def _refuse(gate: Gate, layer: nn.Module, calls: _Calls) -> NoReturn:
+def _refuse(gate: Gate) -> NoReturn:
     region = ", ".join(map(repr, gate.region))
     raise SpecializedError(
         f"{gate.name!r} was fused by deploy() with {region}, and is called, watched or replaced here in another way "

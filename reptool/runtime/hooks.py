@@ -6,7 +6,7 @@ of a module from their source.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Tuple  # noqa: UP035 - TorchScript reads this annotation
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.errors import AbsorbedStateError, SpecializedError
+from reptool.runtime.absorbed import Absorbed
 from reptool.runtime.gate import runs_in_its_region
 
 
@@ -32,6 +33,31 @@ class LoadGuard:
                 f"such as {prefix + found[0]!r}; "
                 "load it into the original model and deploy that again"
             )
+
+
+def guard_state(model: nn.Module, absorbed: Iterable[str]) -> None:
+    """Refuse entries of absorbed layers, whichever module of the model they are loaded into.
+
+    Args:
+        model: the deployed model.
+        absorbed: keys of its original's state that it has no more.
+    """
+    held: dict[nn.Module, set[str]] = {}
+    for key in absorbed:
+        held.setdefault(model, set()).add(key)
+        module, rest = model, key
+        while (inner := module._modules.get(rest.partition(".")[0])) is not None:
+            module, rest = inner, rest.partition(".")[2]
+        if not isinstance(module, Absorbed):  # which refuses by itself
+            held.setdefault(module, set()).add(rest)
+    for module, keys in held.items():
+        for hook in [k for k, h in module._load_state_dict_pre_hooks.items() if isinstance(_plain(h), LoadGuard)]:
+            keys |= _plain(module._load_state_dict_pre_hooks.pop(hook)).absorbed
+        module.register_load_state_dict_pre_hook(LoadGuard(frozenset(keys)))
+
+
+def _plain(hook: Any) -> Any:
+    return getattr(hook, "hook", hook)
 
 
 # --- ranks ----------------------------------------------------------------------------------------------------------

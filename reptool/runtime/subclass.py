@@ -131,8 +131,13 @@ def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]
     if inspect.ismethod(getattr(cls, REBUILDS, None)):
         body[REBUILDS] = classmethod(_not_rebuilt)
     for method in methods:
+        original = inspect.getattr_static(cls, method.name)
         body[method.name] = _compiled(cls, method)
-        body[ORIGINAL + method.name] = inspect.getattr_static(cls, method.name)
+        body[ORIGINAL + method.name] = original
+        if isinstance(original, property):
+            body[method.name] = property(body[method.name], doc=original.__doc__)
+            unused = body.get("__jit_unused_properties__", getattr(cls, "__jit_unused_properties__", ()))
+            body["__jit_unused_properties__"] = [*unused, method.name]  # torch.jit.script compiles the others
     body["__reduce_ex__"] = _reduce
     body["_reptool_derived"] = (cls, methods, plain)
     body["__module__"], body["__qualname__"], body["__doc__"] = cls.__module__, cls.__qualname__, cls.__doc__
@@ -154,6 +159,7 @@ def own_members(cls: type) -> dict[str, Any]:
 def _compiled(cls: type, method: Method) -> Callable[..., Any]:
     """The function that a method's source defines, with what the original says of itself."""
     original = getattr(cls, method.name)
+    original = original.fget if isinstance(original, property) else original
     scope = {**SCOPE, "_original": original, "_member": _member, "_bound": functools.partial(_bound, original)}
     scope |= method.scope()
     file = f"<reptool {cls.__qualname__}.{method.name} {zlib.crc32(method.source.encode()):08x}>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from reptool.runtime.absorbed import Absorbed
 from reptool.runtime.hooks import set_guard
 from reptool.runtime.method import Method
 from reptool.runtime.originals import KEPT, keep
+from reptool.runtime.state import Folded, set_folded
 from reptool.runtime.subclass import derive, has_own_conversions
 from reptool.surgery import Site, Surgery
 from reptool.surgery.gating import set_gates
@@ -29,6 +31,7 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
     prefix, surgery = unit.prefix, unit.surgery
     traced = Traced(unit.trace, unit.found, set(), {}, set())
     root = model.get_submodule(prefix)
+    before = _tensor_names(root, surgery)
     paths, graphs = _aliases(root), graphs_of(root) if surgery.sites else {}
     memo = as_values(root) if surgery.keeping else {}
     kept = {p: keep(root.get_submodule(p), k.whole, k.parts, memo) for p, k in surgery.keeping.items()}
@@ -64,8 +67,30 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
     for path, originals in kept.items():
         root.get_submodule(path).add_module(KEPT, originals)
     set_gates(root, traced, surgery)
+    for site in surgery.sites:
+        _say_what_is_folded(root, site, traced, before[site])
     settle(graphs)
     _silence(model, prefix, surgery)
+
+
+def _tensor_names(root: nn.Module, surgery: Surgery) -> dict[Site, set[str]]:
+    """The parameters that the module at each place has."""
+    modules = {s: root.get_submodule(s.owner if s.slot is None else s.slot) for s in surgery.sites}
+    return {s: {n for n, p in m._parameters.items() if p is not None} for s, m in modules.items()}
+
+
+def _say_what_is_folded(root: nn.Module, site: Site, traced: Traced, before: set[str]) -> None:
+    """Mark a layer whose weight has the name of one of the original."""
+    weight, bias = site.names if site.slot is None else ("weight", "bias")
+    module = root.get_submodule(site.owner if site.slot is None else site.slot)
+    if weight not in before:
+        return
+    owners = sorted({o for n in site.region.form.ops for o in traced.found.ops[n].owners})
+    lead = os.path.commonprefix(owners).rpartition(".")[0]
+    text = ", ".join(o[len(lead) :].lstrip(".") for o in owners)
+    held = tuple(n for n in (weight, bias) if n is not None and module._parameters.get(n) is not None)
+    grown = bias if bias in held and bias not in before else None
+    set_folded(module, Folded(text, held, grown))
 
 
 class _Written(torch.fx.Proxy):
