@@ -30,6 +30,7 @@ from reptool.report.progress import phase, watched
 from reptool.report.totals import is_layer
 from reptool.runtime.hooks import guard_state
 from reptool.runtime.originals import kept_modules, kept_tensors
+from reptool.runtime.subclass import warn_in_training
 from reptool.surgery.apply import write
 from reptool.surgery.units import GivenUp, Plan
 from reptool.verify.methods import Rehearsal
@@ -411,6 +412,7 @@ def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Checked], foun
     modules = [m for m in target.modules() if m not in kept]
     found.layers = (found.layers[0], sum(map(is_layer, modules)))
     guard_state(target, before - set(target.state_dict()))
+    warn_in_training(target, found.norms[0] - found.norms[1])
     earlier = target.__dict__.get("_reptool_report")
     if isinstance(earlier, Report) and not found.regions:
         return
@@ -433,5 +435,6 @@ def _flattened(model: nn.Module, target: nn.Module, found: Report, work: _Work) 
             write(flat, unit, {s: (w, b) for s, (_, w, b) in checked[unit.prefix].items()})
         flat = flatten_model(flat, work.args, work.kwargs)
     guard_state(flat, gone | (first - set(flat.state_dict())))
+    warn_in_training(flat, found.norms[0] - found.norms[1])
     flat.__dict__["_reptool_report"] = copy.deepcopy(found)
     return flat

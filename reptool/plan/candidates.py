@@ -11,6 +11,7 @@ from reptool.ir.aliasing import Reads
 from reptool.ir.nodes import metadata_read, name_of, only_asserted
 from reptool.ir.ops import Affine, Fill, Op, Pieces, Reduced, Stack, Sum, View
 from reptool.lift import Context, lift
+from reptool.lift.ranks import rank_held
 from reptool.plan.cost import Size, nominal_size, out_size
 from reptool.plan.forms import Form, arranged, chained, joined, start, summed, through
 from reptool.plan.inference import Facts
@@ -36,6 +37,7 @@ class Analysis:
     sizes: dict[fx.Node, Size] = field(default_factory=dict)
     spreads: Sequence[Spread] = ()
     shares: dict[fx.Node, Spread] = field(default_factory=dict)
+    ranks: dict[fx.Node, int] = field(default_factory=dict)  # of the inputs of operations that mean another at others
 
 
 def analyse(
@@ -73,7 +75,12 @@ def analyse(
             if node in reads.partial:
                 refusal = Refusal(Code.MUTATED, "a value is written in place while a view of it is read", (node.name,))
             else:
+                ctx.asked = False
                 lifted = lift(node, ctx)
+                if ctx.asked and lifted is not None and not isinstance(lifted, Refusal):
+                    held = rank_held(node, lifted, ctx, lift)
+                    if held is not None:
+                        found.ranks[node] = held
                 if isinstance(lifted, Refusal):
                     refusal = lifted
                 else:

@@ -17,6 +17,8 @@ from reptool.errors import AbsorbedStateError, FoldedNormWarning, SpecializedErr
 
 GATE = "_reptool_gate"
 TOLD = "_reptool_told"
+NORMS = "_reptool_norms"
+"""How many norms of a model were folded, where nothing in it stands for them."""
 _NORMS = (nn.modules.batchnorm._NormBase,)
 _TORCHS_OWN = frozenset(["training", "forward", "qconfig"])
 """Public attributes that torch itself writes on every module of a model."""
@@ -157,7 +159,8 @@ def tell_of_norms(module: nn.Module) -> None:
         return
     module.__dict__[TOLD] = True
     marked = sum(isinstance(m, Absorbed) and m._is_norm for m in module.modules())
-    count = max(marked, sum(getattr(m.__dict__.get(GATE), "norms", 0) for m in module.modules()))
+    gated = sum(getattr(m.__dict__.get(GATE), "norms", 0) for m in module.modules() if not isinstance(m, Absorbed))
+    count = max(marked, gated, module.__dict__.get(NORMS, 0))
     norms = f"{count} norm{'s' * (count != 1)}" if count else "the norms"
     warn(
         f"{norms} of this {type(module).__name__} {'is' if count == 1 else 'are'} folded into other layers: in "

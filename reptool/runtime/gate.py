@@ -1,13 +1,14 @@
 """`Gate`: a layer that stands for a whole region runs only where the code around it runs that region.
 
 A fused layer means more than its name says, and a module that was absorbed means nothing by itself. The gate of such a
-layer looks at the calls that it is in: from the layer up to the lowest call that holds the region, they have to be those
-that were traced, with every module of the region in its place and nobody listening in between. What is above does not
-matter. Modules are known by their places below that lowest call, so that copies and pickles need nothing else.
+layer looks at the calls that it is in: from the layer up to the lowest call that holds the region, they have to be
+those that were traced, with every module of the region in its place and nobody listening in between. What is above does
+not matter. Modules are known by their places below that lowest call, so that copies and pickles need nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -83,9 +84,7 @@ class Gate:
 
 def runs_in_its_region(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
     """A forward pre-hook of a layer that stands for a region, and of what was absorbed into it."""
-    if torch.jit.is_scripting():
-        pass
-    elif torch.compiler.is_compiling():
+    if torch.jit.is_scripting() or torch.compiler.is_compiling():
         pass
     else:
         check(self)
@@ -95,7 +94,7 @@ def set_gate(module: nn.Module, gate: Gate) -> None:
     """Put a gate in front of a layer, in the place of an earlier one."""
     module.__dict__[GATE] = gate
     if runs_in_its_region not in module._forward_pre_hooks.values():
-        nn.Module.register_forward_pre_hook(module, runs_in_its_region)  # type: ignore[arg-type]
+        nn.Module.register_forward_pre_hook(module, runs_in_its_region)
 
 
 def drop_gate(module: nn.Module) -> None:
@@ -304,11 +303,8 @@ def _codes(value: Any, depth: int = 0) -> Iterator[CodeType]:
     if isinstance(value, FunctionType) and depth < 6:
         yield value.__code__
         inner: list[Callable[..., Any]] = [getattr(value, "__wrapped__", None)]  # type: ignore[list-item]
-        for cell in value.__closure__ or ():
-            try:
-                inner.append(cell.cell_contents)
-            except ValueError:  # a cell that is still empty
-                continue
+        with contextlib.suppress(ValueError):  # a cell that is still empty
+            inner += [cell.cell_contents for cell in value.__closure__ or ()]
         for function in inner:
             yield from _codes(function, depth + 1)
 
@@ -340,7 +336,11 @@ def _in_a_row(layer: nn.Module, chain: Chain, holder: nn.Module) -> bool:
         named = holder.return_layers
     else:
         return False
-    if chain.place is None or not chain.place or any(_hooks_differ(layer, c) for p, c in chain.hooks if p == chain.place):
+    if (
+        chain.place is None
+        or not chain.place
+        or any(_hooks_differ(layer, c) for p, c in chain.hooks if p == chain.place)
+    ):
         return False
     parts: dict[str, list[Path]] = {chain.place[0]: []}
     for path in chain.absorbed:

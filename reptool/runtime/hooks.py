@@ -6,8 +6,10 @@ of a module from their source.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Tuple  # noqa: UP035 - TorchScript reads this annotation
 
 import torch
@@ -94,13 +96,23 @@ def expects_5_dimensions(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa
 
 
 def _check(given: Any, rank: int) -> None:
-    if not given:
+    value = given[0] if given else _by_name()
+    if not hasattr(value, "dim"):
         raise SpecializedError(f"this layer was fused for inputs of {rank} dimensions; call it with its input in place")
-    if given[0].dim() != rank:
+    if value.dim() != rank:
         raise SpecializedError(
-            f"this layer was fused for inputs of {rank} dimensions and got {given[0].dim()}; "
+            f"this layer was fused for inputs of {rank} dimensions and got {value.dim()}; "
             "deploy with example_inputs of that rank, or exclude it"
         )
+
+
+def _by_name() -> Any:
+    """The first argument of a call that gives all of them by name, which hooks are not told of."""
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None and frame.f_code.co_name not in ("_call_impl", "_slow_forward"):
+        frame = frame.f_back
+    kwargs = {} if frame is None else frame.f_locals.get("kwargs", {})
+    return next(iter(kwargs.values()), None)
 
 
 _BY_RANK: dict[int, Callable[..., None]] = {
@@ -141,5 +153,5 @@ def guarded_rank(module: nn.Module) -> int | None:
 
 def set_guard(module: nn.Module, rank: int) -> None:
     """Guard a module for inputs of one rank, once."""
-    if guarded_rank(module) is None:
+    if guarded_rank(module) is None and rank in _BY_RANK:
         module.register_forward_pre_hook(_BY_RANK[rank])

@@ -1,8 +1,8 @@
 """State of layers that hold more than their names say: it is loaded from such layers, and as a whole.
 
-A convolution that a norm was folded into still calls its values ``weight`` and ``bias``. The state that torch saves says
-for each module which version of it was saved; a folded layer says in the same place what is folded into it. Values of
-the original, which do not, are refused. A plain dictionary of tensors says nothing of itself and is taken.
+A convolution that a norm was folded into still calls its values ``weight`` and ``bias``. The state that torch saves
+says for each module which version of it was saved; a folded layer says in the same place what is folded into it. Values
+of the original, which do not, are refused. A plain dictionary of tensors says nothing of itself and is taken.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Folded:
     Args:
         text: names of all that is folded into them.
         names: of the tensors.
-        grown: the bias that the original does not have, None where it has one or there is none.
+        bias: the name of the bias, None where there is none.
     """
 
     text: str
     names: tuple[str, ...]
-    grown: str | None
+    bias: str | None
 
 
 def tell(module: nn.Module, state: Any, prefix: str, metadata: dict[str, Any]) -> None:
@@ -50,13 +50,13 @@ def check_state(module: nn.Module, state: dict[str, Any], prefix: str, metadata:
             continue
         if "version" in metadata and metadata.get(_TAG, {}).get(folded.names[0]) != folded.text:
             raise AbsorbedStateError(
-                f"the checkpoint's {found[0]!r} was not saved from a layer that deploy() made of {folded.text}; load it "
-                "into the original model and deploy that again (the values of a model deployed in the same way are "
+                f"the checkpoint's {found[0]!r} was not saved from a layer that deploy() made of {folded.text}; load "
+                "it into the original model and deploy that again (the values of a model deployed in the same way are "
                 "taken from a plain dict of tensors)"
             )
-        if folded.grown is not None and prefix + folded.names[0] in state and prefix + folded.grown not in state:
+        if folded.bias is not None and prefix + folded.names[0] in state and prefix + folded.bias not in state:
             raise AbsorbedStateError(
-                f"the checkpoint holds {found[0]!r} and not {prefix + folded.grown!r}, which deploy() made together of "
+                f"the checkpoint holds {found[0]!r} and not {prefix + folded.bias!r}, which deploy() made together of "
                 f"{folded.text}; load it into the original model and deploy that again"
             )
 

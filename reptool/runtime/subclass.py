@@ -8,6 +8,7 @@ from __future__ import annotations
 import __future__
 
 import abc
+import contextlib
 import copyreg
 import functools
 import inspect
@@ -20,6 +21,7 @@ import torch
 from torch import fx, nn
 
 from reptool.errors import SpecializedError
+from reptool.runtime.absorbed import NORMS, Absorbed, tell_of_norms
 from reptool.runtime.containers import filled, read_key
 from reptool.runtime.expect import _bound, _expect, _expect_given, _sealed
 from reptool.runtime.method import Method, find
@@ -80,6 +82,7 @@ SCOPE: dict[str, Any] = {
     "torch": torch,
     "fx_pytree": fx._pytree,
     "pytree": torch.utils._pytree,
+    "_tell_of_norms": tell_of_norms,
     "_expect": _expect,
     "_expect_given": _expect_given,
     "_sealed": _sealed,
@@ -117,6 +120,29 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
     if key not in _CLASSES:
         _CLASSES[key] = _without_their_code(cls, _body(cls, methods, plain), nn.Module if plain else cls)
     return _CLASSES[key]
+
+
+_TRAIN = Method(
+    "train",
+    f"def train(self, mode=True):\n    if mode:\n        _tell_of_norms(self)\n    return self.{ORIGINAL}train(mode)\n",
+)
+
+
+def warn_in_training(model: nn.Module, norms: int) -> None:
+    """Let a deployed model say that so many norms are folded when it is put into training mode.
+
+    Absorbed norms say it themselves; a model without any gets a ``train`` that does.
+    """
+    if not norms or any(isinstance(m, Absorbed) and m._is_norm for m in model.modules()):
+        return
+    model.__dict__[NORMS] = norms
+    with contextlib.suppress(Exception):  # a class of the user's that nothing can be derived from
+        if isinstance(model, fx.GraphModule):  # each has a class of its own
+            members = vars(derive(fx.GraphModule, (_TRAIN,)))
+            for name in ("train", f"{ORIGINAL}train"):
+                setattr(type(model), name, members[name])
+        else:
+            object.__setattr__(model, "__class__", derive(type(model), (_TRAIN,)))
 
 
 def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]:
@@ -158,7 +184,7 @@ def own_members(cls: type) -> dict[str, Any]:
 
 def _compiled(cls: type, method: Method) -> Callable[..., Any]:
     """The function that a method's source defines, with what the original says of itself."""
-    original = getattr(cls, method.name)
+    original: Any = getattr(cls, method.name)
     original = original.fget if isinstance(original, property) else original
     scope = {**SCOPE, "_original": original, "_member": _member, "_bound": functools.partial(_bound, original)}
     scope |= method.scope()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +47,8 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
     gone = surgery.identities
     replaced = {*gone, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
     for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in replaced)]:
-        layer = next((s.slot for s in surgery.sites if path in _owners(s, traced)), None)
-        into = "" if layer is None else traced.trace.place(layer)
+        slot = next((s.slot for s in surgery.sites if path in _owners(s, traced)), None)
+        into = "" if slot is None else traced.trace.place(slot)
         _put(root, paths, path, Absorbed(root.get_submodule(path), traced.trace.place(path), into))
     for path, rank in surgery.guards.items():
         set_guard(root.get_submodule(path), rank)
@@ -86,11 +85,11 @@ def _say_what_is_folded(root: nn.Module, site: Site, traced: Traced, before: set
     if weight not in before:
         return
     owners = sorted({o for n in site.region.form.ops for o in traced.found.ops[n].owners})
-    lead = os.path.commonprefix(owners).rpartition(".")[0]
-    text = ", ".join(o[len(lead) :].lstrip(".") for o in owners)
+    while len({o.partition(".")[0] for o in owners}) == 1 and all("." in o for o in owners):
+        owners = [o.partition(".")[2] for o in owners]
+    text = ", ".join(owners)
     held = tuple(n for n in (weight, bias) if n is not None and module._parameters.get(n) is not None)
-    grown = bias if bias in held and bias not in before else None
-    set_folded(module, Folded(text, held, grown))
+    set_folded(module, Folded(text, held, bias if bias in held else None))
 
 
 class _Written(torch.fx.Proxy):

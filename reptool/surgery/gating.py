@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from reptool.ir.ops import Affine
 from reptool.ir.trace import Event
-from reptool.runtime.gate import Chain, Gate, Link, Path, hooks_on, kind_of, runs_in_its_region, set_gate
+from reptool.runtime.gate import Chain, Gate, Link, Path, hooks_on, kind_of, set_gate
 from reptool.surgery.site import Calls, Site, Surgery
 from reptool.surgery.traced import Traced, is_plain_identity
 
