@@ -162,8 +162,8 @@ def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]
         body[ORIGINAL + method.name] = original
         if isinstance(original, property):
             body[method.name] = property(body[method.name], doc=original.__doc__)
-            unused = body.get("__jit_unused_properties__", getattr(cls, "__jit_unused_properties__", ()))
-            body["__jit_unused_properties__"] = [*unused, method.name]  # torch.jit.script compiles the others
+            for table in ("__jit_unused_properties__", "__jit_ignored_attributes__"):  # else torch.jit.script reads it
+                body[table] = [*body.get(table, getattr(cls, table, ())), method.name]
     body["__reduce_ex__"] = _reduce
     body["_reptool_derived"] = (cls, methods, plain)
     body["__module__"], body["__qualname__"], body["__doc__"] = cls.__module__, cls.__qualname__, cls.__doc__

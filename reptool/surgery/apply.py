@@ -82,7 +82,7 @@ def _say_what_is_folded(root: nn.Module, site: Site, traced: Traced, before: set
     """Mark a layer whose weight has the name of one of the original."""
     weight, bias = site.names if site.slot is None else ("weight", "bias")
     module = root.get_submodule(site.owner if site.slot is None else site.slot)
-    if weight not in before:
+    if weight not in before or module._parameters.get(weight) is None:
         return
     owners = sorted({o for n in site.region.form.ops for o in traced.found.ops[n].owners})
     while len({o.partition(".")[0] for o in owners}) == 1 and all("." in o for o in owners):
