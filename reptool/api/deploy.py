@@ -28,6 +28,7 @@ from reptool.refusal import Code
 from reptool.report.data import Report
 from reptool.report.progress import phase, watched
 from reptool.report.totals import is_layer
+from reptool.runtime.gate import open_gates
 from reptool.runtime.hooks import guard_state
 from reptool.runtime.originals import kept_modules, kept_tensors
 from reptool.runtime.subclass import warn_in_training
@@ -275,11 +276,11 @@ class _Work:
     def planned(self, model: nn.Module) -> tuple[Plan, dict[str, Checked]]:
         """A plan all of whose regions hold, with the values of their layers."""
         while True:
-            with phase("plan"):
+            with phase("plan"), open_gates():
                 plan = make_plan(model, self.args, self.kwargs, self.options, True, True, self.given_up)
             checked: dict[str, Checked] = {}
             failed = GivenUp()
-            with phase("measure"):
+            with phase("measure"), open_gates():
                 for unit in plan.units:
                     checked[unit.prefix], bad = checked_unit(unit, self.verify)
                     failed.add(bad)
@@ -372,7 +373,7 @@ def explain(
     with watched(f"explain {type(model).__name__}", progress) as watch:
         with phase("reference"):
             reference = reference_of(model, args, kwargs, wide=False) if known and args is not None else None
-        with phase("plan"):
+        with phase("plan"), open_gates():
             plan = make_plan(model, args, kwargs, options, values=known)
             found = report_of(model, plan, {}, reference)
     found.seconds = watch.seconds

@@ -74,6 +74,9 @@ class Absorbed(nn.Identity):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and name not in _TORCHS_OWN:
+            held = self.__dict__.get(name, self)
+            if type(held) is type(value) and held == value:
+                return  # as it is already
             self._refuse(f"setting its {name!r} would change nothing")
         super().__setattr__(name, value)
 

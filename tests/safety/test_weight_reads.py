@@ -51,7 +51,26 @@ def test_a_weight_that_is_another_now_is_not_handed_out_but_its_shape_is() -> No
         with pytest.raises(SpecializedError, match="kernel"):
             _ = made.kernel
         assert made.kind == torch.float64
-    assert torch.jit.script(deployed) is not None
+
+
+class Handing(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.conv(x))
+
+    @property
+    def kernel(self) -> torch.Tensor:
+        return self.conv.weight
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_property_that_raises_does_not_keep_a_model_from_being_compiled() -> None:
+    deployed = reptool.deploy(ready(Handing()))
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    assert torch.equal(torch.jit.script(deployed)(x), deployed(x))
 
 
 class Regular(ConvBN):
