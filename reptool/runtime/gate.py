@@ -13,7 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CodeType, FrameType, FunctionType
 from typing import Any, NoReturn, Tuple  # noqa: UP035 - TorchScript reads this annotation
 
@@ -96,6 +96,14 @@ def set_gate(module: nn.Module, gate: Gate) -> None:
     module.__dict__[GATE] = gate
     if runs_in_its_region not in module._forward_pre_hooks.values():
         nn.Module.register_forward_pre_hook(module, runs_in_its_region)
+
+
+def move_gate(module: nn.Module, name: str) -> None:
+    """Let a layer run in a graph that calls it by another name."""
+    gate = module.__dict__.get(GATE)
+    if gate is not None:
+        chains = tuple(replace(c, place=None if c.place is None else (name,)) for c in gate.chains)
+        module.__dict__[GATE] = replace(gate, chains=chains)
 
 
 def drop_gate(module: nn.Module) -> None:
