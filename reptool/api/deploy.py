@@ -165,7 +165,7 @@ def deploy(
     >>> deploy(model)
     Sequential(
       (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
-      (1): Identity()
+      (1): Absorbed(BatchNorm2d, in '0')
       (2): ReLU()
     )
     """
