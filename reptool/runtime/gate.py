@@ -129,6 +129,8 @@ def check(layer: nn.Module) -> None:
     gate = own.get(GATE)
     if gate is None:
         return
+    if _is_called_as_before(layer, gate, sys._getframe(3)):
+        return
     calls = _Calls(sys._getframe(3))
     if own["training"] and gate.norms and TOLD not in own:
         own[TOLD] = True
@@ -138,6 +140,42 @@ def check(layer: nn.Module) -> None:
             return
     if not _OPEN.get() and not _runs_all(layer, gate, calls):
         _refuse(gate)
+
+
+_GOOD: dict[tuple[int, int, int], tuple[CodeType, type, Chain]] = {}
+"""Code and classes that a chain of one call was found to fit."""
+
+
+def _is_called_as_before(layer: nn.Module, gate: Gate, frame: FrameType | None) -> bool:
+    """The most frequent case, in few steps: one call holds the region, and makes the call of the layer itself."""
+    if len(gate.chains) != 1 or layer.training:
+        return False
+    chain = gate.chains[0]
+    place = chain.place
+    if place is None or len(place) != 1 or len(chain.links) != 1:
+        return False
+    while frame is not None and (id(frame.f_code) in _MACHINERY or not frame.f_code.co_argcount):
+        frame = frame.f_back
+    if frame is None:
+        return False
+    code = frame.f_code
+    held = frame.f_locals
+    module = held.get(code.co_varnames[0])
+    if type(held) is dict and sys.getrefcount(held) <= 3:
+        held.clear()
+    key = id(code), id(type(module)), id(chain)
+    if key not in _GOOD:
+        link = chain.links[0]
+        if not isinstance(module, nn.Module) or _method_of(module, code) != link.method:
+            return False
+        if not _is_kind(type(module), link):
+            return False
+        if len(_GOOD) > MAX_KNOWN:
+            _GOOD.clear()
+        _GOOD[key] = code, type(module), chain
+    if module._modules.get(place[0]) is not layer:
+        return False
+    return type(layer) is Absorbed or _is_whole(module, chain)
 
 
 _OPEN: ContextVar[bool] = ContextVar("open", default=False)
@@ -232,8 +270,11 @@ def _follows(layer: nn.Module, chain: Chain, calls: _Calls) -> bool:
     for module, path in modules:
         if path and _inside(lowest, path) is not module:
             return False
-    if type(layer) is Absorbed:
-        return True  # the layer itself looks after the rest
+    return type(layer) is Absorbed or _is_whole(lowest, chain)  # the layer itself looks after the rest
+
+
+def _is_whole(lowest: nn.Module, chain: Chain) -> bool:
+    """Whether all that was absorbed is in its place, and nobody listens in between."""
     for path in chain.absorbed:
         if type(_inside(lowest, path)) is not Absorbed:
             return False
