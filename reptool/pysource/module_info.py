@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from reptool.ir.computed_weights import is_weight_hook
 from reptool.pysource.functions import behind
+from reptool.runtime.absorbed import Absorbed
 from reptool.runtime.hooks import is_own_hook
 
 
@@ -66,7 +67,7 @@ def calls_itself(cls: type) -> type | None:
     if cls not in _CALLERS:
         own = (c for c in cls.__mro__ if c is nn.Module or _of_torch(c) or "__call__" in vars(c))
         found = next(own, None)
-        plain = found is None or found is nn.Module or _of_torch(found) or issubclass(cls, fx.GraphModule)
+        plain = found in (None, nn.Module, Absorbed) or _of_torch(found) or issubclass(cls, fx.GraphModule)
         _CALLERS[cls] = None if plain else found
     return _CALLERS[cls]
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from reptool.errors import AbsorbedStateError, FoldedNormWarning, SpecializedError, warn
 
@@ -63,6 +64,17 @@ class Absorbed(nn.Identity):
     def extra_repr(self) -> str:
         """What it stands for, and where that is done now."""
         return f"{self._stands_for}, in {self._layer!r}" if self._layer else self._stands_for
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand the input on, where the calls around it are those that were traced."""
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or len(args) != 1 or kwargs:
+            return super().__call__(*args, **kwargs)
+        if not isinstance(args[0], Tensor):  # code that is followed
+            return super().__call__(*args)
+        from reptool.runtime.gate import check
+
+        check(self)
+        return args[0]
 
     # --- what would have no effect
     def _refuse(self, what: str) -> NoReturn:

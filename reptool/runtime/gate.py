@@ -84,7 +84,7 @@ class Gate:
 
 
 def runs_in_its_region(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
-    """A forward pre-hook of a layer that stands for a region, and of what was absorbed into it."""
+    """A forward pre-hook of a layer that stands for a region."""
     if torch.jit.is_scripting() or torch.compiler.is_compiling():
         pass
     else:
@@ -92,9 +92,9 @@ def runs_in_its_region(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: 
 
 
 def set_gate(module: nn.Module, gate: Gate) -> None:
-    """Put a gate in front of a layer, in the place of an earlier one."""
+    """Put a gate in front of a layer, in the place of an earlier one; an absorbed module asks for it by itself."""
     module.__dict__[GATE] = gate
-    if runs_in_its_region not in module._forward_pre_hooks.values():
+    if not isinstance(module, Absorbed) and runs_in_its_region not in module._forward_pre_hooks.values():
         nn.Module.register_forward_pre_hook(module, runs_in_its_region)
 
 
@@ -125,14 +125,14 @@ def check(layer: nn.Module) -> None:
     Raises:
         SpecializedError: with what the layer stands for and what to do.
     """
+    gate = layer.__dict__.get(GATE)
+    if gate is not None and (layer.training or not _is_called_as_before(layer, gate, sys._getframe(2))):
+        _check_all(layer, gate, _Calls(sys._getframe(2)))
+
+
+def _check_all(layer: nn.Module, gate: Gate, calls: _Calls) -> None:
     own = layer.__dict__
-    gate = own.get(GATE)
-    if gate is None:
-        return
-    if _is_called_as_before(layer, gate, sys._getframe(3)):
-        return
-    calls = _Calls(sys._getframe(3))
-    if own["training"] and gate.norms and TOLD not in own:
+    if layer.training and gate.norms and TOLD not in own:
         own[TOLD] = True
         tell_of_norms(calls.outermost() or layer)
     for chain in gate.chains:
@@ -147,35 +147,47 @@ _GOOD: dict[tuple[int, int, int], tuple[CodeType, type, Chain]] = {}
 
 
 def _is_called_as_before(layer: nn.Module, gate: Gate, frame: FrameType | None) -> bool:
-    """The most frequent case, in few steps: one call holds the region, and makes the call of the layer itself."""
-    if len(gate.chains) != 1 or layer.training:
+    """The most frequent case in few steps, since it is at every call: the call that holds the region calls the layer.
+
+    It says no wherever it takes more to know.
+    """
+    if len(gate.chains) != 1:
         return False
     chain = gate.chains[0]
-    place = chain.place
-    if place is None or len(place) != 1 or len(chain.links) != 1:
+    if chain.place is None or len(chain.place) != 1 or len(chain.links) != 1:
         return False
     while frame is not None and (id(frame.f_code) in _MACHINERY or not frame.f_code.co_argcount):
         frame = frame.f_back
     if frame is None:
         return False
-    code = frame.f_code
-    held = frame.f_locals
-    module = held.get(code.co_varnames[0])
-    if type(held) is dict and sys.getrefcount(held) <= 3:
+    code, held = frame.f_code, frame.f_locals
+    lowest: Any = held.get(code.co_varnames[0])
+    if type(held) is dict and sys.getrefcount(held) <= 3 and code.co_flags & 2:
         held.clear()
-    key = id(code), id(type(module)), id(chain)
+    key = id(code), id(type(lowest)), id(chain)
     if key not in _GOOD:
         link = chain.links[0]
-        if not isinstance(module, nn.Module) or _method_of(module, code) != link.method:
+        if not isinstance(lowest, nn.Module) or _method_of(lowest, code) != link.method:
             return False
-        if not _is_kind(type(module), link):
+        if not _is_kind(type(lowest), link):
             return False
         if len(_GOOD) > MAX_KNOWN:
             _GOOD.clear()
-        _GOOD[key] = code, type(module), chain
-    if module._modules.get(place[0]) is not layer:
+        _GOOD[key] = code, type(lowest), chain
+    modules = lowest._modules
+    if modules.get(chain.place[0]) is not layer:
         return False
-    return type(layer) is Absorbed or _is_whole(module, chain)
+    if type(layer) is Absorbed:
+        return True
+    for path in chain.absorbed:
+        if type(modules.get(path[0]) if len(path) == 1 else _inside(lowest, path)) is not Absorbed:
+            return False
+    for path, count in chain.hooks:
+        own = (layer if path == chain.place else _inside(lowest, path) or lowest).__dict__
+        found = len(own["_forward_hooks"]) + len(own["_forward_pre_hooks"])
+        if found + len(own["_backward_hooks"]) + len(own["_backward_pre_hooks"]) != count:
+            return False
+    return True
 
 
 _OPEN: ContextVar[bool] = ContextVar("open", default=False)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import reptool
 from reptool.errors import SpecializedError
-from reptool.runtime.gate import method_names, runs_in_its_region
+from reptool.runtime.gate import GATE, method_names
 from tests.traps import assert_same, ready
 
 
@@ -184,7 +184,7 @@ def test_what_runs_the_regions_as_they_were_traced_stays(model: Any, deployed: A
 
 
 def gated(model: nn.Module) -> set[str]:
-    return {p for p, m in model.named_modules() if runs_in_its_region in m._forward_pre_hooks.values()}
+    return {p for p, m in model.named_modules() if GATE in vars(m)}
 
 
 def test_only_what_changes_its_meaning_is_gated(deployed: Any) -> None:
