@@ -14,6 +14,7 @@ from reptool.refusal import Code as Code
 from reptool.refusal import Refusal as Refusal
 from reptool.report.data import Report as Report
 from reptool.runtime.legacy import keep_old_addresses
+from reptool.runtime.release import release as release
 
 keep_old_addresses()
 
@@ -31,5 +32,6 @@ __all__ = [
     "expansion_report",
     "explain",
     "load_deployed",
+    "release",
     "report",
 ]

@@ -26,6 +26,10 @@ class RegionWarning(UserWarning):
     """A region that was planned failed its check and was left as it was; the rest of the model is deployed."""
 
 
+class FoldedNormWarning(UserWarning):
+    """A deployed model was put into training mode: its folded norms do not normalize by their batch."""
+
+
 class RequirementError(ReptoolError):
     """`require=` asked for something the deployed model does not fulfil."""
 

@@ -299,7 +299,7 @@ def test_a_layer_that_overflows_is_left_and_the_others_are_not(verify: bool) -> 
     (refusal,) = [r for r in reptool.report(deployed).refusals if r.code is Code.OVERFLOW]
     assert "float16" in refusal.sentence
     assert refusal.nodes == ("1",)
-    assert [type(m).__name__ for m in deployed] == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "Identity"]
+    assert [type(m).__name__ for m in deployed] == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "Absorbed"]
     assert all(p.isfinite().all() for p in deployed.parameters())
     x = images().half() * 1e-4
     torch.testing.assert_close(deployed(x), model(x), rtol=2e-2, atol=2e-2)
@@ -319,7 +319,7 @@ def test_weights_that_are_not_finite_are_an_error_that_names_them(value: float, 
     assert all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in model.state_dict().items())
     assert [type(m).__name__ for m in model][1::3] == ["BatchNorm2d", "BatchNorm2d"]
     left = reptool.deploy(model, verify=verify, exclude="4")
-    assert [type(m).__name__ for m in left][1::3] == ["Identity", "BatchNorm2d"]
+    assert [type(m).__name__ for m in left][1::3] == ["Absorbed", "BatchNorm2d"]
 
 
 def test_every_code_has_a_case() -> None:

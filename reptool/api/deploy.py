@@ -28,8 +28,10 @@ from reptool.refusal import Code
 from reptool.report.data import Report
 from reptool.report.progress import phase, watched
 from reptool.report.totals import is_layer
-from reptool.runtime.hooks import LoadGuard
+from reptool.runtime.gate import open_gates
+from reptool.runtime.hooks import guard_state
 from reptool.runtime.originals import kept_modules, kept_tensors
+from reptool.runtime.subclass import warn_in_training
 from reptool.surgery.apply import write
 from reptool.surgery.units import GivenUp, Plan
 from reptool.verify.methods import Rehearsal
@@ -163,7 +165,7 @@ def deploy(
     >>> deploy(model)
     Sequential(
       (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
-      (1): Identity()
+      (1): Absorbed(BatchNorm2d, in '0')
       (2): ReLU()
     )
     """
@@ -274,11 +276,11 @@ class _Work:
     def planned(self, model: nn.Module) -> tuple[Plan, dict[str, Checked]]:
         """A plan all of whose regions hold, with the values of their layers."""
         while True:
-            with phase("plan"):
+            with phase("plan"), open_gates():
                 plan = make_plan(model, self.args, self.kwargs, self.options, True, True, self.given_up)
             checked: dict[str, Checked] = {}
             failed = GivenUp()
-            with phase("measure"):
+            with phase("measure"), open_gates():
                 for unit in plan.units:
                     checked[unit.prefix], bad = checked_unit(unit, self.verify)
                     failed.add(bad)
@@ -371,7 +373,7 @@ def explain(
     with watched(f"explain {type(model).__name__}", progress) as watch:
         with phase("reference"):
             reference = reference_of(model, args, kwargs, wide=False) if known and args is not None else None
-        with phase("plan"):
+        with phase("plan"), open_gates():
             plan = make_plan(model, args, kwargs, options, values=known)
             found = report_of(model, plan, {}, reference)
     found.seconds = watch.seconds
@@ -403,20 +405,15 @@ def report(deployed: nn.Module) -> Report:
 def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Checked], found: Report) -> None:
     before = set(target.state_dict())
     for unit in plan.units:
-        write(target, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()})
+        write(target, unit, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()})
     kept, spare = kept_modules(target), kept_tensors(target)
     found.kept = (sum(t.numel() for t in spare), sum(t.numel() * t.element_size() for t in spare))
     only_kept = {id(t) for t in spare}
     found.parameters = (found.parameters[0], sum(p.numel() for p in target.parameters() if id(p) not in only_kept))
     modules = [m for m in target.modules() if m not in kept]
     found.layers = (found.layers[0], sum(map(is_layer, modules)))
-    absorbed = before - set(target.state_dict())
-    for hook in [
-        k for k, h in target._load_state_dict_pre_hooks.items() if isinstance(getattr(h, "hook", h), LoadGuard)
-    ]:
-        absorbed |= set(getattr(target._load_state_dict_pre_hooks.pop(hook), "hook", LoadGuard(frozenset())).absorbed)
-    if absorbed:
-        target.register_load_state_dict_pre_hook(LoadGuard(frozenset(absorbed)))
+    guard_state(target, before - set(target.state_dict()))
+    warn_in_training(target, found.norms[0] - found.norms[1])
     earlier = target.__dict__.get("_reptool_report")
     if isinstance(earlier, Report) and not found.regions:
         return
@@ -436,8 +433,9 @@ def _flattened(model: nn.Module, target: nn.Module, found: Report, work: _Work) 
             break
         found.regions += report_of(flat, plan, checked).regions
         for unit in plan.units:
-            write(flat, unit.prefix, unit.surgery, {s: (w, b) for s, (_, w, b) in checked[unit.prefix].items()})
+            write(flat, unit, {s: (w, b) for s, (_, w, b) in checked[unit.prefix].items()})
         flat = flatten_model(flat, work.args, work.kwargs)
-    flat.register_load_state_dict_pre_hook(LoadGuard(frozenset(gone | (first - set(flat.state_dict())))))
+    guard_state(flat, gone | (first - set(flat.state_dict())))
+    warn_in_training(flat, found.norms[0] - found.norms[1])
     flat.__dict__["_reptool_report"] = copy.deepcopy(found)
     return flat

@@ -43,7 +43,7 @@ def _structure(module: nn.Module) -> list[object]:
     cls = type(module)
     functions = [inspect.getattr_static(cls, name, None) for name in ("forward", "__call__")]
     code = [getattr(getattr(f, "__code__", None), "co_code", b"") for f in functions]
-    state = {k: v for k, v in vars(module).items() if isinstance(v, _SIMPLE) and k != MARK}
+    state = {k: v for k, v in vars(module).items() if isinstance(v, _SIMPLE) and not k.startswith("_reptool_")}
     held = [
         (name, None if t is None else (tuple(t.shape), t.dtype, str(t.device)))
         for name, t in (*module._parameters.items(), *module._buffers.items())

@@ -21,6 +21,7 @@ from reptool.pysource.module_info import calls_itself, foreign_hooks
 from reptool.pysource.places import asked, said
 from reptool.rewrite.constants import address, is_text
 from reptool.runtime.expect import _expect, called
+from reptool.runtime.gate import move_gate
 
 
 def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any]) -> fx.GraphModule:
@@ -143,6 +144,7 @@ class _Named:
                 self.holder.register_buffer(free, value, persistent)
             else:
                 setattr(self.holder, free, value)
+                move_gate(value, free)
             self.moved[path] = free
         return self.moved[path]
 

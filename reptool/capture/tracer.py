@@ -26,7 +26,7 @@ from reptool.ir.trace import CaptureLimitError, Event, Input, Question, Trace, U
 from reptool.ir.walk import map_values, nodes_in, only_tensors
 from reptool.models.rng import drew_since
 from reptool.models.running import Generators, users_device
-from reptool.pysource.functions import behind
+from reptool.pysource.functions import behind, function_of
 from reptool.pysource.module_info import (
     calls_itself,
     catches,
@@ -250,7 +250,7 @@ class Recorder(Writing):
                 self._ask_for_errors(top)
                 self._watch_methods(module)
                 if top.method != "forward":
-                    out: Any = getattr(type(module), top.method)(module, *args, **kwargs)
+                    out: Any = function_of(type(module), top.method)(module, *args, **kwargs)
                 elif stock_forward(module):
                     out = self._leaf(module, top.path, args, kwargs, foreign_hooks(module))
                 else:

@@ -41,7 +41,7 @@ def along_channels(
     added = _adds_axes(value, rank, behind + 2 if behind else 1)
     if added is not None:
         return added
-    if rank is not None and behind and behind != rank - 2:
+    if rank is not None and behind and behind != ctx.axes(rank):
         return Refusal(
             Code.BROADCAST, f"a constant of shape {tuple(value.shape)} varies along an axis that is not the channels"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +42,26 @@ class Context:
         self.taken, self.expected = taken, expected
         self.ops, self.opaque = ops, opaque
         self.constant, self.exact, self.read, self.cone = constant, exact, read, cone
-        self.rank, self.channels, self.behind, self.dtype, self.stated = rank, channels, behind, dtype, stated
+        self.channels, self.behind, self.dtype, self.stated = channels, behind, dtype, stated
+        self._rank, self._moved = rank, 0
+        self.batch = 1
+        self.asked = False
+
+    def rank(self, node: fx.Node) -> int | None:
+        """Number of dimensions of a value, None when unknown."""
+        self.asked = True
+        found = self._rank(node)
+        return None if found is None else found + self._moved
+
+    def axes(self, rank: int) -> int:
+        """Axes behind the channels of a value of this rank."""
+        return rank - 1 - self.batch
+
+    def at_ranks(self, moved: int, batched: bool) -> Context:
+        """The same as if every value had so many dimensions more; `batched` ones have no batch then."""
+        other = copy(self)
+        other._moved, other.batch = moved, 1 - batched
+        return other
 
 
 def source_of(node: fx.Node, source: Any, ctx: Context) -> fx.Node | None:

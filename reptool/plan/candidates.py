@@ -11,6 +11,7 @@ from reptool.ir.aliasing import Reads
 from reptool.ir.nodes import metadata_read, name_of, only_asserted
 from reptool.ir.ops import Affine, Fill, Op, Pieces, Reduced, Stack, Sum, View
 from reptool.lift import Context, lift
+from reptool.lift.ranks import rank_held
 from reptool.passages import Passage, passage
 from reptool.passages.own_affines import Behind, OwnAffines, rerouted
 from reptool.passages.spread import Spread
@@ -46,6 +47,7 @@ class Analysis:
     bare: dict[fx.Node, Behind] = field(default_factory=dict)
     passed: set[fx.Node] = field(default_factory=set)
     """Views and pieces of what is not scaled yet."""
+    ranks: dict[fx.Node, int] = field(default_factory=dict)  # of the inputs of operations that mean another at others
 
 
 def analyse(
@@ -86,7 +88,12 @@ def analyse(
                 refusal = Refusal(Code.MUTATED, "a value is written in place while a view of it is read", (node.name,))
             else:
                 _add_passage(found, node, ctx)
+                ctx.asked = False
                 lifted = lift(node, ctx)
+                if ctx.asked and lifted is not None and not isinstance(lifted, Refusal):
+                    held = rank_held(node, lifted, ctx, lift)
+                    if held is not None:
+                        found.ranks[node] = held
                 if isinstance(lifted, Refusal):
                     refusal = lifted
                 else:

@@ -198,7 +198,7 @@ class Facts:
     def _infer_rank(self, node: fx.Node) -> int | None:
         op = self.ops.get(node)
         if isinstance(op, Affine) and op.shape.axes:
-            shape = self.shape(node) if len(op.shape.axes) == 1 else None  # [C, L] without a batch has one axis too
+            shape = self.shape(node)  # of what has no batch there is one axis less
             return len(op.shape.axes) + 2 if shape is None else len(shape)
         op = op.whole if isinstance(op, Reduced) else op
         if isinstance(op, (Affine, Sum, Concat)):

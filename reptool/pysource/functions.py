@@ -75,3 +75,9 @@ def own_definition(function: Callable[..., Any]) -> ast.FunctionDef | None:
     tree = tree_of(function)
     first = tree.body[0] if tree is not None and tree.body else None
     return first if isinstance(first, ast.FunctionDef) else None
+
+
+def function_of(cls: type, name: str) -> Callable[..., Any]:
+    """The function that a class runs under a name: a method, or what a property is read with."""
+    found = getattr(cls, name)
+    return found.fget if isinstance(found, property) and found.fget is not None else found

@@ -13,7 +13,8 @@ from torch import fx, nn
 
 from reptool.ir.computed_weights import is_weight_hook
 from reptool.pysource.functions import behind
-from reptool.runtime.hooks import hook_rank
+from reptool.runtime.absorbed import Absorbed
+from reptool.runtime.hooks import is_own_hook
 
 
 def stock_forward(module: nn.Module) -> bool:
@@ -66,7 +67,7 @@ def calls_itself(cls: type) -> type | None:
     if cls not in _CALLERS:
         own = (c for c in cls.__mro__ if c is nn.Module or _of_torch(c) or "__call__" in vars(c))
         found = next(own, None)
-        plain = found is None or found is nn.Module or _of_torch(found) or issubclass(cls, fx.GraphModule)
+        plain = found in (None, nn.Module, Absorbed) or _of_torch(found) or issubclass(cls, fx.GraphModule)
         _CALLERS[cls] = None if plain else found
     return _CALLERS[cls]
 
@@ -92,7 +93,7 @@ _GLOBAL_HOOKS = (
 
 def foreign_hooks(module: nn.Module) -> bool:
     """Whether hooks that are neither the model's weights' own nor reptool's watch a module."""
-    pre = [h for h in module._forward_pre_hooks.values() if not is_weight_hook(h) and hook_rank(h) is None]
+    pre = [h for h in module._forward_pre_hooks.values() if not is_weight_hook(h) and not is_own_hook(h)]
     return any(getattr(nn.modules.module, n, None) for n in _GLOBAL_HOOKS) or bool(
         pre or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.jit.annotations import try_ann_to_type
 
-from reptool.pysource.functions import behind
+from reptool.pysource.functions import behind, function_of
 from reptool.rewrite.constants import CannotCutError, Constants, is_text
 from reptool.runtime.method import Method
 from reptool.runtime.subclass import ORIGINAL
@@ -184,7 +184,7 @@ def specialized_method(
 def sealed_method(cls: type, name: str, where: str) -> Method | None:
     """The method as an error: it uses modules that were absorbed in another way than the forward does."""
     try:
-        header = header_of(signature_of(getattr(cls, name)))
+        header = header_of(signature_of(function_of(cls, name)))
     except CannotCutError:
         return None
     return Method(name, f"def {name}({header}):\n    _sealed({f'{where}.{name}'!r})\n")

@@ -6,14 +6,18 @@ of a module from their source.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Tuple  # noqa: UP035 - TorchScript reads this annotation
 
 import torch
 from torch import Tensor, nn
 
 from reptool.errors import AbsorbedStateError, SpecializedError
+from reptool.runtime.absorbed import Absorbed
+from reptool.runtime.gate import runs_in_its_region
 
 
 @dataclass
@@ -31,6 +35,31 @@ class LoadGuard:
                 f"such as {prefix + found[0]!r}; "
                 "load it into the original model and deploy that again"
             )
+
+
+def guard_state(model: nn.Module, absorbed: Iterable[str]) -> None:
+    """Refuse entries of absorbed layers, whichever module of the model they are loaded into.
+
+    Args:
+        model: the deployed model.
+        absorbed: keys of its original's state that it has no more.
+    """
+    held: dict[nn.Module, set[str]] = {}
+    for key in absorbed:
+        held.setdefault(model, set()).add(key)
+        module, rest = model, key
+        while (inner := module._modules.get(rest.partition(".")[0])) is not None:
+            module, rest = inner, rest.partition(".")[2]
+        if not isinstance(module, Absorbed):  # which refuses by itself
+            held.setdefault(module, set()).add(rest)
+    for module, keys in held.items():
+        for hook in [k for k, h in module._load_state_dict_pre_hooks.items() if isinstance(_plain(h), LoadGuard)]:
+            keys |= _plain(module._load_state_dict_pre_hooks.pop(hook)).absorbed
+        module.register_load_state_dict_pre_hook(LoadGuard(frozenset(keys)))
+
+
+def _plain(hook: Any) -> Any:
+    return getattr(hook, "hook", hook)
 
 
 # --- ranks ----------------------------------------------------------------------------------------------------------
@@ -67,13 +96,23 @@ def expects_5_dimensions(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa
 
 
 def _check(given: Any, rank: int) -> None:
-    if not given:
+    value = given[0] if given else _by_name()
+    if not hasattr(value, "dim"):
         raise SpecializedError(f"this layer was fused for inputs of {rank} dimensions; call it with its input in place")
-    if given[0].dim() != rank:
+    if value.dim() != rank:
         raise SpecializedError(
-            f"this layer was fused for inputs of {rank} dimensions and got {given[0].dim()}; "
+            f"this layer was fused for inputs of {rank} dimensions and got {value.dim()}; "
             "deploy with example_inputs of that rank, or exclude it"
         )
+
+
+def _by_name() -> Any:
+    """The first argument of a call that gives all of them by name, which hooks are not told of."""
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None and frame.f_code.co_name not in ("_call_impl", "_slow_forward"):
+        frame = frame.f_back
+    kwargs = {} if frame is None else frame.f_locals.get("kwargs", {})
+    return next(iter(kwargs.values()), None)
 
 
 _BY_RANK: dict[int, Callable[..., None]] = {
@@ -101,6 +140,11 @@ def hook_rank(hook: Any) -> int | None:
     return hook.rank if isinstance(hook, RankGuard) else _RANKS.get(hook) if callable(hook) else None
 
 
+def is_own_hook(hook: Any) -> bool:
+    """Whether a hook is one of reptool's."""
+    return hook is runs_in_its_region or hook_rank(hook) is not None
+
+
 def guarded_rank(module: nn.Module) -> int | None:
     """The rank a module is guarded for, None where any is right."""
     ranks = map(hook_rank, module._forward_pre_hooks.values())
@@ -109,5 +153,5 @@ def guarded_rank(module: nn.Module) -> int | None:
 
 def set_guard(module: nn.Module, rank: int) -> None:
     """Guard a module for inputs of one rank, once."""
-    if guarded_rank(module) is None:
+    if guarded_rank(module) is None and rank in _BY_RANK:
         module.register_forward_pre_hook(_BY_RANK[rank])

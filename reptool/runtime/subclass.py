@@ -8,6 +8,7 @@ from __future__ import annotations
 import __future__
 
 import abc
+import contextlib
 import copyreg
 import functools
 import inspect
@@ -20,6 +21,7 @@ import torch
 from torch import fx, nn
 
 from reptool.errors import SpecializedError
+from reptool.runtime.absorbed import NORMS, Absorbed, tell_of_norms
 from reptool.runtime.containers import filled, read_key
 from reptool.runtime.expect import _bound, _expect, _expect_given, _expect_same, _sealed
 from reptool.runtime.method import Method, find
@@ -81,6 +83,7 @@ SCOPE: dict[str, Any] = {
     "torch": torch,
     "fx_pytree": fx._pytree,
     "pytree": torch.utils._pytree,
+    "_tell_of_norms": tell_of_norms,
     "_expect": _expect,
     "_expect_given": _expect_given,
     "_expect_same": _expect_same,
@@ -123,6 +126,29 @@ def derive(cls: type, methods: tuple[Method, ...], plain: bool = False) -> type:
     return _CLASSES[key]
 
 
+_TRAIN = Method(
+    "train",
+    f"def train(self, mode=True):\n    if mode:\n        _tell_of_norms(self)\n    return self.{ORIGINAL}train(mode)\n",
+)
+
+
+def warn_in_training(model: nn.Module, norms: int) -> None:
+    """Let a deployed model say that so many norms are folded when it is put into training mode.
+
+    Absorbed norms say it themselves; a model without any gets a ``train`` that does.
+    """
+    if not norms or any(isinstance(m, Absorbed) and m._is_norm for m in model.modules()):
+        return
+    model.__dict__[NORMS] = norms
+    with contextlib.suppress(Exception):  # a class of the user's that nothing can be derived from
+        if isinstance(model, fx.GraphModule):  # each has a class of its own
+            members = vars(derive(fx.GraphModule, (_TRAIN,)))
+            for name in ("train", f"{ORIGINAL}train"):
+                setattr(type(model), name, members[name])
+        else:
+            object.__setattr__(model, "__class__", derive(type(model), (_TRAIN,)))
+
+
 def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]:
     """The namespace of a derived class."""
     body: dict[str, Any] = own_members(cls) if plain else {}
@@ -135,8 +161,13 @@ def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]
     if inspect.ismethod(getattr(cls, REBUILDS, None)):
         body[REBUILDS] = classmethod(_not_rebuilt)
     for method in methods:
+        original = inspect.getattr_static(cls, method.name)
         body[method.name] = _compiled(cls, method)
-        body[ORIGINAL + method.name] = inspect.getattr_static(cls, method.name)
+        body[ORIGINAL + method.name] = original
+        if isinstance(original, property):
+            body[method.name] = property(body[method.name], doc=original.__doc__)
+            for table in ("__jit_unused_properties__", "__jit_ignored_attributes__"):  # else torch.jit.script reads it
+                body[table] = [*body.get(table, getattr(cls, table, ())), method.name]
     body["__reduce_ex__"] = _reduce
     body["_reptool_derived"] = (cls, methods, plain)
     body["__module__"], body["__qualname__"], body["__doc__"] = cls.__module__, cls.__qualname__, cls.__doc__
@@ -157,7 +188,8 @@ def own_members(cls: type) -> dict[str, Any]:
 
 def _compiled(cls: type, method: Method) -> Callable[..., Any]:
     """The function that a method's source defines, with what the original says of itself."""
-    original = getattr(cls, method.name)
+    original: Any = getattr(cls, method.name)
+    original = original.fget if isinstance(original, property) else original
     scope = {**SCOPE, "_original": original, "_member": _member, "_bound": functools.partial(_bound, original)}
     scope |= method.scope()
     file = f"<reptool {cls.__qualname__}.{method.name} {zlib.crc32(method.source.encode()):08x}>"

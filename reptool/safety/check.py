@@ -22,11 +22,11 @@ from reptool.refusal import Code, Refusal
 from reptool.rewrite.method_source import sealed_method
 from reptool.safety.changed import Changed, may_use, runs_modules
 from reptool.safety.flags import Flags
-from reptool.safety.names_read import functions_of, without_data
+from reptool.safety.names_read import functions_of, properties_of, without_data
 from reptool.safety.other_runs import Runs
 from reptool.safety.reach import Reach
 from reptool.safety.verdict import Found, between
-from reptool.safety.weight_reads import WEIGHTS, computes_from
+from reptool.safety.weight_reads import WEIGHTS, uses_values
 from reptool.surgery import Site, Surgeon, Surgery
 
 
@@ -145,6 +145,7 @@ class Wiring:
     # --- methods that were not called
     def _methods(self, state: Changed, surgery: Surgery, found: Found) -> None:
         called = {(e.path, e.method) for e in all_events(self.trace.top)}
+        named = {n for e in all_events(self.trace.top) for n in self.reach.loads_of(type(e.module), e.method).calls}
         for path, module in self.surgeon.modules.items():
             if state.is_gone(path) or path not in state.above:
                 continue
@@ -163,6 +164,7 @@ class Wiring:
                 else:
                     sites = self.reach.reached(state, path, read)
                 differs = self.runs.differs(state, path, name, {}) if sites else frozenset()
+                surgery.other_calls += self.runs.calls(state, path, name, surgery)
                 if differs is None:
                     if not runs_modules(read, [p for s in sites for p in state.paths[s]]):
                         continue
@@ -179,19 +181,19 @@ class Wiring:
                 method = sealed_method(type(module), name, path or "<root>")
                 if method is not None:
                     found.methods.setdefault(path, {})[name] = method
-            for name in without_data(type(module)):
+            for name in (*without_data(type(module)), *(n for n in properties_of(type(module)) if n not in named)):
                 if (path, name) not in called and self._reads_weights(state, path, name):
                     method = sealed_method(type(module), name, path or "<root>")
                     if method is not None:
                         found.methods.setdefault(path, {})[name] = method
 
     def _reads_weights(self, state: Changed, path: str, name: str) -> bool:
-        """Whether a method without arguments computes something from weights that are others now."""
+        """Whether a method without arguments gives or uses weights that are others now."""
         read = self.reach.loads_of(type(self.surgeon.modules[path]), name)
         if not read.calls & WEIGHTS:
             return False
         traced = self.runs.run(state, path, name, {})
-        return traced is not None and computes_from(
+        return traced is not None and uses_values(
             traced[1], lambda p: p.rpartition(".")[0] in state.all or p in state.tensors
         )
 

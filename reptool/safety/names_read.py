@@ -146,6 +146,13 @@ def without_data(cls: type) -> Iterator[str]:
             yield name
 
 
+def properties_of(cls: type) -> Iterator[str]:
+    """Names of the user's properties."""
+    for name in dir(cls):
+        if isinstance(inspect.getattr_static(cls, name), property) and not hasattr(nn.Module, name):
+            yield name
+
+
 def _takes_settings(function: Callable[..., Any]) -> bool:
     """Whether a method takes nothing beside the module but numbers, flags and names."""
     return all(_is_setting(p) for p in list(inspect.signature(function).parameters.values())[1:])

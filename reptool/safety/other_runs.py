@@ -19,10 +19,13 @@ from reptool.plan.candidates import analyse
 from reptool.plan.cost import Price
 from reptool.plan.inference import Facts
 from reptool.plan.select import Region
+from reptool.pysource.functions import function_of
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import geometry
 from reptool.safety.changed import Changed
-from reptool.surgery import Site, Surgeon, is_plain_identity
+from reptool.surgery import Site, Surgeon, Surgery, is_plain_identity
+from reptool.surgery.gating import calls
+from reptool.surgery.site import Calls
 
 
 class Runs:
@@ -40,18 +43,28 @@ class Runs:
         self.shown: set[object] = set()  # patterns that other code runs whole, and gives a value between
         self._like: Recorder | None = None
         self._seen: dict[Any, set[object] | None] = {}
+        self._whole: dict[Any, list[tuple[object, Site, Surgeon]]] = {}  # regions that a run runs whole
 
     def differs(
         self, state: Changed, path: str, name: str, flags: dict[str, Any], settings: dict[str, Any] | None = None
     ) -> frozenset[Site] | None:
         """Sites that a method uses in another way; None when it cannot be run."""
-        changed = (frozenset(state.patterns), frozenset(state.open), frozenset(state.all))
-        key = (path, name, tuple((k, repr(v)) for k, v in flags.items()), repr(settings), changed)
+        key = self._key(state, path, name, flags, settings)
         if key not in self._seen:
             traced = self.run(state, path, name, flags, settings)
-            self._seen[key] = None if traced is None else self._inconsistent(state, *traced)
+            self._whole[key] = []
+            self._seen[key] = None if traced is None else self._inconsistent(state, *traced, self._whole[key])
         found = self._seen[key]
         return None if found is None else frozenset(state.patterns[p] for p in found if p in state.patterns)
+
+    def _key(self, state: Changed, path: str, name: str, flags: Any, settings: Any) -> Any:
+        changed = (frozenset(state.patterns), frozenset(state.open), frozenset(state.all))
+        return (path, name, tuple((k, repr(v)) for k, v in flags.items()), repr(settings), changed)
+
+    def calls(self, state: Changed, path: str, name: str, surgery: Surgery) -> Iterator[Calls]:
+        """The calls in which a method, which was run, runs regions whole."""
+        for pattern, site, surgeon in self._whole.get(self._key(state, path, name, {}, None), ()):
+            yield from calls(surgeon, surgery, [(site, state.patterns[pattern])])
 
     def same(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> bool:
         """Whether a method shows the same regions."""
@@ -73,7 +86,7 @@ class Runs:
             What was seen; None when the method cannot be run.
         """
         root = self._own()
-        args, kwargs = _arguments(getattr(type(root.get_submodule(path)), name), flags)
+        args, kwargs = _arguments(function_of(type(root.get_submodule(path)), name), flags)
         recorder = self._like = Recorder(root, self.trace.prefix, like=self._like)
         recorder.closed, recorder.named = state.closed, self.surgeon.found.facts.recorder.named
         try:
@@ -88,8 +101,10 @@ class Runs:
             self.copy = full_copy(self.trace.root)
         return self.copy
 
-    def _inconsistent(self, state: Changed, recorder: Recorder, trace: Trace) -> set[object]:
-        """Patterns of the fused regions whose modules a run uses in any other way."""
+    def _inconsistent(
+        self, state: Changed, recorder: Recorder, trace: Trace, whole: list[tuple[object, Site, Surgeon]]
+    ) -> set[object]:
+        """Patterns of the fused regions whose modules a run uses in any other way; the others are in `whole`."""
         asks = any(e.questions for e in all_events(trace.top))
         if asks or set(trace.opaque) & state.open or _sets_layers(recorder, trace):
             return set(state.patterns)
@@ -99,9 +114,9 @@ class Runs:
         surgeon = Surgeon(trace, found, self.surgeon.hooked, self.surgeon.tied, self.surgeon.held)
         sites = list(self._instances(state, surgeon))
         bad = surgeon.check(sites)
-        patterns = {s.region: surgeon.pattern(surgeon.ordered(s.region.form)) for s in sites if s.region in bad}
-        self.shown |= {p for r, p in patterns.items() if bad[r].code is Code.READ_ELSEWHERE}
-        out = set(patterns.values())
+        patterns = {s.region: surgeon.pattern(surgeon.ordered(s.region.form)) for s in sites}
+        self.shown |= {p for r, p in patterns.items() if r in bad and bad[r].code is Code.READ_ELSEWHERE}
+        out = {p for r, p in patterns.items() if r in bad}
         covered = {n for s in sites for n in s.region.form.ops}
         covered |= {b.norm for n, b in found.own.items() if n in covered}
         for node in trace.graph.nodes:
@@ -114,6 +129,7 @@ class Runs:
                 owner = target if node.op == "call_module" else target.rpartition(".")[0]
                 mine = {p for p, s in state.patterns.items() if {owner, target} & state.paths[s]}
                 out |= mine or set(state.patterns)
+        whole += [(patterns[s.region], s, surgeon) for s in sites if patterns[s.region] not in out]
         return out
 
     def _instances(self, state: Changed, surgeon: Surgeon) -> Iterator[Site]:

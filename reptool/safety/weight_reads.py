@@ -1,4 +1,4 @@
-"""Readings: methods that take no data and compute something from weights, a penalty for training for example."""
+"""Readings: methods that take no data and give weights or something computed from them, a penalty for example."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ WEIGHTS = frozenset(
 """Names without which a method reads no weight."""
 
 
-def computes_from(trace: Trace, changed: Callable[[str], bool]) -> bool:
-    """Whether what a run gave out or wrote was computed from the values of changed tensors, or one of them written.
-
-    A tensor that is handed out as it is, or asked for its shape, is no such reading.
+def uses_values(trace: Trace, changed: Callable[[str], bool]) -> bool:
+    """Whether a run gave out or wrote changed tensors, or values computed from them; asking for a shape is no such use.
 
     Args:
         trace: a run of the method.
         changed: whether the tensor at a path is another one after deploying.
     """
     writes = [n for n in trace.graph.nodes if mutated_argument(n) is not None]
-    stack = [*(n for n in trace.outputs if n.op != "get_attr"), *writes]
+    stack = [*trace.outputs, *writes]
     seen: set[fx.Node] = set(stack)
     while stack:
         node = stack.pop()

@@ -13,16 +13,24 @@ from reptool.ir.computed_weights import set_bare, set_plain
 from reptool.models.copies import as_values
 from reptool.rewrite.lower import new_layer, set_values
 from reptool.rewrite.other_graphs import graphs_of, settle
+from reptool.runtime.absorbed import Absorbed
 from reptool.runtime.hooks import set_guard
 from reptool.runtime.method import Method
 from reptool.runtime.originals import KEPT, keep
+from reptool.runtime.state import Folded, set_folded
 from reptool.runtime.subclass import derive, has_own_conversions
 from reptool.surgery import Site, Surgery
+from reptool.surgery.gating import set_gates
+from reptool.surgery.traced import Traced
+from reptool.surgery.units import Unit
 
 
-def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tuple[Tensor, Tensor | None]]) -> None:
-    """Carry out a surgery on the submodule `prefix` of `model`."""
+def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor | None]]) -> None:
+    """Carry out the surgery of a unit on `model`, with weight and bias of each region's layer."""
+    prefix, surgery = unit.prefix, unit.surgery
+    traced = Traced(unit.trace, unit.found, set(), {}, set())
     root = model.get_submodule(prefix)
+    before = _tensor_names(root, surgery)
     paths, graphs = _aliases(root), graphs_of(root) if surgery.sites else {}
     memo = as_values(root) if surgery.keeping else {}
     kept = {p: keep(root.get_submodule(p), k.whole, k.parts, memo) for p, k in surgery.keeping.items()}
@@ -43,7 +51,9 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
     gone = surgery.identities
     replaced = {*gone, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
     for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in replaced)]:
-        _put(root, paths, path, absorbed(root.get_submodule(path)))
+        slot = next((s.slot for s in surgery.sites if path in _owners(s, traced)), None)
+        into = "" if slot is None else traced.trace.place(slot)
+        _put(root, paths, path, Absorbed(root.get_submodule(path), traced.trace.place(path), into))
     for path, attributes in asked.items():
         for name, value in attributes.items():
             vars(root.get_submodule(path)).setdefault(name, value)
@@ -64,12 +74,35 @@ def write(model: nn.Module, prefix: str, surgery: Surgery, values: dict[Site, tu
             _set_class(module, derive(type(module), tuple(methods.values()), path in surgery.plain))
     for path, originals in kept.items():
         root.get_submodule(path).add_module(KEPT, originals)
+    set_gates(root, traced, surgery)
+    for site in surgery.sites:
+        _say_what_is_folded(root, site, traced, before[site])
     settle(graphs)
     _silence(model, prefix, surgery)
 
 
 def _attributes(module: nn.Module, names: set[str]) -> dict[str, Any]:
     return {n: getattr(module, n) for n in names if hasattr(module, n)}
+
+
+def _tensor_names(root: nn.Module, surgery: Surgery) -> dict[Site, set[str]]:
+    """The parameters that the module at each place has."""
+    modules = {s: root.get_submodule(s.owner if s.slot is None else s.slot) for s in surgery.sites}
+    return {s: {n for n, p in m._parameters.items() if p is not None} for s, m in modules.items()}
+
+
+def _say_what_is_folded(root: nn.Module, site: Site, traced: Traced, before: set[str]) -> None:
+    """Mark a layer whose weight has the name of one of the original."""
+    weight, bias = site.names if site.slot is None else ("weight", "bias")
+    module = root.get_submodule(site.owner if site.slot is None else site.slot)
+    if weight not in before or module._parameters.get(weight) is None:
+        return
+    owners = sorted({o for n in site.region.form.ops for o in traced.found.ops[n].owners})
+    while len({o.partition(".")[0] for o in owners}) == 1 and all("." in o for o in owners):
+        owners = [o.partition(".")[2] for o in owners]
+    text = ", ".join(owners)
+    held = tuple(n for n in (weight, bias) if n is not None and module._parameters.get(n) is not None)
+    set_folded(module, Folded(text, held, bias if bias in held else None))
 
 
 class _Written(torch.fx.Proxy):
@@ -124,18 +157,10 @@ def _aliases(root: nn.Module) -> dict[str, list[str]]:
     return out
 
 
-def absorbed(module: nn.Module) -> nn.Identity:
-    """What stands in the slot of an absorbed module: an identity that still answers for its plain attributes."""
-    stand_in = nn.Identity().eval()
-    for name, value in vars(module).items():
-        plain = (
-            value is None
-            or isinstance(value, (bool, int, float, str))
-            or (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value))
-        )
-        if plain and not name.startswith("_") and name not in vars(stand_in):
-            stand_in.__dict__[name] = value
-    return stand_in
+def _owners(site: Site, traced: Traced) -> set[str]:
+    """Paths of the modules whose work a region's layer does."""
+    found = {o for n in site.region.form.ops for o in traced.found.ops[n].owners}
+    return found | {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors() if e.parent is not None}
 
 
 def _put(root: nn.Module, paths: dict[str, list[str]], path: str, module: nn.Module) -> None:

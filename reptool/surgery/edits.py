@@ -91,13 +91,9 @@ class Operating(Traced):
                 if node.op == "call_module" and self.found.ops[node].owners:
                     surgery.identities[str(node.target)] = "absorbed"
         op = self.found.ops[site.carrier]
-        for node in site.region.form.ops:
-            guarded = self.found.ops[node]
-            if isinstance(guarded, Affine) and site.slot is not None:
-                earlier = guarded_rank(node.meta["module"]) if node.op == "call_module" else None
-                rank = guarded.rank_guard or earlier
-                if rank is not None:
-                    surgery.guards[site.slot] = rank
+        rank = self._rank_held(site)
+        if rank is not None and (path := site.slot if site.slot is not None else self._takes(site)) is not None:
+            surgery.guards[path] = rank
         if site.slot is None and not site.in_place:
             edits.bypass[site.carrier] = op.sources[0]
             edits.layers[site.carrier] = self._call_of(site)
@@ -111,6 +107,24 @@ class Operating(Traced):
         path = str(behind.norm.target)
         surgery.bare.add(path)
         surgery.dropped |= {f"{path}.{n}" for n, _ in self.modules[path].named_parameters()}
+
+    def _rank_held(self, site: Site) -> int | None:
+        """The rank of its input for which alone a region is right."""
+        for node in site.region.form.ops:
+            op = self.found.ops[node]
+            earlier = guarded_rank(node.meta["module"]) if node.op == "call_module" else None
+            held = self.found.ranks.get(node) or (op.rank_guard if isinstance(op, Affine) else None) or earlier
+            if held is not None:
+                return self.found.facts.rank(site.region.root) or held
+        return None
+
+    @staticmethod
+    def _takes(site: Site) -> str | None:
+        """The module whose call gives its first argument to a functional layer's region."""
+        event: Event | None = site.carrier.meta["event"]
+        while event is not None and not (event.method == "forward" and site.region.root in event.args[:1]):
+            event = event.parent
+        return None if event is None else event.path
 
     def _spread(self, edits: Edits, blame: dict[fx.Node, Site]) -> None:
         """Norms that are no modules and were given to the parts in front of them are left out of the code."""

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from reptool.ir.trace import Event
 from reptool.plan.select import Region
 from reptool.rewrite.lower import Geometry, Place
+from reptool.runtime.gate import Chain
 from reptool.runtime.method import Method
 
 if TYPE_CHECKING:
@@ -53,6 +54,25 @@ class Site:
 
 
 @dataclass
+class Calls:
+    """Calls in which a layer that changes its meaning, or an absorbed module, is right.
+
+    Args:
+        path: of the layer.
+        site: its region; None where no region names it.
+        lowest: path of the module whose call is the lowest that holds the region.
+        chain: the calls, from the layer up to that one.
+        watched: paths of modules whose values are inside of the region.
+    """
+
+    path: str
+    site: Site | None
+    lowest: str
+    chain: Chain
+    watched: tuple[str, ...]
+
+
+@dataclass
 class Surgery:
     """Everything that will be done to one traced module."""
 
@@ -66,5 +86,6 @@ class Surgery:
     bare: set[str] = field(default_factory=set)  # paths of norms that lose their scale and shift
     guards: dict[str, int] = field(default_factory=dict)  # path -> rank its input must have
     constants: dict[str, Tensor] = field(default_factory=dict)
+    other_calls: list[Calls] = field(default_factory=list)  # of methods that were not traced and run the same regions
     fallbacks: Fallbacks | None = None  # None where nothing may be specialized
     keeping: dict[str, Keeping] = field(default_factory=dict)  # path -> what is kept there for fallbacks

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reptool.ir.tensors import cloned
+from reptool.models.copies import full_copy
 from reptool.refusal import Code
 from reptool.report.data import Report
+from reptool.runtime.release import release
 
 _SAMPLE_NORMS = ("native_layer_norm", "native_group_norm", "rms_norm", "_fused_rms_norm")
 _VIEWS = frozenset(["t", "transpose", "permute", "view", "_unsafe_view", "reshape", "detach", "alias",
@@ -169,6 +171,7 @@ def executed_sites(model: nn.Module, *args: Any, **kwargs: Any) -> list[Executed
     [Executed(kind='norm', path='2')]
     """
     args, kwargs = cloned(args), cloned(kwargs)
+    model = release(full_copy(model))  # hooks are set on all of it
     with torch.no_grad(), _followed(model) as running, _Sites(model, list(_tensors([args, kwargs])), running) as sites:
         model(*args, **kwargs)
     return sites.found

@@ -51,8 +51,9 @@ def test_other_options_are_another_deployment() -> None:
 
 def test_it_is_checked_all_the_same() -> None:
     deployed = reptool.deploy(ready(ConvBN()))
+    deployed.train()
     with pytest.raises(InputError):
-        reptool.deploy(deployed.train())
+        reptool.deploy(deployed)
     model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)).eval()
     with pytest.raises(RequirementError):
         reptool.deploy(reptool.deploy(model), require="no_batchnorm")

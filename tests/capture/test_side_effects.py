@@ -138,4 +138,4 @@ def test_shapes_of_weights_decide_as_they_did() -> None:
             return self.bn(self.conv(x)) if self.conv.weight.shape[0] == 4 else x
 
     deployed, _ = check(ready(Sized()))
-    assert deployed.get_submodule("bn").extra_repr() == ""
+    assert deployed.get_submodule("bn").extra_repr() == "BatchNorm2d, in 'conv'"

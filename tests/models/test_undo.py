@@ -45,7 +45,7 @@ def described(model: nn.Module) -> list[Any]:
 
 
 @pytest.mark.parametrize("build", [network, graph_network])
-@pytest.mark.parametrize("step", ["set_values", "absorbed", "derive", "_silence", "_drop"])
+@pytest.mark.parametrize("step", ["set_values", "Absorbed", "set_gates", "set_folded", "derive", "_silence", "_drop"])
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_a_write_that_breaks_off_changes_nothing(
     build: Callable[[], nn.Module], step: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool.errors import SpecializedError
+from reptool.errors import FoldedNormWarning, SpecializedError
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
@@ -177,7 +177,9 @@ def test_a_block_whose_forward_the_library_wraps_is_written_anew() -> None:
     assert convolutions(deployed) == 2
     y = torch.randn(1, 4, 5, 11)
     assert (deployed(y) - model(y)).abs().max() < 1e-5
-    assert torch.equal(deployed.train()(y), deployed.eval()(y))
+    with pytest.warns(FoldedNormWarning):
+        deployed.train()
+    assert torch.equal(deployed(y), deployed.eval()(y))
     deployed[0].saves_memory = True
     with pytest.raises(SpecializedError, match="saves_memory"):
         deployed(x)

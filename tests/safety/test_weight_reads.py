@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -20,6 +21,15 @@ class Penalized(ConvBN):
     def last_weight(self) -> Any:
         return self.conv.weight
 
+    @property
+    def kernel(self) -> torch.Tensor:
+        """The weight of the first layer."""
+        return self.conv.weight
+
+    @property
+    def kind(self) -> torch.dtype:
+        return self.conv.weight.dtype
+
     def width(self) -> Any:
         return self.conv.weight.shape[0] * 2
 
@@ -32,11 +42,35 @@ def test_a_penalty_on_weights_that_are_others_now_raises() -> None:
     assert model.penalty() > 0
 
 
-def test_handing_out_a_weight_and_its_shape_stays() -> None:
+def test_a_weight_that_is_another_now_is_not_handed_out_but_its_shape_is() -> None:
     deployed: Any = reptool.deploy(ready(Penalized()))
-    assert deployed.width() == 8
-    assert deployed.last_weight() is deployed.conv.weight
-    assert torch.equal(copy.deepcopy(deployed).last_weight(), deployed.conv.weight)
+    for made in (deployed, copy.deepcopy(deployed), pickle.loads(pickle.dumps(deployed))):
+        assert made.width() == 8
+        with pytest.raises(SpecializedError, match="last_weight"):
+            made.last_weight()
+        with pytest.raises(SpecializedError, match="kernel"):
+            _ = made.kernel
+        assert made.kind == torch.float64
+
+
+class Handing(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.conv(x))
+
+    @property
+    def kernel(self) -> torch.Tensor:
+        return self.conv.weight
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_property_that_raises_does_not_keep_a_model_from_being_compiled() -> None:
+    deployed = reptool.deploy(ready(Handing()))
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    assert torch.equal(torch.jit.script(deployed)(x), deployed(x))
 
 
 class Regular(ConvBN):

@@ -19,7 +19,7 @@ def _ordered(node: fx.Node, given: Any, dim: Any, ctx: Context, order: Callable[
         return None
     rank = ctx.rank(source)
     behind = channels_behind(dim, source, ctx)
-    if rank is None or behind is None or (behind > 0 and behind != rank - 2) or behind == rank - 1:
+    if rank is None or behind is None or (behind > 0 and behind != ctx.axes(rank)) or behind == rank - ctx.batch:
         return None
     total = ctx.channels(source, behind)
     rows = [] if total is None else order(total)

@@ -46,7 +46,7 @@ def _axes_behind_channels(source: fx.Node, least: int, ctx: Context) -> int | No
     rank = ctx.rank(source)
     if rank is None:
         return least
-    return rank - 2 if rank - 2 >= least else None
+    return ctx.axes(rank) if ctx.axes(rank) >= least else None
 
 
 def pad_function(node: fx.Node, ctx: Context) -> Lifted:

@@ -90,23 +90,23 @@ def _slices(node: fx.Node, source: fx.Node, keys: Sequence[Any], ctx: Context) -
         at = keys.index(Ellipsis)
         keys = [*keys[:at], *[slice(None)] * (rank - len(keys) + 1), *keys[at + 1 :]]
     keys = [*keys, *[slice(None)] * (rank - len(keys))]
-    if len(keys) != rank or keys[0] != slice(None):
+    if len(keys) != rank or any(k != slice(None) for k in keys[: ctx.batch]):
         return None
     full = [k == slice(None) for k in keys]
     if all(full):
         return handed_on(node, node.args[0], ctx)
-    n = rank - 2
+    n = ctx.axes(rank)
     axes = []
-    for k in keys[2:]:
+    for k in keys[rank - n :]:
         axis = _slice_axis(k)
         if axis is None:
             return Refusal(Code.DATA_DEPENDENT, "a slice whose length depends on the size of its input", (node.name,))
         axes.append(axis)
-    if full[1]:
+    if full[ctx.batch]:
         ones = torch.ones(1, 1, *[1] * n, dtype=torch.float64)
         return fixed(node, source, Kernel(None, tuple(axes), ones), paradigm="slice")
     total = ctx.channels(source, n)
-    rows = [] if total is None else range(*keys[1].indices(total))
+    rows = [] if total is None else range(*keys[ctx.batch].indices(total))
     return select_channels(source, axes, rows, total, ()) if total is not None and len(rows) else None
 
 

@@ -1,0 +1,207 @@
+"""`Absorbed`: what stands in the place of a module whose work another layer does after deploying.
+
+It hands its input on where code that was delivered still runs it, and answers for the plain attributes that the module
+had. Whatever would have no effect any more raises: hooks, other attributes, other weights, old weights that are loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from reptool.errors import AbsorbedStateError, FoldedNormWarning, SpecializedError, warn
+
+GATE = "_reptool_gate"
+TOLD = "_reptool_told"
+NORMS = "_reptool_norms"
+"""How many norms of a model were folded, where nothing in it stands for them."""
+_NORMS = (nn.modules.batchnorm._NormBase,)
+_TORCHS_OWN = frozenset(["training", "forward", "qconfig"])
+"""Public attributes that torch itself writes on every module of a model."""
+_EXCLUDE = "exclude it (deploy(model, exclude=...)), use the original model, or reptool.release(deployed) first"
+
+
+class GoneError(SpecializedError, AttributeError):
+    """An attribute of a module that deploy() absorbed; to `hasattr` and `getattr` it is missing."""
+
+
+class Absorbed(nn.Identity):
+    """Stands for a module whose work a fused layer does.
+
+    Args:
+        module: what was absorbed.
+        place: its path in the model.
+        layer: the path of the layer that does its work, "" where nothing does.
+    """
+
+    def __init__(self, module: nn.Module, place: str, layer: str = "") -> None:
+        super().__init__()
+        own = self.__dict__
+        own["training"] = False
+        own["__module__"] = nn.Identity.__module__  # tracers of fx open no module of torch.nn
+        own["_place"], own["_layer"] = place, layer
+        own["_stands_for"] = module._stands_for if isinstance(module, Absorbed) else type(module).__name__
+        own["_is_norm"] = module._is_norm if isinstance(module, Absorbed) else isinstance(module, _NORMS)
+        plain = plain_attributes(module)
+        gone = module._gone if isinstance(module, Absorbed) else frozenset(_public(module))
+        own["_gone"] = gone - plain.keys()
+        own["_indexed"] = module._indexed if isinstance(module, Absorbed) else hasattr(type(module), "__getitem__")
+        own.update({n: v for n, v in plain.items() if n not in own})
+
+    if TYPE_CHECKING:  # torch.jit.script reads what a class is annotated with
+        _place: str
+        _layer: str
+        _stands_for: str
+        _is_norm: bool
+        _gone: frozenset[str]
+        _indexed: bool
+
+    def extra_repr(self) -> str:
+        """What it stands for, and where that is done now."""
+        return f"{self._stands_for}, in {self._layer!r}" if self._layer else self._stands_for
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand the input on, where the calls around it are those that were traced."""
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or len(args) != 1 or kwargs:
+            return super().__call__(*args, **kwargs)
+        if not isinstance(args[0], Tensor):  # code that is followed
+            return super().__call__(*args)
+        from reptool.runtime.gate import check
+
+        check(self)
+        return args[0]
+
+    # --- what would have no effect
+    def _refuse(self, what: str) -> NoReturn:
+        raise SpecializedError(f"{self._name()} {what}; {_EXCLUDE}")
+
+    def _name(self) -> str:
+        by = f" into {self._layer!r}" if self._layer else ""
+        return f"{self._place!r} ({self._stands_for}) was absorbed{by} by deploy():"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name not in _TORCHS_OWN:
+            held = self.__dict__.get(name, self)
+            if type(held) is type(value) and held == value:
+                return  # as it is already
+            self._refuse(f"setting its {name!r} would change nothing")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if not name.startswith("_") and name not in _TORCHS_OWN:
+            self._refuse(f"deleting its {name!r} would change nothing")
+        super().__delattr__(name)
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and name in self.__dict__.get("_gone", ()):
+            raise GoneError(f"{self._name()} its {name!r} is gone; {_EXCLUDE}")
+        return super().__getattr__(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        if not self._indexed:
+            raise TypeError(f"'{self._stands_for}' object is not subscriptable")
+        self._refuse("the modules in it are gone")
+
+    def __len__(self) -> int:
+        if not self._indexed:
+            raise TypeError(f"object of type '{self._stands_for}' has no len()")
+        self._refuse("the modules in it are gone")
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self._indexed:
+            raise TypeError(f"'{self._stands_for}' object is not iterable")
+        self._refuse("the modules in it are gone")
+
+    def __bool__(self) -> bool:
+        return True
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Nothing can be put into it."""
+        self._refuse(f"a module {name!r} in it would not run")
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Nothing can be put into it."""
+        self._refuse(f"a parameter {name!r} of it would change nothing")
+
+    def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
+        """Nothing can be put into it."""
+        self._refuse(f"a buffer {name!r} of it would change nothing")
+
+    def _no_hooks(self, *_: Any, **__: Any) -> Any:
+        self._refuse("a hook on it would not see the values of the original")
+
+    register_forward_hook = register_forward_pre_hook = _no_hooks
+    register_full_backward_hook = register_full_backward_pre_hook = register_backward_hook = _no_hooks
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *_: Any, **__: Any) -> None:
+        found = sorted(k for k in state_dict if k.startswith(prefix))
+        if found:
+            raise AbsorbedStateError(
+                f"the checkpoint holds {found[0]!r} of a {self._stands_for} that deploy() absorbed; "
+                "load it into the original model and deploy that again"
+            )
+
+    # --- modes
+    def train(self, mode: bool = True) -> Absorbed:
+        """Follow the mode of the module around it; by itself it has none."""
+        caller = sys._getframe(1)
+        outer = _outermost(caller)
+        if outer is None and mode and not self.training:
+            self._refuse("train() on it would change nothing")
+        if mode and self._is_norm and isinstance(outer, nn.Module):
+            tell_of_norms(outer)
+        self.__dict__["training"] = mode
+        return self
+
+
+def _outermost(frame: FrameType | None) -> Any:
+    """The module whose `train` was called first, None where the caller is no `train`."""
+    found = None
+    while frame is not None and frame.f_code.co_name == "train":
+        found = frame.f_locals.get("self", found)
+        frame = frame.f_back
+    return found
+
+
+def tell_of_norms(module: nn.Module) -> None:
+    """Warn once that norms in a module are folded, and do nothing in training mode."""
+    if TOLD in module.__dict__:
+        return
+    module.__dict__[TOLD] = True
+    marked = sum(isinstance(m, Absorbed) and m._is_norm for m in module.modules())
+    gated = sum(getattr(m.__dict__.get(GATE), "norms", 0) for m in module.modules() if not isinstance(m, Absorbed))
+    count = max(marked, gated, module.__dict__.get(NORMS, 0))
+    norms = f"{count} norm{'s' * (count != 1)}" if count else "the norms"
+    warn(
+        f"{norms} of this {type(module).__name__} {'is' if count == 1 else 'are'} folded into other layers: in "
+        "training mode nothing is normalized by its batch, and no statistics are updated. Fine-tuning the folded "
+        "layers works; to train with norms, train the original and deploy it again",
+        FoldedNormWarning,
+    )
+
+
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that are numbers, words, or tuples of numbers."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name not in ("training", "forward") and _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    return plain or (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value))
+
+
+def _public(module: nn.Module) -> Iterator[str]:
+    """Public names that a module answers for and an identity does not."""
+    held = (vars(module), module._parameters, module._buffers, module._modules, dir(type(module)))
+    for name in dict.fromkeys(n for names in held for n in names):
+        if not name.startswith("_") and not hasattr(nn.Identity, name) and name != "training":
+            yield name

@@ -1,0 +1,51 @@
+"""`release`: a deployed model without the checks that guard what was folded, for tools that replace its layers."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+
+from reptool.runtime.absorbed import Absorbed, plain_attributes
+from reptool.runtime.gate import drop_gate
+from reptool.runtime.state import drop_folded
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def release(deployed: M) -> M:
+    """Take away the checks of a deployed model, in place: it computes the same and no longer objects to being changed.
+
+    After `deploy`, a fused layer raises where it is called, hooked or loaded by itself, and an absorbed module where it
+    is changed. Tools that put other layers or hooks in their places (quantization with observers, pruning of channels,
+    profilers that hook every layer) work on a released model: absorbed modules become `nn.Identity`, fused layers plain
+    layers. Checks of the arguments and ranks of a call stay.
+
+    Args:
+        deployed: a model returned by `deploy`, or any module of it.
+
+    Returns:
+        The same model.
+
+    >>> import reptool
+    >>> deployed = reptool.deploy(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval())
+    >>> release(deployed)
+    Sequential(
+      (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+      (1): Identity()
+    )
+    """
+    made: dict[nn.Module, nn.Module] = {}
+    for module in list(deployed.modules()):
+        drop_gate(module)
+        drop_folded(module)
+        for name, inner in module._modules.items():
+            if isinstance(inner, Absorbed):
+                module._modules[name] = made.setdefault(inner, _identity(inner))
+    return deployed
+
+
+def _identity(absorbed: Absorbed) -> nn.Identity:
+    identity = nn.Identity().train(absorbed.training)
+    vars(identity).update(plain_attributes(absorbed))
+    return identity

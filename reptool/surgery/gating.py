@@ -1,0 +1,157 @@
+"""Gating: which layers mean something else than before, and in which calls they are right all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from torch import fx, nn
+
+from reptool.ir.ops import Affine
+from reptool.ir.trace import Event
+from reptool.runtime.gate import Chain, Gate, Link, Path, hooks_on, kind_of, set_gate
+from reptool.surgery.site import Calls, Site, Surgery
+from reptool.surgery.traced import Traced, is_plain_identity
+
+
+def calls(traced: Traced, surgery: Surgery, sites: Iterable[tuple[Site, Site]]) -> Iterator[Calls]:
+    """The calls of one run in which layers that change their meaning, and absorbed modules, are right.
+
+    Args:
+        traced: what was seen of that run.
+        surgery: what will be done.
+        sites: the regions as they stand in that run, each with the one of the surgery that it is.
+    """
+    for site, known in sites:
+        lowest = _lowest(site)
+        if lowest is None:
+            continue
+        absorbed = _absorbed(site, surgery)
+        inside = {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors() if lowest in e.ancestors()}
+        watched = tuple(sorted(p for p in inside - {lowest.path} if not _is_replaced(p, surgery)))
+        chain = Chain((), None, _places(absorbed, lowest), series=_in_series(traced, site, lowest))
+        if site.slot is not None and changes(traced, site):
+            around = site.carrier.meta["event"] if site.event is None else site.event.parent
+            found = _chain(traced, site.slot, around, lowest, chain)
+            yield Calls(site.slot, known, lowest.path, found, (*watched, site.slot))
+        for path, caller in absorbed.items():
+            yield Calls(path, known, lowest.path, _chain(traced, path, caller, lowest, chain), watched)
+
+
+def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
+    """Put the gates of a surgery into a model that it was carried out on."""
+    found: dict[str, list[Calls]] = {}
+    for one in (*calls(traced, surgery, [(s, s) for s in surgery.sites]), *surgery.other_calls):
+        found.setdefault(one.path, []).append(one)
+    modules = dict(root.named_modules(remove_duplicate=False))
+    for path in surgery.identities:
+        found.setdefault(path, [Calls(path, None, c.path, c.chain, ()) for c in _callers(traced, path)])
+    gated = {p: held for p, held in found.items() if p in modules and not _is_replaced(p, surgery, inside=True)}
+    for path in gated:  # first the hooks, which the gates count
+        set_gate(modules[path], Gate(path, (), ()))
+    for path, held in gated.items():
+        sites = dict.fromkeys(c.site for c in held if c.site is not None)
+        ops = [(n, traced.found.ops[n]) for s in sites for n in s.region.form.ops]
+        own = traced.trace.place(path)
+        region = dict.fromkeys(traced.trace.place(o) for _, op in ops for o in op.owners)
+        norms = len({o for _, op in ops if op.paradigm == "bn" for o in op.owners[:1]})
+        chains = tuple(dict.fromkeys(_counted(c, modules) for c in held))
+        set_gate(modules[path], Gate(own, tuple(r for r in region if r != own), chains, norms))
+
+
+def changes(traced: Traced, site: Site) -> bool:
+    """Whether the layer of a region gives another value than the module that was in its place."""
+    for node in site.region.form.ops:
+        if node is site.carrier or is_plain_identity(traced.found.ops[node], node):
+            continue
+        if site.event is None or site.event not in node.meta["event"].ancestors():
+            return True
+    return False
+
+
+def _counted(one: Calls, modules: dict[str, nn.Module]) -> Chain:
+    """A chain with the hooks that there are now."""
+    places = {p: _below(p, one.lowest) for p in one.watched}
+    counts = tuple((place, hooks_on(modules[p])) for p, place in places.items() if place is not None and p in modules)
+    return replace(one.chain, hooks=counts)
+
+
+def _lowest(site: Site) -> Event | None:
+    """The lowest call that holds a region."""
+    shared: list[Event] | None = None
+    for node in site.region.form.ops:
+        above = list(node.meta["event"].ancestors())
+        shared = above if shared is None else [e for e in shared if e in above]
+    if site.event is not None and shared and site.event in shared[0].ancestors():
+        return site.event.parent
+    return shared[0] if shared else None
+
+
+def _absorbed(site: Site, surgery: Surgery) -> dict[str, Event]:
+    """Absorbed modules of a region, and the call that runs each."""
+    found: dict[str, Event] = {}
+    for node in site.region.form.ops:
+        event: Event = node.meta["event"]
+        if node.op == "call_module" and str(node.target) in surgery.identities:
+            found[str(node.target)] = event
+        for around in event.ancestors():
+            if around.parent is not None and around.method == "forward" and around.path in surgery.identities:
+                found[around.path] = around.parent
+    return {p: e for p, e in found.items() if not _is_replaced(p, surgery, inside=True)}
+
+
+def _is_replaced(path: str, surgery: Surgery, inside: bool = False) -> bool:
+    """Whether a module goes away, or one around it does."""
+    gone = {*surgery.identities, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
+    return (path in gone and not inside) or any(path.startswith(f"{p}.") for p in gone)
+
+
+def _chain(traced: Traced, path: str, around: Event | None, lowest: Event, like: Chain) -> Chain:
+    """The calls from the one that runs a layer up to the lowest one that holds the region."""
+    links: list[Link] = []
+    for event in () if around is None else around.ancestors():
+        links.append(_link(event, lowest))
+        if event is lowest:
+            break
+    else:
+        links = [_link(lowest, lowest)]
+    return replace(like, links=tuple(links), place=_below(path, lowest.path))
+
+
+def _link(event: Event, lowest: Event) -> Link:
+    own = event.method in event.module.__dict__
+    return Link(_below(event.path, lowest.path), kind_of(type(event.module)), event.method, own)
+
+
+def _callers(traced: Traced, path: str) -> Iterator[Calls]:
+    """The calls of a module that no region names."""
+    for call in traced.calls.get(path, ()):
+        around: Event | None = call.meta["event"] if isinstance(call, fx.Node) else call.parent
+        if around is not None:
+            yield Calls(path, None, around.path, _chain(traced, path, around, around, Chain((), None)), ())
+
+
+def _places(paths: Iterable[str], lowest: Event) -> tuple[Path, ...]:
+    return tuple(p for p in (_below(path, lowest.path) for path in paths) if p is not None)
+
+
+def _below(path: str, lead: str) -> Path | None:
+    """A path as names below the module at another, None where it is elsewhere."""
+    if not path or path == lead:
+        return () if path == lead else None
+    if lead and not path.startswith(f"{lead}."):
+        return None
+    return tuple(path[len(lead) :].lstrip(".").split("."))
+
+
+def _in_series(traced: Traced, site: Site, lowest: Event) -> bool:
+    """Whether a region is modules that its lowest call runs one behind the other."""
+    before: fx.Node | None = None
+    for node in traced.ordered(site.region.form):
+        op = traced.found.ops[node]
+        if not isinstance(op, Affine) or (before is not None and op.sources != [before]):
+            return False
+        if node.meta["event"] is lowest and node.op != "call_module":
+            return False
+        before = node
+    return True

@@ -1,0 +1,290 @@
+"""Gates: a fused layer runs in the calls that were traced, and nowhere else."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.utils.prune
+from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
+
+import reptool
+from reptool.errors import SpecializedError
+from reptool.runtime.gate import GATE, method_names
+from tests.traps import assert_same, ready
+
+
+class Block(nn.Module):
+    """A chain with its norm, and a sum of two branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.a = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+        self.b = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu()
+        return (self.a(x) + self.b(x)).relu()
+
+
+class Net(nn.Module):
+    """A stem in the forward itself, blocks, and a layer that means what it meant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.act = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+        self.blocks = nn.Sequential(Block(), Block())
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.blocks(self.act(self.norm(self.stem(x))))
+
+    def listed(self, x: Tensor) -> list[Tensor]:
+        out = [self.act(self.norm(self.stem(x)))]
+        for block in self.blocks:
+            out.append(block(out[-1]))
+        return out
+
+    def build_stem(self, x: Tensor) -> Tensor:
+        return self.stem(x)
+
+
+X = torch.randn(2, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+Y = torch.randn(2, 4, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+Make = Callable[[Any], Any]
+
+
+@pytest.fixture
+def model() -> Any:
+    return ready(Net())
+
+
+@pytest.fixture
+def deployed(model: Any) -> Any:
+    return reptool.deploy(model)
+
+
+class Wrapper(nn.Module):
+    """Holds the layers of another model under the same names, and runs one of them."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.stem, self.norm, self.act = net.stem, net.norm, net.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.stem(x))
+
+
+def hooked(m: Any, path: str) -> Any:
+    m.get_submodule(path).register_forward_hook(lambda module, args, out: out * 0)
+    return m(X)
+
+
+def patched(m: Any) -> Any:
+    m.forward = types.MethodType(lambda self, x: self.stem(x), m)
+    return m(X)
+
+
+def replaced(m: Any, path: str, module: nn.Module) -> Any:
+    owner, _, name = path.rpartition(".")
+    setattr(m.get_submodule(owner), name, module.double().eval())
+    return m(X)
+
+
+def lent(m: Any) -> Any:
+    fresh = ready(Net())
+    fresh.stem = m.stem
+    return fresh(X)
+
+
+OTHERWISE: dict[str, Make] = {
+    "a layer in front of its norm": lambda m: m.stem(X),
+    "a norm": lambda m: m.norm(Y),
+    "a branch": lambda m: m.blocks[0].a(Y),
+    "the layer of a branch": lambda m: m.blocks[0].a[0](Y),
+    "the other branch": lambda m: m.blocks[0].b(Y),
+    "a method that was not traced": lambda m: m.build_stem(X),
+    "another module": lambda m: Wrapper(m)(X),
+    "a container of some of its modules": lambda m: nn.Sequential(m.stem, m.act)(X),
+    "a piece of a container": lambda m: m.blocks[0].a[:1](Y),
+    "a container that runs branches in a row": lambda m: nn.Sequential(m.blocks[0].a, m.blocks[0].b)(Y),
+    "a graph of a branch": lambda m: fx.symbolic_trace(m.blocks[0].a)(Y),
+    "a forward that was put in": patched,
+    "a hook on the layer": lambda m: hooked(m, "stem"),
+    "a hook on a branch": lambda m: hooked(m, "blocks.0.a"),
+    "another norm": lambda m: replaced(m, "norm", nn.BatchNorm2d(4)),
+    "another branch": lambda m: replaced(m, "blocks.1.b", nn.Conv2d(4, 4, 1)),
+    "a model that was lent a layer": lent,
+}
+
+
+@pytest.mark.parametrize("how", OTHERWISE)
+@pytest.mark.parametrize("copied", ["as it is", "deepcopy", "pickle"])
+def test_what_the_trace_did_not_show_raises(deployed: Any, how: str, copied: str) -> None:
+    made = {"as it is": lambda m: m, "deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m))}
+    with pytest.raises(SpecializedError, match=r"deploy\(\)"):
+        OTHERWISE[how](made[copied](deployed))
+
+
+def test_the_error_names_the_layer_its_region_and_what_to_do(deployed: Any) -> None:
+    with pytest.raises(SpecializedError, match=r"'blocks.0.a.0' was fused .*'blocks.0.b.1'.*exclude.*release"):
+        deployed.blocks[0].a[0](Y)
+
+
+def collected(m: Any, path: str) -> list[Any]:
+    seen: list[Any] = []
+    m.get_submodule(path).register_forward_hook(lambda module, args, out: seen.append(out))
+    return [m(X), *seen]
+
+
+def in_backward(m: Any, reentrant: bool) -> Any:
+    x = Y.clone().requires_grad_()
+    checkpoint(lambda v: m.blocks[0](v), x, use_reentrant=reentrant).sum().backward()
+    return x.grad
+
+
+AS_TRACED: dict[str, Make] = {
+    "the model": lambda m: m(X),
+    "a method that it calls": lambda m: m.features(X),
+    "a method that runs the same": lambda m: m.listed(X),
+    "a block": lambda m: m.blocks[1](Y),
+    "blocks": lambda m: m.blocks(Y),
+    "some blocks": lambda m: m.blocks[1:](Y),
+    "a layer that means what it meant": lambda m: m.head(Y),
+    "all of it in a row": lambda m: nn.Sequential(*m.children())(X),
+    "the stem in a row": lambda m: nn.Sequential(m.stem, m.norm)(X),
+    "a graph": lambda m: fx.symbolic_trace(m)(X),
+    "a graph of a block": lambda m: fx.symbolic_trace(m.blocks[0])(Y),
+    "a part in a function": lambda m: torch.func.functional_call(m, dict(m.named_parameters()), (X,)),
+    "a function around it": lambda m: (lambda f: f(X))(m.features),
+    "a hook on a block": lambda m: collected(m, "blocks.0"),
+    "a hook on what follows": lambda m: collected(m, "act"),
+    "checkpoints": lambda m: in_backward(m, False),
+    "old checkpoints": lambda m: in_backward(m, True),
+    "another place": lambda m: nn.ModuleDict({"net": m})["net"](X),
+    "a block in another model": lambda m: nn.Sequential(nn.ReLU(), m.blocks[0])(Y),
+}
+
+
+@pytest.mark.parametrize("how", AS_TRACED)
+@pytest.mark.parametrize("copied", ["as it is", "deepcopy", "pickle"])
+def test_what_runs_the_regions_as_they_were_traced_stays(model: Any, deployed: Any, how: str, copied: str) -> None:
+    made = {"as it is": lambda m: m, "deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m))}
+    assert_same(AS_TRACED[how](model), AS_TRACED[how](made[copied](deployed)), how)
+
+
+def gated(model: nn.Module) -> set[str]:
+    return {p for p, m in model.named_modules() if GATE in vars(m)}
+
+
+def test_only_what_changes_its_meaning_is_gated(deployed: Any) -> None:
+    assert "head" not in gated(deployed)
+    assert {"stem", "norm", "blocks.0.conv", "blocks.0.a.0"} <= gated(deployed)
+    assert gated(reptool.deploy(ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())))) == set()
+
+
+class Indirect(nn.Module):
+    """Runs its layers through plain functions, an inherited forward and a wrapped one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Derived()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run_it(lambda v: self.inner(v), x)
+
+
+def run_it(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return function(x)
+
+
+def wrapped(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def around(self: Any, x: Tensor) -> Tensor:
+        return function(self, x)
+
+    return around
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Derived(Base):
+    @torch.no_grad()
+    @wrapped
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(super().forward(x))
+
+
+def test_functions_and_inherited_methods_between_are_no_other_call() -> None:
+    model = ready(Indirect())
+    deployed: Any = reptool.deploy(model)
+    assert len(reptool.report(deployed).regions) == 1
+    assert_same(model(X), deployed(X))
+    with pytest.raises(SpecializedError):
+        Base.forward(deployed.inner, X)
+
+
+def test_methods_are_known_by_their_code() -> None:
+    names = method_names(Derived)
+    assert names[vars(Base)["__init__"].__code__] == "__init__"
+    assert vars(Base)["forward"].__code__ not in names  # what a subclass overrides is no method of it
+    assert sorted(set(names.values())) == ["__init__", "forward"]
+
+
+def test_weights_that_are_pruned_are_no_hook_on_the_values(deployed: Any) -> None:
+    torch.nn.utils.prune.l1_unstructured(deployed.stem, "weight", 0.5)
+    assert deployed(X).shape == (2, 2, 7, 7)
+
+
+def test_what_a_call_holds_is_not_kept_alive() -> None:
+    import weakref
+
+    class Freeing(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.conv(x)).relu()
+            seen.append(weakref.ref(y))
+            y = self.a(y) + self.b(y)
+            alive.append(seen[-1]() is not None)
+            return y
+
+    seen: list[Any] = []
+    alive: list[bool] = []
+    model = ready(Freeing())
+    with torch.no_grad():
+        model(Y)
+        deployed = reptool.deploy(model)
+        alive.clear()
+        deployed(Y)
+    assert not any(alive)
+
+
+# --- release
+def test_a_released_model_gives_the_same_and_objects_to_nothing(model: Any, deployed: Any) -> None:
+    released = reptool.release(copy.deepcopy(deployed))
+    assert type(released.norm) is nn.Identity
+    assert released.norm.eps == 1e-5
+    assert gated(released) == set()
+    assert_same(model(X), released(X))
+    released.norm.eps = 2.0
+    released.stem.register_forward_hook(lambda *_: None)
+    released.blocks[0].b = nn.Conv2d(4, 4, 1)
+    released.stem.load_state_dict(model.stem.state_dict())
+    assert released.stem(X).shape == (2, 4, 7, 7)
+    with pytest.raises(SpecializedError):
+        deployed.stem(X)
