@@ -58,19 +58,28 @@ class Outside:
 
 def read_outside(method: Callable[..., Any]) -> list[Outside]:
     """Every setting that a method, and functions of its package that it names, read from outside of the model."""
+    return _followed(method)[0]
+
+
+def functions_of(method: Callable[..., Any]) -> list[FunctionType]:
+    """A method, what it wraps, and the functions of its package that it names."""
+    return _followed(method)[1]
+
+
+def _followed(method: Callable[..., Any]) -> tuple[list[Outside], list[FunctionType]]:
     found: dict[tuple[Any, ...], Outside] = {}
-    queue, seen = list(behind(method)), set[FunctionType]()
+    queue, seen = list(behind(method)), dict[FunctionType, None]()
     while queue:
-        function = queue.pop()
+        function = queue.pop(0)
         if function in seen:
             continue
-        seen.add(function)
+        seen[function] = None
         for one in (*_globals_of(function), *_cells_of(function)):
             if isinstance(one, FunctionType):
                 queue += behind(one)
             else:
                 found.setdefault((id(one.function.__globals__), one.cell, str(one)), one)
-    return list(found.values())
+    return list(found.values()), list(seen)
 
 
 def _globals_of(function: FunctionType) -> Iterator[Outside | FunctionType]:

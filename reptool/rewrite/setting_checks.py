@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Iterable
+from types import FunctionType
 from typing import Any
 
 from reptool.ir.trace import Event, Setting
 from reptool.pysource.globals_read import Outside, is_importable, read_outside
 from reptool.rewrite.constants import CannotCutError, Constants
 from reptool.rewrite.method_source import Check
-from reptool.runtime.snapshot import ABSENT
+from reptool.runtime.snapshot import ABSENT, IncomparableError, held_by, snapshot
 
 
 def setting_checks(event: Event, settings: Iterable[Setting | Outside]) -> list[Check]:
@@ -43,6 +44,9 @@ def _attribute(event: Event, setting: Setting) -> Check:
     for part in filter(None, setting.path[len(base) :].split(".") if setting.path != event.path else ()):
         plain = part.isidentifier() and not keyword.iskeyword(part)
         text = f"{text}.{part}" if plain else f"getattr({text}, {part!r})"
+    if setting.name.endswith("()"):
+        method = setting.name[:-2]
+        return Check(f"{text}.{method}", f"_method_of(type({text}), {method!r})", (setting.value,), exact=True)
     *tensor, name = setting.name.split(".")
     if tensor:
         return Check(f"{text}.{setting.name}", f"{text}.{setting.name}", (setting.value,), exact=True)
@@ -75,14 +79,21 @@ def _holder(event: Event, setting: Outside, constants: Constants) -> str:
     return f"_original.__closure__[{setting.cell}].cell_contents"
 
 
-def outside_of(event: Event) -> list[Outside]:
-    """What the method of a call reads from outside of the model."""
+def outside_of(event: Event) -> list[Setting | Outside]:
+    """What the method of a call reads from outside of the model, and the method itself where it holds something."""
     function = inspect.getattr_static(type(event.module), event.method, None)
     if isinstance(function, (staticmethod, classmethod)):
         function = function.__func__
     if not callable(function) or str(getattr(function, "__module__", "")).partition(".")[0] == "torch":
         return []
-    return read_outside(function)
+    found: list[Setting | Outside] = list(read_outside(function))
+    if isinstance(function, FunctionType) and any(v is not None for v in held_by(function)):
+        try:
+            value = snapshot(function)
+        except IncomparableError as error:
+            value = error
+        found.append(Setting(event.path, f"{event.method}()", value, 0))
+    return found
 
 
 def settings_of(events: Iterable[Event]) -> list[Setting | Outside]:

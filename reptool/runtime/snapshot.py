@@ -15,7 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ _ATOMS = (
     torch.layout, torch.memory_format, torch.Size, range, slice, type(Ellipsis), type,
 )  # fmt: skip
 PLAIN = (*_ATOMS, Absent)
-_IDENTICAL = (FunctionType, BuiltinFunctionType, ModuleType)
+_IDENTICAL = (BuiltinFunctionType, ModuleType)
 _SEQUENCES = (list, tuple, deque)
 _SETS = (set, frozenset)
 
@@ -107,14 +107,39 @@ class Attributes:
 
 
 @dataclass(frozen=True)
-class Code:
-    """A function that has no address under which it is found again: what it does, by its code."""
+class Function:
+    """A function of Python with what it holds: defaults, and the variables that it closes over.
 
-    digest: bytes
+    Args:
+        code: the function itself, a digest of its code if it has no address under which a pickle finds it again.
+        held: snapshots of its defaults, and of the cells of its closure.
+    """
+
+    code: Any
+    held: tuple[Any, ...]
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is a function of the same code."""
-        return isinstance(value, FunctionType) and _digest(value.__code__) == self.digest
+        """Whether a value is such a function."""
+        if not isinstance(value, FunctionType):
+            return False
+        if self.code is not value and self.code != _digest(value.__code__):
+            return False
+        held = held_by(value)
+        return len(held) == len(self.held) and all(map(same, held, self.held))
+
+
+def held_by(function: FunctionType) -> list[Any]:
+    """The defaults of a function, and what is in its closure."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    found = [_content(cell) for name, cell in cells if name != "__class__"]
+    return [function.__defaults__, function.__kwdefaults__, *found]
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return ABSENT
 
 
 def _digest(code: CodeType) -> bytes:
@@ -142,7 +167,7 @@ class Array:
         return isinstance(value, np.ndarray) and value.dtype == self.value.dtype and np.array_equal(value, self.value)
 
 
-_SNAPSHOTS = (Kind, Items, Entries, Attributes, Code, Array)
+_SNAPSHOTS = (Kind, Items, Entries, Attributes, Function, Array)
 
 
 def snapshot(value: Any) -> Any:
@@ -165,8 +190,9 @@ class _Taking:
         self.count += 1
         if self.count > MAX_ITEMS or depth > MAX_DEPTH:
             raise IncomparableError("it is too large")
-        if isinstance(value, FunctionType) and not _is_found(value):
-            return Code(_digest(value.__code__))
+        if isinstance(value, FunctionType):
+            code = value if _is_found(value) else _digest(value.__code__)
+            return Function(code, tuple(self.of(v, depth + 1) for v in held_by(value)))
         if isinstance(value, (*_ATOMS, *_IDENTICAL)) or value is ABSENT:
             return value
         if isinstance(value, (nn.Module, Tensor)):

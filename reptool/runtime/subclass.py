@@ -99,6 +99,12 @@ SCOPE: dict[str, Any] = {
 """What every method may name. Sources in pickles of earlier releases name some of it that none is written with now."""
 
 
+def _method_of(cls: type, name: str) -> Any:
+    """The method that the user's class has, also where a derived class has another."""
+    found = inspect.getattr_static(cls, ORIGINAL + name, None) or inspect.getattr_static(cls, name, None)
+    return found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
+
+
 def _member(module: str, qualname: str, name: str) -> Any:
     """A member of an enumeration, as sources in pickles of reptool 0.1.0 name it."""
     return getattr(find(module, qualname), name)
@@ -190,7 +196,13 @@ def _compiled(cls: type, method: Method) -> Callable[..., Any]:
     """The function that a method's source defines, with what the original says of itself."""
     original: Any = getattr(cls, method.name)
     original = original.fget if isinstance(original, property) else original
-    scope = {**SCOPE, "_original": original, "_member": _member, "_bound": functools.partial(_bound, original)}
+    scope = {
+        **SCOPE,
+        "_original": original,
+        "_method_of": _method_of,
+        "_member": _member,
+        "_bound": functools.partial(_bound, original),
+    }
     scope |= method.scope()
     file = f"<reptool {cls.__qualname__}.{method.name} {zlib.crc32(method.source.encode()):08x}>"
     exec(compile(method.source, file, "exec", __future__.annotations.compiler_flag), scope)

@@ -14,6 +14,7 @@ import ast
 import functools
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from reptool.ir.trace import Event, Setting
 from reptool.ir.walk import only_tensors
 from reptool.pysource.functions import behind, tree_of
-from reptool.pysource.globals_read import Outside
+from reptool.pysource.globals_read import Outside, functions_of
 from reptool.rewrite.setting_checks import outside_of
 from reptool.runtime.snapshot import PLAIN, IncomparableError
 from reptool.surgery import Site, Surgeon, Surgery
@@ -48,7 +49,8 @@ def guarded_settings(surgery: Surgery, surgeon: Surgeon) -> dict[tuple[str, str]
     for site in surgery.sites:
         end = _end(site)
         for event, read in _on_the_way(site, surgery).items():
-            relevant = [s for s in read if s.time < end and not _is_handed_on(s, event)]
+            last = math.inf if _may_run_again(site, event) else end
+            relevant = [s for s in read if s.time < last and not _is_handed_on(s, event)]
             settings = [s for s in (_after(s, surgery) for s in relevant) if s is not None]
             outside = [o for e in _decided_in(event) for o in outside_of(e)]
             if settings or outside:
@@ -63,6 +65,30 @@ def _end(site: Site) -> float:
     inner = site.region.form.ops - {site.region.value}
     last = max(n.meta.get("time", math.inf) for n in site.region.form.ops)
     return max([last, *(n.meta.get("dead", math.inf) for n in inner)])
+
+
+def _may_run_again(site: Site, event: Event) -> bool:
+    """Whether the code of a call names a part of a region more than once, so that it may use it by itself later."""
+    function = inspect.getattr_static(type(event.module), event.method, None)
+    lead = f"{event.path}." if event.path else ""
+    targets = [str(n.target) for n in site.region.form.ops if n.op == "call_module"]
+    parts = {t[len(lead) :].partition(".")[0] for t in targets if t.startswith(lead)}
+    named = Counter(_attributes_of(function)) if inspect.isfunction(function) else None
+    return named is None or any(named[p] > 1 for p in parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def _attributes_of(method: Callable[..., Any]) -> tuple[str, ...]:
+    """The attributes that a method and functions of its package that it names read, each as often as it is named."""
+    found: list[str] = []
+    for function in functions_of(method):
+        tree = tree_of(function)
+        if tree is None:
+            found += [n for n in function.__code__.co_names for _ in range(2)]
+            continue
+        found += [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+        found += [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return tuple(found)
 
 
 def _on_the_way(site: Site, surgery: Surgery) -> dict[Event, list[Setting]]:

@@ -59,6 +59,15 @@ class Config:
     inner: Any = None
 
 
+def closing(held: int) -> Any:
+    """A function that holds a number."""
+
+    def holds() -> int:
+        return held
+
+    return holds
+
+
 class Slotted:
     """Settings without a dictionary."""
 
@@ -86,6 +95,8 @@ class Slotted:
         (np.arange(3), np.arange(3) + 1),
         (functools.partial(sum, start=1), functools.partial(sum, start=2)),
         (sum, max),
+        (closing(1), closing(2)),
+        (lambda a=1: a, lambda a=2: a),
         (ABSENT, None),
         (nn.ReLU(), None),
         ([nn.ReLU(), 1], [nn.ReLU(), 2]),
