@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.pysource.functions import behind, tree_of
-from reptool.runtime.snapshot import IncomparableError, same, snapshot
+from reptool.runtime.snapshot import PLAIN, IncomparableError, same, snapshot
 
 _TRANSFORMS = ("torch.jit", "torch._jit_internal", "torch.compiler", "torch.onnx", "torch._dynamo", "torch.fx")
 """Where the questions live whether a program is being transformed."""
@@ -135,7 +135,7 @@ def _answer(function: Callable[..., Any], constants: tuple[Any, ...]) -> Any:
     """What foreign code answers to constants, where that is plain and the same twice."""
     try:
         first = function(*constants)
-        seen = snapshot(first) if _is_plain(first) else _MISSING
+        seen = snapshot(first) if _is_plain(first) or isinstance(first, PLAIN) else _MISSING
         return seen if seen is not _MISSING and same(function(*constants), seen) else _MISSING
     except Exception:  # whatever foreign code raises
         return _MISSING
