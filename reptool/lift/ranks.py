@@ -35,8 +35,9 @@ def rank_held(node: fx.Node, op: Op, ctx: Context, lift: Callable[[fx.Node, Cont
         behind = len(op.shape.axes)
     axes = rank - 2 if behind is None else behind
     batched = axes > 0 and rank == axes + 2
-    other = lift(node, ctx.at_ranks(-1 if batched else 1, batched))
-    return None if _same(op, other, rank - batched) else rank
+    steps = (-1,) if batched else (1, -1) if rank > 2 else (1,)
+    same = (_same(op, lift(node, ctx.at_ranks(step, batched)), rank - batched) for step in steps)
+    return None if all(same) else rank
 
 
 def _same(one: Op, other: Lifted, axes: int) -> bool:
