@@ -35,7 +35,7 @@ class RequirementError(ReptoolError):
 
 
 class SpecializedError(ReptoolError, RuntimeError):
-    """What was deployed is called, hooked, read or changed in a way it was not captured for (another flag, rank, caller)."""
+    """What was deployed is called or changed in a way it was not captured for (a flag, rank, caller, hook)."""
 
 
 class AbsorbedStateError(ReptoolError, RuntimeError):
