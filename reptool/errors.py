@@ -35,7 +35,7 @@ class RequirementError(ReptoolError):
 
 
 class SpecializedError(ReptoolError, RuntimeError):
-    """A deployed method was called in a way it was not captured for (another flag or rank)."""
+    """What was deployed is called or changed in a way it was not captured for (a flag, rank, caller, hook)."""
 
 
 class AbsorbedStateError(ReptoolError, RuntimeError):

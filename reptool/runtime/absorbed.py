@@ -67,14 +67,14 @@ class Absorbed(nn.Identity):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Hand the input on, where the calls around it are those that were traced."""
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or len(args) != 1 or kwargs:
-            return super().__call__(*args, **kwargs)
-        if not isinstance(args[0], Tensor):  # code that is followed
-            return super().__call__(*args)
+        given = (*args, *kwargs.values())
+        if torch.compiler.is_compiling() or not any(issubclass(type(v), Tensor) for v in given):
+            return super().__call__(*args, **kwargs)  # code that is followed
         from reptool.runtime.gate import check
 
         check(self)
-        return args[0]
+        traced = torch._C._get_tracing_state() is not None or len(args) != 1 or bool(kwargs)
+        return super().__call__(*args, **kwargs) if traced else args[0]
 
     # --- what would have no effect
     def _refuse(self, what: str) -> NoReturn:

@@ -110,6 +110,8 @@ def lent(m: Any) -> Any:
 OTHERWISE: dict[str, Make] = {
     "a layer in front of its norm": lambda m: m.stem(X),
     "a norm": lambda m: m.norm(Y),
+    "a norm by name": lambda m: m.norm(input=Y),
+    "a layer by name": lambda m: m.stem(input=X),
     "a branch": lambda m: m.blocks[0].a(Y),
     "the layer of a branch": lambda m: m.blocks[0].a[0](Y),
     "the other branch": lambda m: m.blocks[0].b(Y),
