@@ -70,7 +70,7 @@ def renamed(state: Mapping[str, Tensor], names: str | Names) -> dict[str, Tensor
 def load_deployed(author: nn.Module, deployed: nn.Module, names: str | Names) -> None:
     """Load a deployed model's weights into the deployed form that its author's own code builds (``deploy=True``).
 
-    Norms that reptool folded and the author keeps are set to hand on their input: mean 0, variance 1 - eps, scale 1,
+    Norms that reptool folded and the author keeps are set to return their input: mean 0, variance 1 - eps, scale 1,
     shift 0.
 
     Args:
@@ -108,7 +108,7 @@ def load_deployed(author: nn.Module, deployed: nn.Module, names: str | Names) ->
 
 
 def _neutral(norm: _BatchNorm) -> dict[str, Tensor]:
-    """The state of a norm that hands on its input."""
+    """The state of a norm that returns its input."""
     assert norm.running_mean is not None and norm.running_var is not None
     state = {
         "running_mean": torch.zeros_like(norm.running_mean),

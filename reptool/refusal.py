@@ -8,9 +8,9 @@ from typing import Any
 
 
 class Code(str, Enum):
-    """Why a site was left alone. Each code has a test that provokes it and a line in docs/refusals.md."""
+    """Why an operation was left alone. Each code has a test that provokes it and a line in docs/refusals.md."""
 
-    # --- laws (kernel.py, algebra.py)
+    # --- laws (algebra/)
     CHANNELS = "channels"
     LAYOUT = "layout"
     STRIDE = "stride"
@@ -30,10 +30,10 @@ class Code(str, Enum):
     DTYPE = "dtype"
     DATA_DEPENDENT = "data-dependent"
     UNREAD = "unread"
-    # --- modules read by their impulse response (impulse.py, trials.py, opaque.py)
+    # --- modules read by their impulse response (probing/)
     OPAQUE = "opaque"
     NOT_AFFINE = "not-affine"
-    # --- planning and ownership (analyse.py, choose.py, left.py, surgery/)
+    # --- planning and ownership (plan/, surgery/, safety/, report/left.py)
     NO_LAYER = "no-layer"
     DEARER = "dearer"
     DISTRIBUTE = "distribute"
@@ -47,11 +47,11 @@ class Code(str, Enum):
     BUDGET = "budget"
     EXCLUDED = "excluded"
     RULE_OFF = "rule-off"
-    # --- what was made, run beside the original (verify/), and what it would take (budget.py)
+    # --- what was made, run beside the original (verify/), and what it would take (algebra/budget.py)
     UNVERIFIED = "unverified"
     NOT_RUN = "not-run"
     TOO_LARGE = "too-large"
-    # --- lowering (lower.py)
+    # --- lowering (rewrite/lower.py)
     OVERFLOW = "overflow"
     NON_FINITE = "non-finite"
 

@@ -1,4 +1,4 @@
-"""What a module executes, where that is not what its kernel says."""
+"""Measured work: what a module executes, where that differs from what its kernel says."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What users call: the phases of `deploy` and `explain` in order, and what is accepted from the caller."""
+"""The public entry points: the phases of `deploy` and `explain` in order, and the checks of their arguments."""

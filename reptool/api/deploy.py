@@ -1,7 +1,7 @@
 """`deploy`, `explain`, `report`: the phases in order.
 
-capture -> analyse -> choose -> check -> measure      on a throwaway copy, nothing written
-apply -> verify the whole -> report                    on the copy that is handed out
+capture -> lift -> choose -> place -> check other users -> measure      on a throwaway copy, nothing written
+write -> compare methods and the whole model -> report                 on the copy that is handed out
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ class _Work:
         self.given_up.add(failed)
 
     def _check_in_float64(self, exact: Any) -> None:
-        """An output that hangs on rounding (boxes are sorted, pixels get classes): the same surgery in float64 decides.
+        """An output that depends on rounding (sorted boxes, classes of pixels): the same surgery in float64 decides.
 
         Raises:
             VerificationError: it is off there, too.

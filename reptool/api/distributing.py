@@ -1,6 +1,6 @@
 """Distributing: which norms are given to the parts of what they read, or to the layers behind them, all or none.
 
-What no region has taken is looked at here: from a norm or scale back through sums, concatenations, slices and passages
+For each norm or scale that no region has taken, follow the graph back through sums, concatenations, slices and passages
 to the parts, then on through passages to the layers behind it (`ways`). Where each part ends in a layer and is read
 nowhere else, a `Spread` is made and everything is planned again; where a share then finds no layer, the spread is
 given up.

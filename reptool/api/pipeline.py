@@ -1,4 +1,4 @@
-"""The engine: capture, analyse, choose, check and work out the surgery of one model, all on a throwaway copy."""
+"""The pipeline: capture, lift, choose, check and work out the surgery of one model, all on a throwaway copy."""
 
 from __future__ import annotations
 

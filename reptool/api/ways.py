@@ -1,4 +1,4 @@
-"""Ways: from a norm or scale back to the parts that may take it, through sums, concatenations, slices and passages."""
+"""The ways of a norm: back to the parts in front that may take it, or ahead through passages to the layers behind."""
 
 from __future__ import annotations
 

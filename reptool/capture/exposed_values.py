@@ -1,4 +1,4 @@
-"""Handed out: values inside of the graph that a call gives to whoever makes it, whatever this model takes of them."""
+"""Exposed values: inner values that a module call returns, whether or not this model's own code uses them."""
 
 from __future__ import annotations
 

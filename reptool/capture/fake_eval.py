@@ -1,4 +1,4 @@
-"""What the values of a trace are, as far as that can be told without running the model on data."""
+"""Fake evaluation: shapes and dtypes of the values of a trace, and the values of its constants, without data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing: every operation on a symbolic value becomes a node, and every question about one is remembered."""
+"""The graph builder: an operation on a symbolic value becomes a node; a question about one is recorded in its call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What is replaced while a model is traced, and set back afterwards."""
+"""Patches for the time of a trace: module calls, attribute reads and writes, and functions that bypass dispatch.
+
+Reads of attributes that are neither data, parts nor methods become `Setting`s of the call that makes them. Everything
+is set back afterwards; other threads get the functions as they were.
+"""
 
 from __future__ import annotations
 
@@ -289,7 +293,7 @@ def _unchecked(recorder: Recorder, check: Callable[..., Any]) -> Callable[..., A
 
 
 def _reads_attribute(code: Any, name: str) -> bool:
-    """Whether a function that writes an attribute also reads it: what it does may hang on what it did before."""
+    """Whether a function that writes an attribute also reads it: what it does may depend on what it did before."""
     return any(i.argval == name for i in dis.get_instructions(code) if i.opname in ("LOAD_ATTR", "LOAD_METHOD"))
 
 

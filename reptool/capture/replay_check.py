@@ -1,8 +1,7 @@
-"""Twice: what a forward does in its second run and did not do in its first hangs on what it did before.
+"""Replay check: where two runs of a forward on the same symbolic inputs differ, it depends on state of its own.
 
-Code keeps state in attributes, containers, iterators, classes and globals. However it is kept, two runs of the same
-code on the same symbolic inputs show it: where they differ, the code asked for its own state. Constants may come from
-a cache in one of the runs: it is their values that are compared.
+Code keeps state in attributes, containers, iterators, classes and globals; two runs show it however it is kept.
+Constants are compared by value, so caching a constant between calls does not count as mutable state.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Modes: what else than its constant arguments may make a method run other code.
+"""Other arguments and settings under which a method may run other code than was traced.
 
 An optional argument may be left out, a variable number of them may be another number, and an attribute of the module
 (``self.task``, ``self.use_norm``) may be set to something else after deploying.

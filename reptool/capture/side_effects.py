@@ -1,4 +1,4 @@
-"""What a forward leaves behind beside its outputs: constants it writes, values somebody keeps."""
+"""Side effects of a forward: constants that it writes, and values that are kept outside of the graph."""
 
 from __future__ import annotations
 

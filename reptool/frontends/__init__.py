@@ -1,1 +1,1 @@
-"""What is handed in: models and inputs, and what to hand in instead."""
+"""The caller's models and inputs: as arguments and placeholders, or an error that says what to give instead."""

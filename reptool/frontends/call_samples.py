@@ -1,4 +1,4 @@
-"""What a module is called with: seen in one real run of the model, or made up where nobody shows it."""
+"""Sample calls of a module: recorded in one real run of the model, or made up where no example inputs exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller gives in the place of a model, a part or a tensor, and the sentence that says what to give instead."""
+"""Wrong kinds of arguments (a class, a state dict, a path), and the sentence that says what to give instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs of a model: the caller's examples as arguments, placeholders for them, and for what nobody shows."""
+"""Inputs of a model: the caller's examples as arguments, and placeholders for them or for unknown inputs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The small graph that everything works on: calls, nodes, operations, aliasing."""
+"""The intermediate representation: the trace with its calls and settings, nodes, operations, aliasing."""

@@ -1,8 +1,8 @@
 """Casts: a constant brought to the dtype and the device of a value (``self.weight.to(x.dtype)``) stays a constant.
 
-What it holds does not depend on the data, only in what it is held: a layer that takes its place is of the dtype of the
-value anyway. Where that dtype is not known, the constant is taken for one of it already; where it is known and another
-one, the constant is rounded to it as the model rounds it.
+Its values do not depend on the data, its dtype and device do: a layer that takes its place is of the dtype of the
+value anyway. Where that dtype is unknown, the constant is assumed to have it already; where it is known and differs,
+the constant is rounded to it as the model rounds it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a node of a captured graph is, by its target's name."""
+"""Nodes of a captured graph: the name of the operation, and the kind of its value (tensor, size, number, ...)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operation of the graph is to the planner: one affine map, a sum, a concatenation, or none of them."""
+"""`Op`: a node as the planner sees it: an affine map, a sum, a concatenation, a view, or parts of one of these."""
 
 from __future__ import annotations
 

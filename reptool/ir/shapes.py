@@ -1,4 +1,4 @@
-"""Operations that give a value of the shape of their first argument."""
+"""Operations that preserve the shape of their first argument."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was seen of one run: the tree of calls, the questions asked on the way, and the graph."""
+"""`Trace`: one run on symbolic values, as a graph, a tree of calls, and in each call what the code asked and read."""
 
 from __future__ import annotations
 

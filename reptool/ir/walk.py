@@ -1,4 +1,4 @@
-"""The symbolic values and nodes inside of structures."""
+"""Walking nested containers: the symbolic values and graph nodes inside of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A constant along the channels."""
+"""Constants along the channels: one number for each channel, broadcast over batch and positions."""
 
 from __future__ import annotations
 

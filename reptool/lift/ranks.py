@@ -1,4 +1,4 @@
-"""For which ranks an operation is what it was read as.
+"""Ranks: for inputs of which number of axes the reading of an operation holds.
 
 Convolutions and poolings also take a value without a batch, of one axis less, and linear layers one of any rank. An
 operation that counts axes from the front, or spreads a constant over more of them, is another one there. So it is read

@@ -1,4 +1,4 @@
-"""What every lift is written with: the context of a node, its arguments, its sources and its constants."""
+"""Helpers of every lift: the context of a node, its arguments, its sources and its constants."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def _transposed_kernel(
 def asks_for_size(node: fx.Node) -> bool:
     """Whether a transposed convolution is called with the size that it is to give.
 
-    What it adds at the end of each axis then hangs on the size of its input; its weight and bias do not.
+    What it adds at the end of each axis then depends on the size of its input; its weight and bias do not.
     """
     if node.op != "call_module" or not isinstance(node.meta.get("module"), nn.modules.conv._ConvTransposeNd):
         return False

@@ -1,4 +1,4 @@
-"""State: what a model changes in itself while it runs in eval mode (observers, counters, moving averages)."""
+"""Mutable state: what a model changes in itself while it runs in eval mode (observers, counters, averages)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Which regions become one layer: forms, candidates, their cost, the choice."""
+"""Planning: the forms of each value, the candidate regions, their cost, and the choice of regions."""

@@ -1,4 +1,4 @@
-"""Analysis: one forward pass that keeps for every value its forms over earlier values."""
+"""Candidates: one forward pass over the graph that keeps for every value its forms over earlier values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts about the values of a trace: constants in float64, ranks, channel counts, what parameters they hang on."""
+"""Inference: constants in float64, ranks, channel counts and parameter dependencies of the values of a trace."""
 
 from __future__ import annotations
 

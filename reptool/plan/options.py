@@ -1,4 +1,4 @@
-"""What the caller asked for, and which forms that allows."""
+"""The caller's options, and the forms that they allow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing: which values become one layer, priced as whole regions.
+"""Selection: which values become one layer, priced as whole regions, island by island.
 
 From the values that are needed back, the cheapest way to compute each: as it stands, or as one layer of an earlier
 value.

@@ -1,4 +1,4 @@
-"""Settled questions: those that a norm nearby settles, because it raises for any other rank."""
+"""Drop questions that have one answer only: a rank that a neighbouring norm requires, pieces of fixed channels."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The module runs once on tensors without data and with symbolic sizes. Code that looks at the data cannot: then nothing
 is claimed. What it asks about sizes is collected as conditions; each has to hold at every size tried, up to very large
-ones. What is left is a fixed list of operations, in which each one must be affine in what hangs on the input: sums,
+ones. What is left is a fixed list of operations, in which each one must be affine in what depends on the input: sums,
 moves, transforms and means of such values, and products of them with constants, never with each other.
 """
 

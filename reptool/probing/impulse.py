@@ -1,4 +1,4 @@
-"""Impulse response: a module whose code cannot be read, written down as the kernel it computes, or refused.
+"""Impulse response: the kernel of a module whose code cannot be read, measured, or refused.
 
 For an affine, shift-equivariant `f` with stride `s` (``t = d*k - a`` is where tap `k` sits)::
 

@@ -1,6 +1,6 @@
-"""Opaque modules: which of them may be asked for their impulse response, with how many channels, and by whose word.
+"""Opaque modules: which of them are measured, with how many channels, and on whose authority.
 
-A module is asked when the caller names it (``affine=``), or, where its code could not be followed, when a run on
+A module is measured when the caller names it (``affine=``), or, where its code could not be followed, when a run on
 symbolic sizes shows affine operations alone (`affine_ops`). What comes back is an `Affine` like any other: norms behind
 it, sums around it and layers on either side fuse with it.
 """

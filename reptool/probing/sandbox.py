@@ -1,4 +1,4 @@
-"""Probe: run a module whose code nobody reads as a plain function, and notice everything it does beside that.
+"""Sandbox: run a module whose code is not read as a plain function, and detect every side effect.
 
 A copy runs in float64 on the CPU without gradients. Every call is watched: the input must stay as it is, the output
 must be one new tensor, no random number may be drawn, and after all calls the module must hold what it held before.

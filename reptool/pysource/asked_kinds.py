@@ -1,4 +1,4 @@
-"""Asked kinds: a forward that asks what kind of module one of its layers is, or whether that layer has a bias.
+"""Kind checks: a forward that asks what kind of module one of its layers is, or whether that layer has a bias.
 
 A fused layer has a bias where the convolution had none, and an absorbed norm is no norm any more: code that asks gets
 another answer. The text of the method shows it.

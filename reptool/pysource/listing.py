@@ -1,4 +1,4 @@
-"""Listing: whether code that could not be followed gets at the tensors below a module without naming them."""
+"""Whether code that could not be followed enumerates the tensors of a module (`parameters`, `buffers`, its state)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kind of module this is: whose forward it runs, which methods of its own, whose hooks watch it."""
+"""Facts about a module's class: whose forward it runs, which methods are the user's own, which hooks watch it."""
 
 from __future__ import annotations
 

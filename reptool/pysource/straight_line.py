@@ -1,4 +1,4 @@
-"""Straight code: calls of layers that run one after the other whatever the method around them decides.
+"""Straight-line code: calls of layers that run one after the other whatever the method around them decides.
 
 A method that asks for a size may run other code for another size. Where its text shows that one layer's output goes
 into the next one and nowhere else, with nothing between them but tests of the module's own attributes, and that the

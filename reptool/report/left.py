@@ -1,9 +1,10 @@
-"""Left: every norm, computed weight and scale that still runs has a reason, whether or not a rule looked at it.
+"""Reasons: every norm, computed weight and scale that still runs has one, whether or not a rule looked at it.
 
-A *site* is an operation that holds constants which a layer next to it could take: a norm, a layer whose weight is
-computed anew at each call, a scale or shift by a constant along the channels. The planner refuses what it tried. Here
-is asked of each site that is still computed and that nobody refused: which plan with it was given up; who else reads
-the layer in front of it; why the layers behind it cannot take it; or what stands there in place of a layer.
+An *absorbable* operation holds constants which a neighbouring layer could take: a norm, a layer whose weight is
+computed anew at each call, a scale or shift by a constant along the channels. The planner refuses what it tried. Each
+absorbable operation that is still computed and was not refused gets its reason here: which plan with it was given up;
+who else reads the layer in front of it; why the layers behind it cannot take it; or what stands there in place of
+a layer.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def why_left(
 
 
 class _Left:
-    """The sites of one trace and their reasons."""
+    """The absorbable operations of one trace and their reasons."""
 
     def __init__(
         self, trace: Trace, found: Analysis, refused: Mapping[fx.Node, Refusal], tried: Tried, values: bool

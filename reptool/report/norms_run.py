@@ -1,8 +1,8 @@
-"""Running: which norms and computed weights a plan leaves running, and which no call ran at all.
+"""Norms that still run: which norms and computed weights a plan leaves running, and which no call ran at all.
 
-What counts is what is executed. A norm that code written anew no longer reads has gone, though its module is still
-there; a norm of an auxiliary head that eval mode never calls was never there; one below code that could not be followed
-may run, and stays.
+Norms are counted where they are executed. One that a written method no longer reads is gone, though its module is still
+there; one of an auxiliary head that eval mode never calls does not count; one below code that could not be followed
+may run, and counts.
 """
 
 from __future__ import annotations

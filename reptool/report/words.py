@@ -1,4 +1,4 @@
-"""The words of a report: what its text and its pages have in common."""
+"""The wording that a report's text and pages share."""
 
 from __future__ import annotations
 

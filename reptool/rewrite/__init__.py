@@ -1,1 +1,1 @@
-"""Rewriting: a method of the user's written anew as Python source, whose constants are data and never printed text."""
+"""Rewriting: methods written anew as Python source, whose constants are data; their guards; kernels as layers."""

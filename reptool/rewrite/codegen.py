@@ -1,4 +1,4 @@
-"""Regeneration: the method in which a fused operation occurs, written anew, and only that.
+"""Code generation: the one method in which a fused operation occurs is written anew.
 
 A method is cut out of the trace (its nodes, its calls of children and of its own methods), the fused operations are
 left out, and the rest is printed as Python by `torch.fx`. The module's class is replaced by a subclass that keeps its

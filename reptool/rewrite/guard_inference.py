@@ -1,7 +1,7 @@
 """Guards: which calls of a method give the answers that were seen while it was traced.
 
 Every answer is worked out again with a symbol for each size of each tensor the method is given (`ShapeEnv`). A size
-whose symbol is in no answer and in no condition met on the way is one that no question hangs on: it may be any other.
+whose symbol is in no answer and in no condition met on the way is one that no question depends on: it may be any other.
 The rest is fixed as it was seen. Torch takes symbols to be at least 2; that 1 gives the same is tried for the batch.
 """
 
@@ -29,7 +29,7 @@ _PLAIN = (bool, int, float, str)
 
 
 class CannotGuardError(Exception):
-    """The answers do not hang on what can be told from the arguments of a call."""
+    """The answers do not depend on what can be told from the arguments of a call."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ def guard(event: Event, asked: Iterable[Question], recorder: Recorder) -> Guard:
         recorder: the one that traced it.
 
     Raises:
-        CannotGuardError: an answer hangs on something else.
+        CannotGuardError: an answer depends on something else.
     """
     questions = list(asked)
     entry = {n for n in (*nodes_in(event.args), *nodes_in(event.kwargs)) if not n.meta["const"]}
@@ -143,7 +143,7 @@ def _read(node: fx.Node) -> str:
     return "" if node.meta.get("kind") in ("tensor", "sequence") else name
 
 
-# --- sizes that no answer hangs on ----------------------------------------------------------------------------------
+# --- sizes that no answer depends on --------------------------------------------------------------------------------
 def _free_sizes(
     entry: set[fx.Node], cone: set[fx.Node], asked: list[Question], recorder: Recorder
 ) -> dict[fx.Node, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Methods as text: their signatures, and methods behind a guard or sealed."""
+"""Methods as source text: signatures, methods behind a guard, methods that raise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mode of a norm that was folded: whether a method does the same in training mode, but for what was folded.
+"""Training mode of a folded norm: whether a method does the same in both modes, apart from what was folded.
 
 A norm that is written as code reads ``self.training``, and normalizes by its batch where that is set. Once it is folded
 its mode decides nothing any more, as with a layer that is a module. That is so where the method, run in both modes,

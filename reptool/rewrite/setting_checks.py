@@ -1,4 +1,4 @@
-"""Checks of settings: that what a method read, and what code in it read, is what it was when it was traced."""
+"""Checks of settings: a method that is guarded compares each setting it depends on with its value while tracing."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What ships in a user's pickle: derived classes, methods, guards, kept originals, hooks; under names that stay."""
+"""What ships in a user's pickle: derived classes, methods, guards, gates, markers, originals; stable names."""

@@ -1,6 +1,6 @@
 """`Absorbed`: what stands in the place of a module whose work another layer does after deploying.
 
-It hands its input on where code that was delivered still runs it, and answers for the plain attributes that the module
+It hands its input on where deployed code still runs it, and answers for the plain attributes that the module
 had. Whatever would have no effect any more raises: hooks, other attributes, other weights, old weights that are loaded.
 """
 

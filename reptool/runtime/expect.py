@@ -1,4 +1,4 @@
-"""What a method written anew expects of a call: the arguments and settings that it was written for."""
+"""Guards that deployed methods call: the arguments and settings that they were written for, or `SpecializedError`."""
 
 from __future__ import annotations
 

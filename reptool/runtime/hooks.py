@@ -1,4 +1,4 @@
-"""Hooks of a deployed model: the rank a layer was fused for, and the state that it has no more.
+"""Hooks of a deployed model: checks of the rank a layer was fused for, and of keys of absorbed layers in its state.
 
 The hooks on ranks are plain functions with annotations, one for each rank, since `torch.jit.script` compiles the hooks
 of a module from their source.

@@ -1,4 +1,4 @@
-"""Kept originals: what a deployed method falls back to where the answers it was traced with no longer hold.
+"""Kept originals: the layers that a deployed method falls back to where its guard does not hold.
 
 A module with a fallback holds the layers that were changed, as they were, under the name `reptool_original`, at their
 old relative paths: ``block.reptool_original.conv.weight``. They are ordinary submodules, so that `.to()`, `.half()`,
@@ -86,7 +86,7 @@ class Kept(nn.Module):
     """What was changed inside one module, as it was: submodules, and tensors of its own.
 
     Args:
-        origin: how the module's class is found again: the class, or the arguments of `delivered.derive`.
+        origin: how the module's class is found again: the class, or the arguments of `subclass.derive`.
     """
 
     def __init__(self, origin: tuple[Any, ...]) -> None:

@@ -247,12 +247,12 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
 
 
 def _rebuild(cls: type, methods: tuple[Method, ...], plain: bool) -> Any:
-    """Recreate an instance of a delivered class (for pickle and copy)."""
+    """Recreate an instance of a derived class (for pickle and copy)."""
     derived = derive(cls, methods, plain)
     return copyreg.__newobj__(derived)  # type: ignore[attr-defined]
 
 
 def original_class(module: nn.Module) -> type:
-    """The user's class behind a delivered one."""
+    """The user's class behind a derived one."""
     derived = getattr(type(module), "_reptool_derived", None)
     return type(module) if derived is None else derived[0]

@@ -1,1 +1,1 @@
-"""What other code may do with what a surgery changes: methods, flags and walks that reach it."""
+"""Safety: methods, arguments, settings and walks over modules that reach what a surgery changes."""

@@ -1,4 +1,4 @@
-"""What a surgery changes, by path, and which code may reach it there."""
+"""The modules and tensors that a surgery changes, by path, and the code that may reach them."""
 
 from __future__ import annotations
 

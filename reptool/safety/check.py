@@ -1,4 +1,4 @@
-"""Wiring: other code that can reach the modules a surgery changes, and whether it uses them the same way.
+"""The safety check: other code that can reach the modules a surgery changes, and whether it uses them the same way.
 
 A fused layer means "convolution, then norm" only for code that runs the convolution and then the norm. The trace shows
 one way through the model; this file looks for the others: methods that were not called, the same method with other

@@ -1,4 +1,4 @@
-"""Flags: the same method with other arguments, and what has to be checked before it runs."""
+"""Arguments: under which other arguments a method still runs the same regions, and guards for the rest."""
 
 from __future__ import annotations
 

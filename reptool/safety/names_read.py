@@ -1,4 +1,4 @@
-"""What code reads: the attribute names in the user's functions, and which functions take data."""
+"""Attribute names that the user's functions read, and which functions take data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of other code on symbolic values: whether it shows the fused regions as the model's own run does."""
+"""Other runs: code that was not traced is run on symbolic values and must show the fused regions as the trace does."""
 
 from __future__ import annotations
 

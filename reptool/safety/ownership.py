@@ -1,4 +1,4 @@
-"""Ownership: who else has a hand on a model's tensors and modules."""
+"""Ownership: tensors and modules with more than one owner, and modules with hooks of the user's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reptool.pysource.module_info import foreign_hooks
 
 @dataclass
 class Ownership:
-    """Who else has a hand on a model's tensors and modules.
+    """Who else owns or watches a model's tensors and modules.
 
     Args:
         tied: path of a tensor, or of the module that holds it -> the other paths of shared tensors.

@@ -1,4 +1,4 @@
-"""What other code asks of a surgery."""
+"""The verdict of the safety check: methods to add, and regions to give up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reptool.surgery import Site
 
 @dataclass
 class Found:
-    """What other code asks of a surgery.
+    """What the safety check asks of a surgery.
 
     Args:
         problems: regions that must be given up.

@@ -1,4 +1,4 @@
-"""Readings: methods that take no data and give weights or something computed from them, a penalty for example."""
+"""Weight reads: methods that take no data and give weights or something computed from them, a penalty for example."""
 
 from __future__ import annotations
 

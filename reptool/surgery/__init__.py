@@ -2,7 +2,7 @@
 
 By preference the fused layer takes the slot of a layer of its own type and the absorbed modules become `Absorbed`:
 no code changes. Sums, concatenations and functional operations are left out of the one method they occur in, which is
-written anew (`regenerate`). Everything is worked out here before anything is written; `apply` then only assigns.
+written anew (`rewrite.codegen`). Everything is worked out here before anything is written; `apply` then only assigns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The operation: which nodes are left out, which modules become identities, which methods are written anew."""
+"""Edits: which nodes are left out, which modules become `Absorbed`, which methods are written anew."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class Operating(Traced):
         }  # fmt: skip
 
     def _kill_inert(self, edits: Edits) -> None:
-        """Assertions and shape arithmetic that hang on dead values are dead too."""
+        """Assertions and shape arithmetic that depend on dead values are dead too."""
         for node in self.trace.graph.nodes:
             if node.meta["const"] or node in edits.dead:
                 continue

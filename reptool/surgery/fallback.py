@@ -3,9 +3,9 @@
 With `keep_fallback=True` a method whose code asked something (a size, a flag, a dtype) may be specialized: it begins
 with a guard over its arguments, and where that does not hold it runs as it was on copies of the original layers.
 
-Three conditions make that exact. No region lies across the border of the method. Every answer hangs on its arguments
-alone (`guards`). What its original code reaches is kept together, and nothing of it lies outside of the module. The
-price: kept weights cost what weights cost, so the regions of a module have to save more than it keeps.
+Three conditions make that exact. No region lies across the border of the method. Every answer depends on its arguments
+alone (`rewrite.guard_inference`). What its original code reaches is kept together, and none of it lies outside of the
+module. The price: kept weights cost what weights cost, so the regions of a module have to save more than it keeps.
 """
 
 from __future__ import annotations

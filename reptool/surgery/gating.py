@@ -1,4 +1,4 @@
-"""Gating: which layers mean something else than before, and in which calls they are right all the same."""
+"""Gating: which layers and markers get a gate, and the calls in which each of them is right."""
 
 from __future__ import annotations
 

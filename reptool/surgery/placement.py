@@ -1,4 +1,4 @@
-"""Placing: which layer of a region gives its place to the fused one."""
+"""Placement: the carrier of a region, whose place the fused layer takes, and what such a place has to offer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that are called more than once: what is fused around one call has to be there around every other."""
+"""Shared layers: what is fused around one call of a layer has to stand around each of its calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A region with its place, and everything that will be done to one traced module."""
+"""`Site`: a region with its place. `Surgery`: everything that will be done to one traced module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of one trace: its calls, who reads which tensor, which operations are still computed."""
+"""Lookups on one trace: its calls, who reads which tensor, which operations are still computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is worked out for one traced module, and for a whole model."""
+"""`Unit`: the plan of one traced module. `Plan`: that of a whole model. `GivenUp`: what failed a check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checking: whether modules, tensors and shapes of a region are used anywhere else."""
+"""Use check: whether modules, tensors and inner shapes of a region are used anywhere else."""
 
 from __future__ import annotations
 

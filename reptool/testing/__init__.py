@@ -1,4 +1,4 @@
-"""What reptool's own tests are written with, public so that yours can be too.
+"""The tools of reptool's own tests, public so that other tests can use them too.
 
 The strategies need Hypothesis (``pip install "reptool[test]"``), the rest nothing but reptool.
 

@@ -1,1 +1,1 @@
-"""Verification: regions, methods that were written anew, and the whole model, against the original."""
+"""Verification: regions, norms that moved, written methods and the whole model, against the original."""

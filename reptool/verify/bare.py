@@ -1,4 +1,4 @@
-"""Norms without their scale and shift, beside the norms themselves, on a made-up input.
+"""Verification of norms that lost their scale and shift, against the norms themselves, on a made-up input.
 
 ``view(norm(x))`` has to be ``scale * view(bare(x)) + shift`` at each place to which scale and shift went.
 """

@@ -1,1 +1,1 @@
-"""What moves, joins or cuts axes and channels and computes nothing."""
+"""Layout: operations that move, join, cut, pad or copy axes and channels, without arithmetic."""

@@ -1,4 +1,4 @@
-"""What hands its input on as it is."""
+"""Identities: operations that return their input unchanged in eval mode."""
 
 from __future__ import annotations
 

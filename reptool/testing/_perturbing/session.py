@@ -225,7 +225,7 @@ class Session:
         return next(differences(self.before.value, wanted.value, torch.float64), None) is None
 
     def _is_rounding(self, statements: Sequence[str], wanted: Outcome, given: Outcome) -> bool:
-        """Whether the outputs hang on the rounding of the inputs as much as the two differ."""
+        """Whether the outputs depend on the rounding of the inputs as much as the two differ."""
         if wanted.error is not None or given.error is not None:
             return False
         found = [error for _, error in differences(wanted.value, given.value, self.dtype)]
