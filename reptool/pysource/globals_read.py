@@ -93,12 +93,13 @@ def _globals_of(function: FunctionType) -> Iterator[Outside | FunctionType]:
 
 
 def _cells_of(function: FunctionType) -> Iterator[Outside | FunctionType]:
+    written = {"__class__", *_written_in(function)}
     for i, (name, cell) in enumerate(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)):
         try:
             value = cell.cell_contents
         except ValueError:
             continue
-        if not isinstance(value, FunctionType) and name != "__class__" and not _is_silent(value):
+        if not isinstance(value, FunctionType) and name not in written and not _is_silent(value):
             yield Outside(function, name, (), None, _taken(value), i)
 
 
@@ -184,7 +185,7 @@ def _mentions(function: FunctionType) -> tuple[tuple[str, tuple[str, ...], _Call
         return tuple((n, (), _NO_CALL) for n in sorted(names))
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     found: dict[tuple[str, tuple[str, ...], _Call], None] = {}
-    written = {name for n in ast.walk(tree) if (name := _written(n))}
+    written = _written_in(function)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Name) or node.id not in names - written or _in_signature(node, parents):
             continue
@@ -193,11 +194,21 @@ def _mentions(function: FunctionType) -> tuple[tuple[str, tuple[str, ...], _Call
     return tuple(found)
 
 
+@functools.lru_cache(maxsize=4096)
+def _written_in(function: FunctionType) -> frozenset[str]:
+    """Names of what code writes into (an item, a list that it appends to): stores of its own, and no settings."""
+    tree = tree_of(function)
+    return frozenset(name for n in ast.walk(tree) if (name := _written(n))) if tree is not None else frozenset()
+
+
 def _written(node: ast.AST) -> str:
-    """The global of which an item is assigned: a store of the code's own, such as a cache."""
-    if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name):
-        return node.value.id
-    return ""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute):
+        held: ast.AST = node.value.func.value  # a method that is called for what it does
+    elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+        held = node.value
+    else:
+        return ""
+    return held.id if isinstance(held, ast.Name) else ""
 
 
 def _in_signature(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:

@@ -29,10 +29,10 @@ from reptool.pysource.globals_read import Outside
 from reptool.pysource.places import asked, named
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.constants import CannotCutError, Constants
-from reptool.rewrite.method_source import Check, checks, header_of, signature_of
+from reptool.rewrite.method_source import Check, FusedCheck, checks, header_of, signature_of
 from reptool.rewrite.own_mode import decides_nothing
 from reptool.rewrite.printer import Printer, read_item
-from reptool.rewrite.setting_checks import setting_checks, settings_of
+from reptool.rewrite.setting_checks import path_text, setting_checks, settings_of
 from reptool.runtime.containers import Place, filled, leaves, mapped, parts, read_key, template_of
 from reptool.runtime.method import Method
 
@@ -97,6 +97,7 @@ class Cutter:
         self.recorder = recorder
         self.fallback, self.specialized = fallback, False
         self.settings: list[Setting | Outside] = []
+        self.fused: tuple[str, ...] = ()  # paths of layers that stand for regions which the method ran
         self.graph = fx.Graph()
         self.map: dict[fx.Node, Any] = {}
         self.now = 0.0  # where in the trace what is written down stands
@@ -131,6 +132,7 @@ class Cutter:
             self.specialized, guards = bool(guards or questions or self.settings), []
         else:
             guards += setting_checks(self.event, self._settings())
+        guards += [FusedCheck(text) for p in self.fused if (text := path_text(self.event.path, p)) is not None]
         self.now = max((self.reads.position[n] + 1 for n in self.event.nodes()), default=self.now)
         self.graph.output(self._lookup_all(self.event.output))
         return self._print(guards)

@@ -62,6 +62,24 @@ class Check:
         return " or ".join(tests)
 
 
+class FusedCheck(Check):
+    """That the layer which stands for a region is where it was put.
+
+    Args:
+        read: the expression for the layer.
+    """
+
+    def __init__(self, read: str) -> None:
+        super().__init__(read, read, ())
+
+    def text(self, constants: Constants) -> str:
+        """The statement that checks it."""
+        return f"_expect_fused({self.name!r}, {self.read})"
+
+    def scripted(self) -> None:
+        """A script cannot be given another module."""
+
+
 def checks(wanted: Sequence[Check], constants: Constants) -> list[str]:
     """Statements that raise where one of the values is another."""
     if not wanted:
@@ -188,6 +206,12 @@ def sealed_method(cls: type, name: str, where: str) -> Method | None:
     except CannotCutError:
         return None
     return Method(name, f"def {name}({header}):\n    _sealed({f'{where}.{name}'!r})\n")
+
+
+def refusing_method(names: Sequence[str]) -> Method:
+    """``__setattr__`` of a module some of whose tensors another layer holds now: to set them would change nothing."""
+    source = "def __setattr__(self, name, value):\n    _not_set(self, name, _names)\n    _original(self, name, value)\n"
+    return Method("__setattr__", source, constants=(("_names", tuple(names)),))
 
 
 _AS_GIVEN = "self, *args, **kwargs"

@@ -12,7 +12,7 @@ from reptool.ir.trace import Event, Setting
 from reptool.pysource.globals_read import Outside, is_importable, read_outside
 from reptool.rewrite.constants import CannotCutError, Constants
 from reptool.rewrite.method_source import Check
-from reptool.runtime.snapshot import ABSENT, IncomparableError, held_by, snapshot
+from reptool.runtime.snapshot import ABSENT, IncomparableError, snapshot
 
 
 def setting_checks(event: Event, settings: Iterable[Setting | Outside]) -> list[Check]:
@@ -36,17 +36,25 @@ def setting_checks(event: Event, settings: Iterable[Setting | Outside]) -> list[
     return list(found.values())
 
 
-def _attribute(event: Event, setting: Setting) -> Check:
-    base = f"{event.path}." if event.path else ""
-    if setting.path != event.path and not setting.path.startswith(base):
-        raise CannotCutError(f"it reads {setting}, which lies outside of it")
+def path_text(base: str, path: str) -> str | None:
+    """The expression for the module at a path in a method of the one at `base`; None where it lies outside."""
+    lead = f"{base}." if base else ""
+    if path != base and not path.startswith(lead):
+        return None
     text = "self"
-    for part in filter(None, setting.path[len(base) :].split(".") if setting.path != event.path else ()):
+    for part in path[len(lead) :].split(".") if path != base else ():
         plain = part.isidentifier() and not keyword.iskeyword(part)
         text = f"{text}.{part}" if plain else f"getattr({text}, {part!r})"
+    return text
+
+
+def _attribute(event: Event, setting: Setting) -> Check:
+    text = path_text(event.path, setting.path)
+    if text is None:
+        raise CannotCutError(f"it reads {setting}, which lies outside of it")
     if setting.name.endswith("()"):
         method = setting.name[:-2]
-        return Check(f"{text}.{method}", f"_method_of(type({text}), {method!r})", (setting.value,), exact=True)
+        return Check(f"{text}.{method}", f"_defaults_of(type({text}), {method!r})", (setting.value,), exact=True)
     *tensor, name = setting.name.split(".")
     if tensor:
         return Check(f"{text}.{setting.name}", f"{text}.{setting.name}", (setting.value,), exact=True)
@@ -80,16 +88,16 @@ def _holder(event: Event, setting: Outside, constants: Constants) -> str:
 
 
 def outside_of(event: Event) -> list[Setting | Outside]:
-    """What the method of a call reads from outside of the model, and the method itself where it holds something."""
+    """What the method of a call reads from outside of the model, and its own defaults."""
     function = inspect.getattr_static(type(event.module), event.method, None)
     if isinstance(function, (staticmethod, classmethod)):
         function = function.__func__
     if not callable(function) or str(getattr(function, "__module__", "")).partition(".")[0] == "torch":
         return []
     found: list[Setting | Outside] = list(read_outside(function))
-    if isinstance(function, FunctionType) and any(v is not None for v in held_by(function)):
+    if isinstance(function, FunctionType) and (function.__defaults__ or function.__kwdefaults__):
         try:
-            value = snapshot(function)
+            value = snapshot((function.__defaults__, function.__kwdefaults__))
         except IncomparableError as error:
             value = error
         found.append(Setting(event.path, f"{event.method}()", value, 0))

@@ -53,6 +53,29 @@ def _shortened(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
+def _expect_fused(name: str, module: Any) -> None:
+    """The guard of a method that calls a fused layer: another module in its place is not what was fused."""
+    if torch.compiler.is_compiling() or isinstance(module, fx.Proxy) or FUSED in module.__dict__:
+        return
+    raise SpecializedError(
+        f"{name} holds another module than the layer that deploy() fused there; exclude it (deploy(model, "
+        "exclude=...)), or use the original model or reptool.release(deployed) first"
+    )
+
+
+FUSED = "_reptool_fused"
+"""The mark of a layer that stands for a region; what `release` leaves of it."""
+
+
+def _not_set(module: Any, name: str, gone: tuple[str, ...]) -> None:
+    """The guard of attributes whose tensors another layer holds since the model was deployed."""
+    if name in gone:
+        raise SpecializedError(
+            f"{name!r} of this {type(module).__name__} was folded into another layer by deploy(), so that setting it "
+            "would change nothing; set it before deploying, or exclude this module"
+        )
+
+
 def _expect_given(name: str, value: Any, default: Any, count: int | None) -> None:
     """The guard of an optional argument that was given when the model was deployed."""
     missing = len(value) != count if count is not None else not torch.is_tensor(value) and value is default

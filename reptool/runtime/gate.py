@@ -54,6 +54,8 @@ class Chain:
         absorbed: places of the region's absorbed modules.
         hooks: places of modules whose values are inside of the region, and how many hooks they have.
         series: whether the region is modules that run one behind the other.
+        slots: places of the fused layers that do its work, as far as they have gates.
+        written: places of the region's modules whose methods were written anew.
     """
 
     links: tuple[Link, ...]
@@ -61,6 +63,8 @@ class Chain:
     absorbed: tuple[Path, ...] = ()
     hooks: tuple[tuple[Path, int], ...] = ()
     series: bool = False
+    slots: tuple[Path, ...] = ()
+    written: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,14 @@ class Gate:
         region: paths of the modules and tensors whose work it does.
         chains: any of these.
         norms: how many norms are in the region.
+        geometry: what the layer's attributes say of its window.
     """
 
     name: str
     region: tuple[str, ...]
     chains: tuple[Chain, ...]
     norms: int = 0
+    geometry: tuple[tuple[str, Any], ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
         return self
@@ -93,9 +99,13 @@ def runs_in_its_region(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: 
 
 def set_gate(module: nn.Module, gate: Gate) -> None:
     """Put a gate in front of a layer, in the place of an earlier one; an absorbed module asks for it by itself."""
-    module.__dict__[GATE] = gate
+    own = module.__dict__
+    own[GATE] = replace(gate, geometry=tuple((n, own[n]) for n in _GEOMETRY if n in own))
     if not isinstance(module, Absorbed) and runs_in_its_region not in module._forward_pre_hooks.values():
         nn.Module.register_forward_pre_hook(module, runs_in_its_region)
+
+
+_GEOMETRY = ("padding", "stride", "dilation", "groups", "padding_mode", "output_padding")
 
 
 def move_gate(module: nn.Module, name: str) -> None:
@@ -178,14 +188,20 @@ def _is_called_as_before(layer: nn.Module, gate: Gate, frame: FrameType | None) 
     if modules.get(chain.place[0]) is not layer:
         return False
     if type(layer) is Absorbed:
-        return True
+        return _has_slots(lowest, chain)
+    own = layer.__dict__
+    for name, value in gate.geometry:
+        if own[name] is not value and own[name] != value:
+            return False
+    if chain.written and not _are_written(lowest, chain):
+        return False
     for path in chain.absorbed:
         if type(modules.get(path[0]) if len(path) == 1 else _inside(lowest, path)) is not Absorbed:
             return False
     for path, count in chain.hooks:
-        own = (layer if path == chain.place else _inside(lowest, path) or lowest).__dict__
-        found = len(own["_forward_hooks"]) + len(own["_forward_pre_hooks"])
-        if found + len(own["_backward_hooks"]) + len(own["_backward_pre_hooks"]) != count:
+        held = (layer if path == chain.place else _inside(lowest, path) or lowest).__dict__
+        found = len(held["_forward_hooks"]) + len(held["_forward_pre_hooks"])
+        if found + len(held["_backward_hooks"]) + len(held["_backward_pre_hooks"]) != count:
             return False
     return True
 
@@ -282,11 +298,28 @@ def _follows(layer: nn.Module, chain: Chain, calls: _Calls) -> bool:
     for module, path in modules:
         if path and _inside(lowest, path) is not module:
             return False
-    return type(layer) is Absorbed or _is_whole(lowest, chain)  # the layer itself looks after the rest
+    if type(layer) is Absorbed:  # the layer itself looks after the rest
+        return _has_slots(lowest, chain)
+    own = layer.__dict__
+    same = all(own.get(name) == value for name, value in own[GATE].geometry)
+    return same and _is_whole(lowest, chain)
+
+
+def _has_slots(lowest: nn.Module, chain: Chain) -> bool:
+    """Whether the fused layers are in their places."""
+    layers = (_inside(lowest, path) for path in chain.slots)
+    return all(layer is not None and GATE in layer.__dict__ for layer in layers)
+
+
+def _are_written(lowest: nn.Module, chain: Chain) -> bool:
+    """Whether the modules whose methods were written anew are in their places."""
+    return all("_reptool_derived" in type(_inside(lowest, path)).__dict__ for path in chain.written)
 
 
 def _is_whole(lowest: nn.Module, chain: Chain) -> bool:
     """Whether all that was absorbed is in its place, and nobody listens in between."""
+    if not _are_written(lowest, chain):
+        return False
     for path in chain.absorbed:
         if type(_inside(lowest, path)) is not Absorbed:
             return False
@@ -417,6 +450,10 @@ def _in_a_row(layer: nn.Module, chain: Chain, holder: nn.Module) -> bool:
         or any(_hooks_differ(layer, c) for p, c in chain.hooks if p == chain.place)
     ):
         return False
+    if chain.slots and type(layer) is Absorbed:
+        gates = (m.__dict__.get(GATE) for m in holder.modules())
+        if not any(g is not None and g.name == layer._layer for g in gates):
+            return False  # another layer is where the fused one was
     parts: dict[str, list[Path]] = {chain.place[0]: []}
     for path in chain.absorbed:
         parts.setdefault(path[0], []).append(path[1:])

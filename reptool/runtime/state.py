@@ -26,11 +26,13 @@ class Folded:
         text: names of all that is folded into them.
         names: of the tensors.
         bias: the name of the bias, None where there is none.
+        place: path of the module in the model.
     """
 
     text: str
     names: tuple[str, ...]
     bias: str | None
+    place: str = ""
 
 
 def tell(module: nn.Module, state: Any, prefix: str, metadata: dict[str, Any]) -> None:
@@ -48,15 +50,22 @@ def check_state(module: nn.Module, state: dict[str, Any], prefix: str, metadata:
         found = [prefix + n for n in folded.names if prefix + n in state]
         if not found:
             continue
+        if "version" not in metadata and folded.place and not prefix.endswith(f"{folded.place}."):
+            raise AbsorbedStateError(
+                f"{found[0]!r} is loaded into a layer that deploy() made of {folded.text}, by a part of the model and "
+                "from tensors that do not say what they hold; load them into the whole deployed model if they are its "
+                "own, or into the original model and deploy that again"
+            )
         if "version" in metadata and metadata.get(_TAG, {}).get(folded.names[0]) != folded.text:
             raise AbsorbedStateError(
                 f"the checkpoint's {found[0]!r} was not saved from a layer that deploy() made of {folded.text}; load "
                 "it into the original model and deploy that again (the values of a model deployed in the same way are "
                 "taken from a plain dict of tensors)"
             )
-        if folded.bias is not None and prefix + folded.names[0] in state and prefix + folded.bias not in state:
+        missing = [prefix + n for n in folded.names if prefix + n not in state]
+        if missing:
             raise AbsorbedStateError(
-                f"the checkpoint holds {found[0]!r} and not {prefix + folded.bias!r}, which deploy() made together of "
+                f"the checkpoint holds {found[0]!r} and not {missing[0]!r}, which deploy() made together of "
                 f"{folded.text}; load it into the original model and deploy that again"
             )
 

@@ -23,7 +23,7 @@ from torch import fx, nn
 from reptool.errors import SpecializedError
 from reptool.runtime.absorbed import NORMS, Absorbed, tell_of_norms
 from reptool.runtime.containers import filled, read_key
-from reptool.runtime.expect import _bound, _expect, _expect_given, _expect_same, _sealed
+from reptool.runtime.expect import _bound, _expect, _expect_fused, _expect_given, _expect_same, _not_set, _sealed
 from reptool.runtime.method import Method, find
 from reptool.runtime.originals import Like, as_it_was, holds
 from reptool.runtime.snapshot import ABSENT, same
@@ -87,6 +87,8 @@ SCOPE: dict[str, Any] = {
     "_expect": _expect,
     "_expect_given": _expect_given,
     "_expect_same": _expect_same,
+    "_not_set": _not_set,
+    "_expect_fused": _expect_fused,
     "_absent": ABSENT,
     "_same": same,
     "_sealed": _sealed,
@@ -99,10 +101,11 @@ SCOPE: dict[str, Any] = {
 """What every method may name. Sources in pickles of earlier releases name some of it that none is written with now."""
 
 
-def _method_of(cls: type, name: str) -> Any:
-    """The method that the user's class has, also where a derived class has another."""
+def _defaults_of(cls: type, name: str) -> Any:
+    """The defaults of the method that the user's class has, also where a derived class has another."""
     found = inspect.getattr_static(cls, ORIGINAL + name, None) or inspect.getattr_static(cls, name, None)
-    return found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
+    function = found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
+    return getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None)
 
 
 def _member(module: str, qualname: str, name: str) -> Any:
@@ -199,7 +202,7 @@ def _compiled(cls: type, method: Method) -> Callable[..., Any]:
     scope = {
         **SCOPE,
         "_original": original,
-        "_method_of": _method_of,
+        "_defaults_of": _defaults_of,
         "_member": _member,
         "_bound": functools.partial(_bound, original),
     }

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from reptool.ir.computed_weights import set_bare, set_plain
 from reptool.models.copies import as_values
 from reptool.rewrite.lower import new_layer, set_values
+from reptool.rewrite.method_source import refusing_method
 from reptool.rewrite.other_graphs import graphs_of, settle
 from reptool.runtime.absorbed import Absorbed
+from reptool.runtime.expect import FUSED
 from reptool.runtime.hooks import set_guard
 from reptool.runtime.method import Method
 from reptool.runtime.originals import KEPT, keep
@@ -67,13 +69,16 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
             for name in method.buffers:
                 if not hasattr(module, name):
                     module.register_buffer(name, surgery.constants[name].detach().clone(), persistent=False)
-        _drop(module, path, surgery.dropped)
+        dropped = _drop(module, path, surgery.dropped)
         if isinstance(module, torch.fx.GraphModule):
             _rewrite_graph_module(module, tuple(methods.values()))
         else:
-            _set_class(module, derive(type(module), tuple(methods.values()), path in surgery.plain))
+            written = (*methods.values(), *([refusing_method(dropped)] if dropped else []))
+            _set_class(module, derive(type(module), written, path in surgery.plain))
     for path, originals in kept.items():
         root.get_submodule(path).add_module(KEPT, originals)
+    for slot in (s.slot for s in surgery.sites if s.slot is not None):
+        vars(root.get_submodule(slot))[FUSED] = True
     set_gates(root, traced, surgery)
     for site in surgery.sites:
         _say_what_is_folded(root, site, traced, before[site])
@@ -102,7 +107,8 @@ def _say_what_is_folded(root: nn.Module, site: Site, traced: Traced, before: set
         owners = [o.partition(".")[2] for o in owners]
     text = ", ".join(owners)
     held = tuple(n for n in (weight, bias) if n is not None and module._parameters.get(n) is not None)
-    set_folded(module, Folded(text, held, bias if bias in held else None))
+    place = traced.trace.place(site.owner if site.slot is None else site.slot)
+    set_folded(module, Folded(text, held, bias if bias in held else None, "" if place == "<root>" else place))
 
 
 class _Written(torch.fx.Proxy):
@@ -178,11 +184,15 @@ def _set_functional(owner: nn.Module, names: tuple[str, str | None], weight: Ten
         owner.register_parameter(name, None if value is None else nn.Parameter(value))
 
 
-def _drop(module: nn.Module, path: str, dropped: set[str]) -> None:
+def _drop(module: nn.Module, path: str, dropped: set[str]) -> tuple[str, ...]:
+    """Take tensors away that nothing reads any more."""
+    gone: list[str] = []
     for table in (module._parameters, module._buffers):
         for name in list(table):
             if (f"{path}.{name}" if path else name) in dropped:
-                table[name] = None
+                del table[name]
+                gone.append(name)
+    return tuple(sorted(gone))
 
 
 def silenced(root: nn.Module, surgery: Surgery) -> list[str]:

@@ -250,6 +250,8 @@ class Operating(Traced):
         cutter = Cutter(
             event, edits, self.reads, self.found.facts.recorder, self._assumed(event), specializes, self.trace.prefix
         )
+        mine = dict.fromkeys(blame[n] for n in touched if n in blame)
+        cutter.fused = tuple(s.slot for s in mine if s.slot is not None)
         made = refusal or cutter.method()
         known = surgery.methods.get(event.path, {}).get(event.method)
         if isinstance(made, Method) and known is not None and known.source != made.source:

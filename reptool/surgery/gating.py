@@ -29,11 +29,21 @@ def calls(traced: Traced, surgery: Surgery, sites: Iterable[tuple[Site, Site]]) 
         absorbed = _absorbed(site, surgery)
         inside = {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors() if lowest in e.ancestors()}
         watched = tuple(sorted(p for p in inside - {lowest.path} if not _is_replaced(p, surgery)))
-        chain = Chain((), None, _places(absorbed, lowest), series=_in_series(traced, site, lowest))
-        if site.slot is not None and changes(traced, site):
+        gated = site.slot is not None and changes(traced, site)
+        chain = Chain(
+            (),
+            None,
+            _places(absorbed, lowest),
+            series=_in_series(traced, site, lowest),
+            slots=_places([site.slot] if gated and site.slot is not None else [], lowest),
+            written=_places([p for p in inside - {lowest.path} if p in surgery.methods], lowest),
+        )
+        if site.slot is not None and gated:
             around = site.carrier.meta["event"] if site.event is None else site.event.parent
             found = _chain(traced, site.slot, around, lowest, chain)
             yield Calls(site.slot, known, lowest.path, found, (*watched, site.slot))
+        for event in _written(site, lowest, surgery):
+            yield Calls(event.path, known, lowest.path, _chain(traced, event.path, event.parent, lowest, chain), ())
         for path, caller in absorbed.items():
             yield Calls(path, known, lowest.path, _chain(traced, path, caller, lowest, chain), watched)
 
@@ -55,8 +65,19 @@ def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
         own = traced.trace.place(path)
         region = dict.fromkeys(traced.trace.place(o) for _, op in ops for o in op.owners)
         norms = len({o for _, op in ops if op.paradigm == "bn" for o in op.owners[:1]})
-        chains = tuple(dict.fromkeys(_counted(c, modules) for c in held))
+        chains = tuple(dict.fromkeys(_together([_counted(c, modules) for c in held])))
         set_gate(modules[path], Gate(own, tuple(r for r in region if r != own), chains, norms))
+
+
+def _together(chains: list[Chain]) -> list[Chain]:
+    """Chains of one layer, each with the fused layers of all that are the same calls."""
+    return [
+        replace(
+            c,
+            slots=tuple(dict.fromkeys(s for o in chains if (o.links, o.place) == (c.links, c.place) for s in o.slots)),
+        )
+        for c in chains
+    ]
 
 
 def changes(traced: Traced, site: Site) -> bool:
@@ -85,6 +106,18 @@ def _lowest(site: Site) -> Event | None:
     if site.event is not None and shared and site.event in shared[0].ancestors():
         return site.event.parent
     return shared[0] if shared else None
+
+
+def _written(site: Site, lowest: Event, surgery: Surgery) -> list[Event]:
+    """Calls inside of a region whose method was written anew: the module does only a part of what it did."""
+    found: dict[str, Event] = {}
+    for node in site.region.form.ops:
+        for event in node.meta["event"].ancestors():
+            if event is lowest:
+                break
+            if event.method == "forward" and "forward" in surgery.methods.get(event.path, {}):
+                found.setdefault(event.path, event)
+    return list(found.values())
 
 
 def _absorbed(site: Site, surgery: Surgery) -> dict[str, Event]:
