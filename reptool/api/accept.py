@@ -1,4 +1,4 @@
-"""What is accepted: plain modules in eval mode, options and requirements that exist."""
+"""Argument checks: plain modules in eval mode, options and requirements that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was deployed already: a model that is handed in again, as it came out, with the same options."""
+"""Fingerprint: a deployed model that is deployed again, unchanged and with the same options, is returned as it is."""
 
 from __future__ import annotations
 

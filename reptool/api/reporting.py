@@ -1,4 +1,4 @@
-"""A plan, and what was measured, as a report."""
+"""From a plan and its measurements to the report, and the requirements on it."""
 
 from __future__ import annotations
 

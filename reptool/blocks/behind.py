@@ -1,4 +1,4 @@
-"""What a convolution's class of its own does to its input, as a module in front of a block.
+"""Paddings that a convolution's own class applies to its input, as modules in front of a block.
 
 same:   p = max((ceil(n / s) - 1) s + d (K - 1) + 1 - n, 0) zeros along an axis of n, p // 2 of them in front
 fixed:  the same number of positions at every size, by any border mode

@@ -1,4 +1,4 @@
-"""What is said about a model before and after: operations, parameters, latency, error."""
+"""Measurements of a model before and after: operations, parameters, latency, error."""
 
 import copy
 import statistics

@@ -1,4 +1,4 @@
-"""The kinds of blocks: with branches, online, refocusing, a parametrized weight, a function of the user's."""
+"""The kinds of blocks: with branches, online, refocusing, a parametrized weight, a user's function."""
 
 from __future__ import annotations
 

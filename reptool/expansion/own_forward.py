@@ -1,4 +1,4 @@
-"""Convolutions whose class has a forward of its own: what they are, said of the class by running it.
+"""Convolutions whose class has a forward of its own: classified by running the class.
 
 A block takes over a kernel, so a class can be expanded exactly where its forward is one of
 

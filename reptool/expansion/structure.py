@@ -1,4 +1,4 @@
-"""What a model's code says about its convolutions: the norm behind each, and who else uses it.
+"""The structure around convolutions: the norm behind each, and other users of either.
 
 A batch normalization is taken over by a block only where `reptool.explain` would fuse it into the same
 convolution, and where nothing suggests that training mode or another method uses the two differently.

@@ -1,1 +1,1 @@
-"""Everything that reads Python source and bytecode of the user."""
+"""Reading the source and bytecode of the user's Python code: names, walks, calls, globals, lines."""

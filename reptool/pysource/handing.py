@@ -1,4 +1,4 @@
-"""Whether code that walks over modules runs what it finds, or only looks at it.
+"""Walks over modules: whether code runs the modules that it finds, or only looks at them.
 
 `for m in self.modules(): n += isinstance(m, Block)` cannot give other values after fusing, whatever it reads.
 `for m in self.children(): x = m(x)` can. What comes from a walk is followed through names, loops, containers and

@@ -1,4 +1,4 @@
-"""Constants of generated code: a value is either written as the text that it is for certain, or kept as data.
+"""Constants of generated code: a value is printed where its text is unambiguous, and kept as data elsewhere.
 
 Numbers, words, None and plain containers of them are text. Everything else (numpy scalars and arrays, enumerations,
 subclasses of numbers and words, classes) is an entry of a table beside the source, under a name that nothing else in it

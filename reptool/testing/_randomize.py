@@ -1,4 +1,4 @@
-"""Statistics and parameters that hide nothing."""
+"""Random statistics and parameters, so that no error is hidden by zeros and ones."""
 
 from __future__ import annotations
 
