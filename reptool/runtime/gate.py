@@ -193,6 +193,8 @@ def _is_called_as_before(layer: nn.Module, gate: Gate, frame: FrameType | None) 
     for name, value in gate.geometry:
         if own[name] is not value and own[name] != value:
             return False
+    if chain.slots and chain.slots != (chain.place,) and not _has_slots(lowest, chain):
+        return False
     if chain.written and not _are_written(lowest, chain):
         return False
     for path in chain.absorbed:
@@ -318,7 +320,7 @@ def _are_written(lowest: nn.Module, chain: Chain) -> bool:
 
 def _is_whole(lowest: nn.Module, chain: Chain) -> bool:
     """Whether all that was absorbed is in its place, and nobody listens in between."""
-    if not _are_written(lowest, chain):
+    if not (_has_slots(lowest, chain) and _are_written(lowest, chain)):
         return False
     for path in chain.absorbed:
         if type(_inside(lowest, path)) is not Absorbed:
