@@ -119,8 +119,6 @@ def _after(setting: Setting, surgery: Surgery) -> Setting | None:
     if _is_gone(path.rpartition(".")[0], slots, surgery):
         fixed = isinstance(setting.value, PLAIN)
         return None if fixed else replace(setting, value=IncomparableError("its module is absorbed in another one"))
-    if path in surgery.bare and setting.name in ("elementwise_affine", "affine"):
-        return replace(setting, value=IncomparableError("its norm loses scale and shift"))
     if path in surgery.identities and isinstance(setting.value, PLAIN):
         return None  # a marker of an absorbed module cannot be written to
     if site is not None and not site.reuse and hasattr(site.shape, setting.name):
