@@ -29,7 +29,6 @@ from reptool.safety.verdict import Found, between
 from reptool.safety.weight_reads import WEIGHTS, uses_values
 from reptool.surgery import Site, Surgeon, Surgery
 
-
 SCALES = ("elementwise_affine", "affine")
 """What says of a norm whether it scales."""
 
