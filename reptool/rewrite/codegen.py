@@ -141,9 +141,12 @@ class Cutter:
         """The settings that the text no longer reads: what they were was written into it."""
         folded = (self.edits.bypass.keys() | self.edits.dead) - self.edits.layers.keys()
         read = settings_of(self._written_out(self.event))
-        if any(_is_mode(s) for s in read) and decides_nothing(self.event, folded, self.recorder):
-            read = [s for s in read if not _is_mode(s)]
+        if any(map(self._is_mode, read)) and decides_nothing(self.event, folded, self.recorder):
+            read = [s for s in read if not self._is_mode(s)]
         return read
+
+    def _is_mode(self, setting: Setting | Outside) -> bool:
+        return isinstance(setting, Setting) and (setting.path, setting.name) == (self.event.path, "training")
 
     def _written_out(self, event: Event) -> Iterator[Event]:
         """A call, and those of the module's own methods that are not made any more."""
@@ -370,10 +373,6 @@ class Cutter:
             frozenset(self.read),
             constants.values,
         )
-
-
-def _is_mode(setting: object) -> bool:
-    return isinstance(setting, Setting) and setting.name == "training"
 
 
 def check_rewritable(function: Callable[..., Any]) -> None:

@@ -193,6 +193,8 @@ def _is_called_as_before(layer: nn.Module, gate: Gate, frame: FrameType | None) 
     for name, value in gate.geometry:
         if own[name] is not value and own[name] != value:
             return False
+    if chain.slots and chain.slots != (chain.place,) and not _has_slots(lowest, chain):
+        return False
     if chain.written and not _are_written(lowest, chain):
         return False
     for path in chain.absorbed:
@@ -318,7 +320,7 @@ def _are_written(lowest: nn.Module, chain: Chain) -> bool:
 
 def _is_whole(lowest: nn.Module, chain: Chain) -> bool:
     """Whether all that was absorbed is in its place, and nobody listens in between."""
-    if not _are_written(lowest, chain):
+    if not (_has_slots(lowest, chain) and _are_written(lowest, chain)):
         return False
     for path in chain.absorbed:
         if type(_inside(lowest, path)) is not Absorbed:
@@ -450,10 +452,8 @@ def _in_a_row(layer: nn.Module, chain: Chain, holder: nn.Module) -> bool:
         or any(_hooks_differ(layer, c) for p, c in chain.hooks if p == chain.place)
     ):
         return False
-    if chain.slots and type(layer) is Absorbed:
-        gates = (m.__dict__.get(GATE) for m in holder.modules())
-        if not any(g is not None and g.name == layer._layer for g in gates):
-            return False  # another layer is where the fused one was
+    if chain.slots and chain.place not in chain.slots and not _is_done_in(holder, layer):
+        return False
     parts: dict[str, list[Path]] = {chain.place[0]: []}
     for path in chain.absorbed:
         parts.setdefault(path[0], []).append(path[1:])
@@ -465,6 +465,13 @@ def _in_a_row(layer: nn.Module, chain: Chain, holder: nn.Module) -> bool:
     between = range(at[0], at[-1])
     plain = all(rows[i] is not None or isinstance(children[i][1], (nn.Identity, nn.Dropout)) for i in between)
     return plain and not any(children[i][0] in named for i in between)
+
+
+def _is_done_in(holder: nn.Module, layer: nn.Module) -> bool:
+    """Whether a container holds the fused layer that does the work of a module of its region."""
+    mine = layer.__dict__[GATE].name
+    gates = (m.__dict__.get(GATE) for m in holder.modules() if m is not layer and type(m) is not Absorbed)
+    return any(r == mine or r.startswith(f"{mine}.") for g in gates if g is not None for r in g.region)
 
 
 def _part_of(module: nn.Module, parts: dict[str, list[Path]], layer: nn.Module, place: Path) -> str | None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 
 MAX_DEPTH = 6
 MAX_ITEMS = 2000
@@ -41,7 +42,7 @@ _ATOMS = (
     torch.layout, torch.memory_format, torch.Size, range, slice, type(Ellipsis), type,
 )  # fmt: skip
 PLAIN = (*_ATOMS, Absent)
-_IDENTICAL = (BuiltinFunctionType, ModuleType)
+_IDENTICAL = (BuiltinFunctionType, ModuleType, OpOverload, OpOverloadPacket)
 _SEQUENCES = (list, tuple, deque)
 _SETS = (set, frozenset)
 

@@ -29,6 +29,9 @@ from reptool.safety.verdict import Found, between
 from reptool.safety.weight_reads import WEIGHTS, uses_values
 from reptool.surgery import Site, Surgeon, Surgery
 
+SCALES = ("elementwise_affine", "affine")
+"""What says of a norm whether it scales."""
+
 
 class Wiring:
     """Checks one unit's surgery against all code that reaches its modules.
@@ -119,8 +122,11 @@ class Wiring:
     # --- code that asks what its modules are
     def _kinds(self, state: Changed, surgery: Surgery, found: Found) -> None:
         peeked: dict[tuple[str, str], set[str]] = {}
+        told: dict[tuple[str, str], set[str]] = {}
         for event in all_events(self.trace.top):
             peeked.setdefault((event.path, event.method), set()).update(event.peeked)
+            scales = {s.path for s in event.settings if s.name in SCALES and s.path in surgery.bare}
+            told.setdefault((event.path, event.method), set()).update(scales)
         for (path, name), read in peeked.items():
             module = self.surgeon.modules.get(path)
             function = None if module is None else inspect.getattr_static(type(module), name, None)
@@ -131,7 +137,8 @@ class Wiring:
             if made is None:
                 asked = {f"{lead}{p}" if p else p for p in asked_kinds(function)}
             else:
-                asked, read = set(), read & made.read  # it is written anew, and asks for what is still in its text
+                asked, read = set[str](), read & made.read  # it is written anew, and asks for what is still in its text
+            asked |= told[path, name]
             for site, paths in state.paths.items():
                 others = paths - {site.slot} if site.reuse else paths
                 if asked & paths or read & others or ("" in asked and any(p.startswith(lead) for p in paths)):

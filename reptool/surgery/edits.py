@@ -250,7 +250,7 @@ class Operating(Traced):
         cutter = Cutter(
             event, edits, self.reads, self.found.facts.recorder, self._assumed(event), specializes, self.trace.prefix
         )
-        mine = dict.fromkeys(blame[n] for n in touched if n in blame)
+        mine = dict.fromkeys([*(blame[n] for n in touched if n in blame), *self._held_by(event, surgery)])
         cutter.fused = tuple(s.slot for s in mine if s.slot is not None)
         made = refusal or cutter.method()
         known = surgery.methods.get(event.path, {}).get(event.method)
@@ -271,6 +271,12 @@ class Operating(Traced):
                 surgery.fallbacks.need(event, (), sites, cutter.settings)
         surgery.methods.setdefault(event.path, {})[event.method] = made
         surgery.events.setdefault(event.path, event)
+
+    @staticmethod
+    def _held_by(event: Event, surgery: Surgery) -> Iterable[Site]:
+        """The regions that lie in one call, and in no call inside of it."""
+        own = {i for i in event.items if not isinstance(i, Event)}
+        return (s for s in surgery.sites if s.carrier in own or s.region.form.ops & own)
 
     def _assumed(self, event: Event) -> bool:
         """Whether nobody showed with which optional arguments this call is made."""

@@ -72,12 +72,12 @@ def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
 def _together(chains: list[Chain]) -> list[Chain]:
     """Chains of one layer, each with the fused layers of all that are the same calls."""
     return [
-        replace(
-            c,
-            slots=tuple(dict.fromkeys(s for o in chains if (o.links, o.place) == (c.links, c.place) for s in o.slots)),
-        )
-        for c in chains
+        replace(c, slots=tuple(dict.fromkeys(s for o in chains if _are_same(o, c) for s in o.slots))) for c in chains
     ]
+
+
+def _are_same(one: Chain, other: Chain) -> bool:
+    return (one.links, one.place) == (other.links, other.place)
 
 
 def changes(traced: Traced, site: Site) -> bool:

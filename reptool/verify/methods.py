@@ -27,6 +27,7 @@ from reptool.models.running import users_code
 from reptool.refusal import Code, Refusal
 from reptool.report.progress import unit as begun
 from reptool.runtime.containers import leaves, mapped
+from reptool.runtime.subclass import ORIGINAL
 from reptool.surgery.units import GivenUp, Plan, Unit
 from reptool.verify.whole_model import ROUNDING, movement, whole_error
 
@@ -87,7 +88,7 @@ class Rehearsal:
                 self.scenes.append(_Scene(unit, around, full, takes, max(TOLERANCE, GROWTH * eps), dtype=dtype))
                 covered.update(all_events(around))
                 return
-        if not shown:
+        if not shown and any(_is_written(unit, e) for e in all_events(event)):
             where = ".".join(p for p in (unit.prefix, event.path) if p) or "<root>"
             why = f"{where}.{event.method} would be written anew, and no inputs can be made up to run it"
             self._give_up(unit, event, Refusal(Code.NOT_RUN, f"{why}; give example_inputs", (where,)))
@@ -123,6 +124,12 @@ def _movement(old: nn.Module, made: tuple[Any, Any], wanted: list[Tensor]) -> fl
         return movement(old, *made, wanted)
     except Exception:  # an original that does not run for inputs that are moved
         return 0.0
+
+
+def _is_written(unit: Unit, event: Event) -> bool:
+    """Whether a call's method has other code than before, behind checks or not."""
+    made = unit.surgery.methods.get(event.path, {}).get(event.method)
+    return made is not None and f"self.{ORIGINAL}{event.method}(" not in made.source
 
 
 def _closed_events(unit: Unit) -> list[Event]:
