@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from reptool.capture.settings import EVERY_MODULE, names_in
+from reptool.capture.optional_arguments import EVERY_MODULE, names_in
 from reptool.ir.aliasing import mutated_argument, resolve
 from reptool.ir.casts import made_of
 from reptool.ir.nodes import metadata_read

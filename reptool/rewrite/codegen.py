@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.capture.settings import offered
+from reptool.capture.optional_arguments import offered
 from reptool.capture.tracer import Recorder
 from reptool.ir.aliasing import Reads
 from reptool.ir.nodes import is_inert, name_of

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from reptool.capture.settings import given, is_switch, offered, without
+from reptool.capture.optional_arguments import given, is_switch, offered, without
 from reptool.ir.trace import Event, Input, all_events
 from reptool.ir.walk import nodes_in
 from reptool.pysource.functions import behind

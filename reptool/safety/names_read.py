@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from reptool.capture.settings import SETTINGS, kinds_of
+from reptool.capture.optional_arguments import SETTINGS, kinds_of
 from reptool.pysource.functions import behind
 from reptool.pysource.handing import WALKS, asked_for, hands_on
 from reptool.runtime.subclass import CONVERSIONS

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from reptool.capture.settings import set_to
 from reptool.capture.tracer import Recorder
 from reptool.ir.aliasing import resolve
 from reptool.ir.ops import Affine, View
@@ -45,34 +44,30 @@ class Runs:
         self._seen: dict[Any, set[object] | None] = {}
         self._whole: dict[Any, list[tuple[object, Site, Surgeon]]] = {}  # regions that a run runs whole
 
-    def differs(
-        self, state: Changed, path: str, name: str, flags: dict[str, Any], settings: dict[str, Any] | None = None
-    ) -> frozenset[Site] | None:
+    def differs(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> frozenset[Site] | None:
         """Sites that a method uses in another way; None when it cannot be run."""
-        key = self._key(state, path, name, flags, settings)
+        key = self._key(state, path, name, flags)
         if key not in self._seen:
-            traced = self.run(state, path, name, flags, settings)
+            traced = self.run(state, path, name, flags)
             self._whole[key] = []
             self._seen[key] = None if traced is None else self._inconsistent(state, *traced, self._whole[key])
         found = self._seen[key]
         return None if found is None else frozenset(state.patterns[p] for p in found if p in state.patterns)
 
-    def _key(self, state: Changed, path: str, name: str, flags: Any, settings: Any) -> Any:
+    def _key(self, state: Changed, path: str, name: str, flags: Any) -> Any:
         changed = (frozenset(state.patterns), frozenset(state.open), frozenset(state.all))
-        return (path, name, tuple((k, repr(v)) for k, v in flags.items()), repr(settings), changed)
+        return (path, name, tuple((k, repr(v)) for k, v in flags.items()), changed)
 
     def calls(self, state: Changed, path: str, name: str, surgery: Surgery) -> Iterator[Calls]:
         """The calls in which a method, which was run, runs regions whole."""
-        for pattern, site, surgeon in self._whole.get(self._key(state, path, name, {}, None), ()):
+        for pattern, site, surgeon in self._whole.get(self._key(state, path, name, {}), ()):
             yield from calls(surgeon, surgery, [(site, state.patterns[pattern])])
 
     def same(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> bool:
         """Whether a method shows the same regions."""
         return self.differs(state, path, name, flags) == frozenset()
 
-    def run(
-        self, state: Changed, path: str, name: str, flags: dict[str, Any], settings: dict[str, Any] | None = None
-    ) -> tuple[Recorder, Trace] | None:
+    def run(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> tuple[Recorder, Trace] | None:
         """One run of a method.
 
         Args:
@@ -80,7 +75,6 @@ class Runs:
             path: of the module.
             name: of the method.
             flags: arguments that are no data.
-            settings: attributes of the module that are something else for this run.
 
         Returns:
             What was seen; None when the method cannot be run.
@@ -90,8 +84,7 @@ class Runs:
         recorder = self._like = Recorder(root, self.trace.prefix, like=self._like)
         recorder.closed, recorder.named = state.closed, self.surgeon.found.facts.recorder.named
         try:
-            with set_to(root.get_submodule(path), settings or {}):
-                return recorder, recorder.run(tuple(args), kwargs, path, name)
+            return recorder, recorder.run(tuple(args), kwargs, path, name)
         except Exception:
             return None
 

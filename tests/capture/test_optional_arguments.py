@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool.capture.settings import offered
+from reptool.capture.optional_arguments import offered
 from reptool.ir.trace import Event
 from tests.traps import codes, image, ready
 
