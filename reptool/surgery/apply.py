@@ -50,6 +50,8 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
             set_values(layer, weight, bias, layer.weight)  # type: ignore[arg-type]
         else:
             _put(root, paths, site.slot, new_layer(site.shape, weight, bias))
+    for slot in (s.slot for s in surgery.sites if s.slot is not None):
+        vars(root.get_submodule(slot))[FUSED] = True
     gone = surgery.identities
     replaced = {*gone, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
     for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in replaced)]:
@@ -77,8 +79,6 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
             _set_class(module, derive(type(module), written, path in surgery.plain))
     for path, originals in kept.items():
         root.get_submodule(path).add_module(KEPT, originals)
-    for slot in (s.slot for s in surgery.sites if s.slot is not None):
-        vars(root.get_submodule(slot))[FUSED] = True
     set_gates(root, traced, surgery)
     for site in surgery.sites:
         _say_what_is_folded(root, site, traced, before[site])

@@ -113,7 +113,7 @@ def _written(site: Site, lowest: Event, surgery: Surgery) -> list[Event]:
     found: dict[str, Event] = {}
     for node in site.region.form.ops:
         for event in node.meta["event"].ancestors():
-            if event is lowest:
+            if event is lowest or event.path == site.slot:  # the layer itself is looked after by its own gate
                 break
             if event.method == "forward" and "forward" in surgery.methods.get(event.path, {}):
                 found.setdefault(event.path, event)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_own_affines import TAKEN, TOKENS
 from torch import nn
 
 import reptool
@@ -17,6 +16,7 @@ from reptool.errors import RegionWarning
 from reptool.lift import own_affine
 from reptool.testing import randomize
 from reptool.verify import bare, regions
+from tests.passages.test_own_affines import TAKEN, TOKENS
 
 
 def turned(function: Callable[..., Kernel]) -> Callable[..., Kernel]:
