@@ -50,8 +50,8 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
             set_values(layer, weight, bias, layer.weight)  # type: ignore[arg-type]
         else:
             _put(root, paths, site.slot, new_layer(site.shape, weight, bias))
-    for slot in (s.slot for s in surgery.sites if s.slot is not None):
-        vars(root.get_submodule(slot))[FUSED] = True
+    for fused in (s.slot for s in surgery.sites if s.slot is not None):
+        vars(root.get_submodule(fused))[FUSED] = True
     gone = surgery.identities
     replaced = {*gone, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
     for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in replaced)]:

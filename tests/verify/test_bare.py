@@ -11,9 +11,9 @@ from torch import nn
 
 import reptool
 from reptool.algebra.kernel import Kernel
-from reptool.api import own_affines
 from reptool.errors import RegionWarning
-from reptool.lift import own_affine
+from reptool.passages import norm_affine as own_affine
+from reptool.passages import own_affines
 from reptool.testing import randomize
 from reptool.verify import bare, regions
 from tests.passages.test_own_affines import TAKEN, TOKENS
