@@ -47,6 +47,10 @@ _MATH = ("ceil", "floor", "sqrt", "prod", "log", "log2", "trunc")
 STRUCTURE = frozenset(vars(nn.Module())) - {"training", "__dict__"} | {"__class__", "forward"}
 """What every module has: torch's own bookkeeping."""
 _BOOKKEEPING = frozenset({"torch.nn.modules.module", "torch.nn.modules.container", "inspect"})
+_OURS = tuple(
+    f"reptool.{p}" for p in ("capture", "ir", "models", "probing", "pysource", "rewrite", "runtime", "report")
+)
+"""What runs beside a model's code while it is traced; blocks are a model's code."""
 WATCHED: set[type] = set()
 """What stands in the place of methods while they are recorded."""
 
@@ -187,7 +191,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
 def _seen(recorder: Recorder, module: nn.Module, name: str, value: Any, frame: Any) -> None:
     """Remember that code reads an attribute of a module which is neither data nor a part nor a method of it."""
     home = str(frame.f_globals.get("__name__"))
-    if home in _BOOKKEEPING or home.partition(".")[0] == "reptool" or isinstance(value, (nn.Module, Tensor)):
+    if home in _BOOKKEEPING or home.startswith(_OURS) or isinstance(value, (nn.Module, Tensor)):
         return
     own = object.__getattribute__(module, "__dict__")
     if name == "__dict__":  # code that reads all there is
