@@ -2,8 +2,8 @@
 
 Two promises are kept apart. No change is answered in silence by another value: `OPEN` lists the kinds of changes for
 which that is not so yet. And what raises is an error of reptool that says what to do, not one that Python happens to
-raise: `FOREIGN` lists the kinds for which that is not so yet. A kind that is repaired is taken out, and then every fault
-of that kind fails.
+raise: `FOREIGN` lists the kinds for which that is not so yet. A kind that is repaired is taken out, and then every
+fault of that kind fails.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from reptool.ir.trace import all_events
+from reptool.ir.trace import Event, all_events
 from reptool.pysource.asked_kinds import asked_kinds
 from reptool.pysource.listing import lists_tensors
 from reptool.pysource.module_info import stock_forward
@@ -151,7 +151,7 @@ class Wiring:
 
     # --- methods that were not called
     def _methods(self, state: Changed, surgery: Surgery, found: Found) -> None:
-        called = {(e.path, e.method) for e in all_events(self.trace.top)}
+        called = {(e.path, e.method) for e in all_events(self.trace.top) if not _is_written_out(e, surgery)}
         named = {n for e in all_events(self.trace.top) for n in self.reach.loads_of(type(e.module), e.method).calls}
         for path, module in self.surgeon.modules.items():
             if state.is_gone(path) or path not in state.above:
@@ -203,6 +203,13 @@ class Wiring:
         return traced is not None and uses_values(
             traced[1], lambda p: p.rpartition(".")[0] in state.all or p in state.tensors
         )
+
+
+def _is_written_out(event: Event, surgery: Surgery) -> bool:
+    """Whether a method that was traced is called no more, since the method that called it was written anew."""
+    around = event.parent
+    made = None if around is None else surgery.methods.get(around.path, {}).get(around.method)
+    return made is not None and event.method != "forward" and f".{event.method}(" not in made.source
 
 
 def _unfollowed(site: Site, method: str) -> Refusal:

@@ -24,7 +24,7 @@ from reptool.ir.walk import only_tensors
 from reptool.pysource.functions import behind, tree_of
 from reptool.pysource.globals_read import Outside, functions_of
 from reptool.rewrite.setting_checks import outside_of
-from reptool.runtime.snapshot import PLAIN, IncomparableError
+from reptool.runtime.snapshot import PLAIN, IncomparableError, same
 from reptool.surgery import Site, Surgeon, Surgery
 
 
@@ -122,7 +122,7 @@ def _after(setting: Setting, surgery: Surgery) -> Setting | None:
     if path in surgery.identities and isinstance(setting.value, PLAIN):
         return None  # a marker of an absorbed module cannot be written to
     if site is not None and not site.reuse and hasattr(site.shape, setting.name):
-        if getattr(site.shape, setting.name) == setting.value:
+        if same(getattr(site.shape, setting.name), setting.value):
             return None
         return replace(setting, value=IncomparableError("the layer in its place has another one"))
     if path in surgery.identities or site is not None:
