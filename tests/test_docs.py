@@ -45,3 +45,10 @@ def test_three_new_blocks_take_less_than_ten_lines_each() -> None:
             lengths[names[0]] = sum(bool(line.strip()) for line in source.splitlines())
     assert len(lengths) == 3
     assert max(lengths.values()) < 10
+
+
+def test_every_file_that_the_architecture_names_exists() -> None:
+    root = DOCS.parent
+    named = set(re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", (DOCS / "architecture.md").read_text()))
+    assert len(named) > 20
+    assert [p for p in sorted(named) if not ((root / "reptool" / p).exists() or (root / p).exists())] == []
