@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from reptool.api.ways import Ahead, Back, Way, layered
+from reptool.capture.exposed_values import given_by_methods
 from reptool.ir.nodes import metadata_read
 from reptool.ir.ops import Affine
 from reptool.ir.trace import Event, Trace, all_events
@@ -106,7 +107,8 @@ class Spreads:
         """The spread of one norm in one direction, None where there is none."""
         if (node, kind) in self._tried:
             return None
-        found, kept = surgeon.found, {*self.trace.escaped, *self.trace.outputs}
+        found = surgeon.found
+        kept = {*self.trace.escaped, *self.trace.outputs, *given_by_methods(self.trace.top)}
         way = kind(found, self.active, kept, values, node, op)
         if not way.starts():
             return None

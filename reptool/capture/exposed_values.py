@@ -29,6 +29,12 @@ def handed_out(top: Event, reads: Reads) -> set[fx.Node]:
     return found
 
 
+def given_by_methods(top: Event) -> set[fx.Node]:
+    """Values that methods give out which anybody may call by themselves (``forward_features``)."""
+    public = (e for e in all_events(top) if e.method != "forward" and not e.method.startswith("_"))
+    return {n for e in public for n in nodes_in(e.output) if _inside(n, e)}
+
+
 def _inside(node: fx.Node, event: Event) -> bool:
     caller: Event | None = node.meta["event"]
     return node.op != "output" and caller is not None and event in caller.ancestors()

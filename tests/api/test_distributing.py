@@ -621,3 +621,26 @@ def test_a_norm_that_nobody_uses_is_left_alone(shown: bool) -> None:
     deployed = reptool.deploy(model, x if shown else None)
     assert torch.equal(deployed(x), model(x))
     assert not reptool.report(deployed).regions
+
+
+class Features(nn.Module):
+    """A norm at the end of what a method gives out, in front of a pooling and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Features."""
+        return self.norm(self.conv(x).relu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classes."""
+        return self.head(self.forward_features(x).mean((2, 3)))
+
+
+def test_a_norm_stays_in_front_of_what_a_method_gives_out() -> None:
+    model, x = randomize(Features()).eval(), torch.randn(2, 3, 9, 9)
+    deployed = reptool.deploy(model, x)
+    torch.testing.assert_close(deployed.forward_features(x), model.forward_features(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-5)
