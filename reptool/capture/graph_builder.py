@@ -23,7 +23,7 @@ from reptool.ir.walk import KINDS, leaves_in
 from reptool.pysource.module_info import calls_itself
 from reptool.pysource.places import frame_of, named, said
 from reptool.runtime.containers import Place, filled, mapped, parts, template_of, with_parts
-from reptool.runtime.snapshot import IncomparableError, snapshot
+from reptool.runtime.snapshot import snapshot, taken
 
 MAX_NODES = 100_000
 _PLAIN = frozenset({int, float, str, bool, type(None), TensorValue, Value, Tensor, nn.Parameter})
@@ -232,12 +232,8 @@ class Writing:
         path = self.paths.get(id(module))
         if path is None or not self.stack:
             return
-        try:
-            seen = snapshot(value)
-        except IncomparableError as error:
-            seen = error
         by_torch = home.partition(".")[0] == "torch"
-        self.stack[-1].settings.append(Setting(path, name, seen, self.calls, by_torch))
+        self.stack[-1].settings.append(Setting(path, name, taken(value), self.calls, by_torch))
 
     # --- questions
     def ask(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 
 from reptool.ir.trace import Event, Input
 from reptool.ir.walk import nodes_in
-from reptool.pysource.functions import behind
+from reptool.pysource.functions import behind, codes_in
 
 EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
@@ -60,15 +60,7 @@ def without(name: str, value: Any, function: Callable[..., Any]) -> Iterator[Any
 
 def names_in(function: Any) -> set[str]:
     """Every name that a function and the functions inside it look up."""
-    return {n for code in _codes(function) for n in code.co_names}
-
-
-def _codes(function: Any) -> Iterator[Any]:
-    codes: list[Any] = [f.__code__ for f in behind(function)]
-    while codes:
-        code = codes.pop()
-        codes += [c for c in code.co_consts if inspect.iscode(c)]
-        yield code
+    return {n for code in (c for f in behind(function) for c in codes_in(f.__code__)) for n in code.co_names}
 
 
 def is_switch(parameter: inspect.Parameter) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,6 +141,14 @@ class Input(Leaf):
 def fake(tensor: Tensor, mode: Any) -> Any:
     """A fake of an example tensor under a fake mode."""
     return mode.from_tensor(tensor)
+
+
+def lowest_call(nodes: Iterable[fx.Node]) -> tuple[Event, dict[Event, None]]:
+    """The lowest call in which all of some operations run, and the calls from it down to each, itself among them."""
+    chains = [list(n.meta["event"].ancestors()) for n in nodes]
+    common = set(chains[0]).intersection(*chains[1:])
+    lowest: Event = next(e for e in chains[0] if e in common)
+    return lowest, dict.fromkeys(e for chain in chains for e in chain[: chain.index(lowest) + 1])
 
 
 def all_events(event: Event) -> Iterator[Event]:

@@ -7,8 +7,8 @@ import contextlib
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable
-from types import FunctionType, MethodType
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 
@@ -46,6 +46,14 @@ def behind(function: Callable[..., Any]) -> tuple[FunctionType, ...]:
             with contextlib.suppress(ValueError):  # nothing is in it yet
                 queue.append(cell.cell_contents)
     return tuple(found.values())
+
+
+def codes_in(code: CodeType) -> Iterator[CodeType]:
+    """Code, and that of the functions inside of it."""
+    yield code
+    for const in code.co_consts:
+        if inspect.iscode(const):
+            yield from codes_in(const)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import ast
 import functools
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reptool.pysource.functions import behind, tree_of
-from reptool.runtime.snapshot import PLAIN, IncomparableError, same, snapshot
+from reptool.pysource.functions import behind, codes_in, tree_of
+from reptool.runtime.snapshot import PLAIN, same, snapshot, taken
 
 _TRANSFORMS = ("torch.jit", "torch._jit_internal", "torch.compiler", "torch.onnx", "torch._dynamo", "torch.fx")
 """Where the questions live whether a program is being transformed."""
@@ -100,7 +99,7 @@ def _cells_of(function: FunctionType) -> Iterator[Outside | FunctionType]:
         except ValueError:
             continue
         if not isinstance(value, FunctionType) and name not in written and not _is_silent(value):
-            yield Outside(function, name, (), None, _taken(value), i)
+            yield Outside(function, name, (), None, taken(value), i)
 
 
 @dataclass(frozen=True)
@@ -120,16 +119,16 @@ def _setting(
 ) -> Iterator[Outside | FunctionType]:
     if isinstance(value, FunctionType) and _package(value) == _package(function):
         yield value
-        yield Outside(function, name, steps, None, _taken(value))
+        yield Outside(function, name, steps, None, taken(value))
     elif call.called and callable(value) and not isinstance(value, type):
         if call.constants is not None and call.used and not _is_asked_elsewhere(value):
             answer = _answer(value, call.constants)
             if answer is not _MISSING:
                 yield Outside(function, name, steps, call.constants, answer)
         elif call.constants is None and (owner := _owner(value)) is not None:
-            yield Outside(function, name, steps[:-1], None, _taken(owner))
+            yield Outside(function, name, steps[:-1], None, taken(owner))
     elif not _is_silent(value):
-        yield Outside(function, name, steps, None, _taken(value))
+        yield Outside(function, name, steps, None, taken(value))
 
 
 def _answer(function: Callable[..., Any], constants: tuple[Any, ...]) -> Any:
@@ -154,13 +153,6 @@ def _owner(method: Any) -> Any:
     return None if owner is None or isinstance(owner, (ModuleType, type)) or _is_silent(owner) else owner
 
 
-def _taken(value: Any) -> Any:
-    try:
-        return snapshot(value)
-    except IncomparableError as error:
-        return error
-
-
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, _PLAIN)
 
@@ -179,7 +171,7 @@ def _package(function: FunctionType) -> str:
 @functools.lru_cache(maxsize=4096)
 def _mentions(function: FunctionType) -> tuple[tuple[str, tuple[str, ...], _Call], ...]:
     """Every global that a function's own code names, with the attributes behind it and the call it is in."""
-    names = {n for code in _codes(function.__code__) for n in code.co_names} & function.__globals__.keys()
+    names = {n for code in codes_in(function.__code__) for n in code.co_names} & function.__globals__.keys()
     tree = tree_of(function)
     if tree is None:
         return tuple((n, (), _NO_CALL) for n in sorted(names))
@@ -241,13 +233,6 @@ def _call_of(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> _Call:
     if above.keywords or not all(isinstance(a, ast.Constant) for a in above.args):
         return _Call(True, None, used)
     return _Call(True, tuple(a.value for a in above.args if isinstance(a, ast.Constant)), used)
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for const in code.co_consts:
-        if inspect.iscode(const):
-            yield from _codes(const)
 
 
 def is_importable(function: FunctionType) -> bool:

@@ -12,7 +12,7 @@ from reptool.ir.trace import Event, Setting
 from reptool.pysource.globals_read import Outside, is_importable, read_outside
 from reptool.rewrite.constants import CannotCutError, Constants
 from reptool.rewrite.method_source import Check
-from reptool.runtime.snapshot import ABSENT, IncomparableError, snapshot
+from reptool.runtime.snapshot import ABSENT, taken
 
 
 def setting_checks(event: Event, settings: Iterable[Setting | Outside]) -> list[Check]:
@@ -96,10 +96,7 @@ def outside_of(event: Event) -> list[Setting | Outside]:
         return []
     found: list[Setting | Outside] = list(read_outside(function))
     if isinstance(function, FunctionType) and (function.__defaults__ or function.__kwdefaults__):
-        try:
-            value = snapshot((function.__defaults__, function.__kwdefaults__))
-        except IncomparableError as error:
-            value = error
+        value = taken((function.__defaults__, function.__kwdefaults__))
         found.append(Setting(event.path, f"{event.method}()", value, 0))
     return found
 

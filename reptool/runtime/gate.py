@@ -170,10 +170,7 @@ def _is_called_as_before(layer: nn.Module, gate: Gate, frame: FrameType | None) 
         frame = frame.f_back
     if frame is None:
         return False
-    code, held = frame.f_code, frame.f_locals
-    lowest: Any = held.get(code.co_varnames[0])
-    if type(held) is dict and sys.getrefcount(held) <= 3 and code.co_flags & 2:
-        held.clear()
+    code, lowest = frame.f_code, _first_argument(frame)
     key = id(code), id(type(lowest)), id(chain)
     if key not in _GOOD:
         link = chain.links[0]
@@ -189,10 +186,8 @@ def _is_called_as_before(layer: nn.Module, gate: Gate, frame: FrameType | None) 
         return False
     if type(layer) is Absorbed:
         return _has_slots(lowest, chain)
-    own = layer.__dict__
-    for name, value in gate.geometry:
-        if own[name] is not value and own[name] != value:
-            return False
+    if not _is_shaped(layer, gate):
+        return False
     if chain.slots and chain.slots != (chain.place,) and not _has_slots(lowest, chain):
         return False
     if chain.written and not _are_written(lowest, chain):
@@ -200,7 +195,7 @@ def _is_called_as_before(layer: nn.Module, gate: Gate, frame: FrameType | None) 
     for path in chain.absorbed:
         if type(modules.get(path[0]) if len(path) == 1 else _inside(lowest, path)) is not Absorbed:
             return False
-    for path, count in chain.hooks:
+    for path, count in chain.hooks:  # as `_hooks` counts them, without its call
         held = (layer if path == chain.place else _inside(lowest, path) or lowest).__dict__
         found = len(held["_forward_hooks"]) + len(held["_forward_pre_hooks"])
         if found + len(held["_backward_hooks"]) + len(held["_backward_pre_hooks"]) != count:
@@ -221,6 +216,15 @@ def open_gates() -> Iterator[None]:
         _OPEN.reset(token)
 
 
+def _first_argument(frame: FrameType) -> Any:
+    """What a frame's code was given first: the module, where it is a method of one."""
+    code, held = frame.f_code, frame.f_locals
+    first = held.get(code.co_varnames[0])
+    if type(held) is dict and sys.getrefcount(held) <= 3 and code.co_flags & 2:
+        held.clear()  # a snapshot, which would keep alive what the code does not hold any more
+    return first
+
+
 class _Calls:
     """The calls of modules' methods in a stack, innermost first; read as far as they are asked for."""
 
@@ -238,10 +242,7 @@ class _Calls:
                 return None
             code = frame.f_code
             if id(code) not in _MACHINERY and code.co_argcount:
-                held = frame.f_locals
-                module = held.get(code.co_varnames[0])
-                if type(held) is dict and sys.getrefcount(held) <= 3 and code.co_flags & 2:
-                    held.clear()  # a snapshot, which would keep alive what the code does not hold any more
+                module = _first_argument(frame)
                 if isinstance(module, nn.Module):
                     name = _method_of(module, code)
                     if name is not None:
@@ -302,9 +303,17 @@ def _follows(layer: nn.Module, chain: Chain, calls: _Calls) -> bool:
             return False
     if type(layer) is Absorbed:  # the layer itself looks after the rest
         return _has_slots(lowest, chain)
+    return _is_shaped(layer, layer.__dict__[GATE]) and _is_whole(lowest, chain)
+
+
+def _is_shaped(layer: nn.Module, gate: Gate) -> bool:
+    """Whether the window of a layer is the one that it was fused with."""
     own = layer.__dict__
-    same = all(own.get(name) == value for name, value in own[GATE].geometry)
-    return same and _is_whole(lowest, chain)
+    for name, value in gate.geometry:
+        held = own.get(name)
+        if held is not value and held != value:
+            return False
+    return True
 
 
 def _has_slots(lowest: nn.Module, chain: Chain) -> bool:

@@ -183,6 +183,14 @@ def snapshot(value: Any) -> Any:
     return _Taking().of(value, 0)
 
 
+def taken(value: Any) -> Any:
+    """A snapshot, or the `IncomparableError` that says why there is none."""
+    try:
+        return snapshot(value)
+    except IncomparableError as error:
+        return error
+
+
 class _Taking:
     def __init__(self) -> None:
         self.count = 0

@@ -15,11 +15,11 @@ import functools
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from reptool.ir.trace import Event, Setting
+from reptool.ir.trace import Event, Setting, lowest_call
 from reptool.ir.walk import only_tensors
 from reptool.pysource.functions import behind, tree_of
 from reptool.pysource.globals_read import Outside, functions_of
@@ -46,13 +46,15 @@ class Guarded:
 def guarded_settings(surgery: Surgery, surgeon: Surgeon) -> dict[tuple[str, str], Guarded]:
     """Module path and method -> what holds regions together that it runs, or a part of them."""
     found: dict[tuple[str, str], Guarded] = {}
+    outside_of_all = functools.cache(lambda event: [o for e in _decided_in(event) for o in outside_of(e)])
+    slots = {s.slot: s for s in surgery.sites if s.slot is not None}
     for site in surgery.sites:
         end = _end(site)
-        for event, read in _on_the_way(site, surgery).items():
+        for event, read in _on_the_way(site, slots, surgery).items():
             last = math.inf if _may_run_again(site, event) else end
             relevant = [s for s in read if s.time < last and not _is_handed_on(s, event)]
-            settings = [s for s in (_after(s, surgery) for s in relevant) if s is not None]
-            outside = [o for e in _decided_in(event) for o in outside_of(e)]
+            settings = [s for s in (_after(s, slots, surgery) for s in relevant) if s is not None]
+            outside = outside_of_all(event)
             if settings or outside:
                 made = found.setdefault((event.path, event.method), Guarded(event))
                 made.settings += [*settings, *outside]
@@ -91,17 +93,13 @@ def _attributes_of(method: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _on_the_way(site: Site, surgery: Surgery) -> dict[Event, list[Setting]]:
+def _on_the_way(site: Site, slots: Collection[str], surgery: Surgery) -> dict[Event, list[Setting]]:
     """Calls from the lowest that holds a whole region down to its operations -> what was read for them.
 
     What was read in a call that is not made any more counts for the call around it, and so does what a method read that
     gives something else than tensors.
     """
-    chains = [list(n.meta["event"].ancestors()) for n in site.region.form.ops]
-    common = set(chains[0]).intersection(*chains[1:])
-    lowest = next(e for e in chains[0] if e in common)
-    slots = {s.slot for s in surgery.sites if s.slot is not None}
-    way = dict.fromkeys(e for chain in chains for e in chain[: chain.index(lowest) + 1])
+    lowest, way = lowest_call(site.region.form.ops)
     out: dict[Event, list[Setting]] = {}
     for event in way:
         stays = next((e for e in event.ancestors() if e is lowest or not _is_gone(e.path, slots, surgery)), lowest)
@@ -112,9 +110,8 @@ def _on_the_way(site: Site, surgery: Surgery) -> dict[Event, list[Setting]]:
     return out
 
 
-def _after(setting: Setting, surgery: Surgery) -> Setting | None:
+def _after(setting: Setting, slots: Mapping[str, Site], surgery: Surgery) -> Setting | None:
     """A setting as it can be read of the deployed model; None where nothing is left that could be set."""
-    slots = {s.slot: s for s in surgery.sites if s.slot is not None}
     path, site = setting.path, slots.get(setting.path)
     if _is_gone(path.rpartition(".")[0], slots, surgery):
         fixed = isinstance(setting.value, PLAIN)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx, nn
 
 from reptool.capture.tracer import Recorder
+from reptool.ir.trace import Event, lowest_call
 from reptool.pysource.functions import behind
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.constants import CannotCutError
@@ -26,7 +27,6 @@ from reptool.rewrite.setting_checks import setting_checks
 from reptool.runtime.originals import KEPT
 
 if TYPE_CHECKING:
-    from reptool.ir.trace import Event
     from reptool.plan.select import Region
     from reptool.surgery.site import Site, Surgery
 
@@ -283,11 +283,8 @@ class Fallbacks:
 # --- small questions ------------------------------------------------------------------------------------------------
 def _span(site: Site) -> set[str]:
     """Paths of the modules that a region calls and of those whose code it runs in."""
-    chains = [list(n.meta["event"].ancestors()) for n in site.region.form.ops]
-    common = set(chains[0]).intersection(*chains[1:])
-    lowest = next(e for e in chains[0] if e in common)
-    out = {str(n.target) for n in site.region.form.ops if n.op == "call_module"} | {lowest.path}
-    out |= {e.path for chain in chains for e in chain[: chain.index(lowest)]}
+    out = {str(n.target) for n in site.region.form.ops if n.op == "call_module"}
+    out |= {e.path for e in lowest_call(site.region.form.ops)[1]}
     out |= {str(n.meta["share_of"].target) for n in site.region.form.ops if _is_of_module(n)}
     if site.slot is not None:
         out.add(site.slot)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import fx, nn
 
 from reptool.ir.ops import Affine
-from reptool.ir.trace import Event
+from reptool.ir.trace import Event, lowest_call
 from reptool.runtime.gate import Chain, Gate, Link, Path, hooks_on, kind_of, set_gate
 from reptool.surgery.site import Calls, Site, Surgery
 from reptool.surgery.traced import Traced, is_plain_identity
@@ -99,13 +99,8 @@ def _counted(one: Calls, modules: dict[str, nn.Module]) -> Chain:
 
 def _lowest(site: Site) -> Event | None:
     """The lowest call that holds a region."""
-    shared: list[Event] | None = None
-    for node in site.region.form.ops:
-        above = list(node.meta["event"].ancestors())
-        shared = above if shared is None else [e for e in shared if e in above]
-    if site.event is not None and shared and site.event in shared[0].ancestors():
-        return site.event.parent
-    return shared[0] if shared else None
+    lowest, _ = lowest_call(site.region.form.ops)
+    return site.event.parent if site.event is not None and site.event in lowest.ancestors() else lowest
 
 
 def _written(site: Site, lowest: Event, surgery: Surgery) -> list[Event]:
