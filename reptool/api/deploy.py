@@ -28,7 +28,7 @@ from reptool.refusal import Code
 from reptool.report.data import Report
 from reptool.report.progress import phase, watched
 from reptool.report.totals import is_layer
-from reptool.runtime.gate import open_gates
+from reptool.runtime.gates.check import open_gates
 from reptool.runtime.hooks import guard_state
 from reptool.runtime.originals import kept_modules, kept_tensors
 from reptool.runtime.subclass import warn_in_training

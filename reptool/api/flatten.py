@@ -21,7 +21,7 @@ from reptool.pysource.module_info import calls_itself, foreign_hooks
 from reptool.pysource.places import asked, said
 from reptool.rewrite.constants import address, is_text
 from reptool.runtime.expect import _expect, called
-from reptool.runtime.gate import move_gate
+from reptool.runtime.gates.gate import move_gate
 
 
 def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any]) -> fx.GraphModule:

@@ -70,7 +70,7 @@ class Absorbed(nn.Identity):
         given = (*args, *kwargs.values())
         if torch.compiler.is_compiling() or not any(issubclass(type(v), Tensor) for v in given):
             return super().__call__(*args, **kwargs)  # code that is followed
-        from reptool.runtime.gate import check
+        from reptool.runtime.gates.check import check
 
         check(self)
         traced = torch._C._get_tracing_state() is not None or len(args) != 1 or bool(kwargs)

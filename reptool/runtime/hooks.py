@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reptool.errors import AbsorbedStateError, SpecializedError
 from reptool.runtime.absorbed import Absorbed
-from reptool.runtime.gate import runs_in_its_region
+from reptool.runtime.gates.gate import runs_in_its_region
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from reptool.runtime.absorbed import Absorbed, plain_attributes
-from reptool.runtime.gate import drop_gate
+from reptool.runtime.gates.gate import drop_gate
 from reptool.runtime.state import drop_folded
 from reptool.runtime.subclass import derive
 

@@ -9,7 +9,10 @@ from torch import fx, nn
 
 from reptool.ir.ops import Affine
 from reptool.ir.trace import Event, lowest_call
-from reptool.runtime.gate import Chain, Gate, Link, Path, hooks_on, kind_of, set_gate
+from reptool.runtime.gates.calls import kind_of
+from reptool.runtime.gates.chain import Chain, Gate, Link, Path
+from reptool.runtime.gates.gate import set_gate
+from reptool.runtime.gates.in_place import hooks_on
 from reptool.surgery.site import Calls, Site, Surgery
 from reptool.surgery.traced import Traced, is_plain_identity
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from reptool.ir.trace import Event
 from reptool.plan.select import Region
 from reptool.rewrite.lower import Geometry, Place
-from reptool.runtime.gate import Chain
+from reptool.runtime.gates.chain import Chain
 from reptool.runtime.method import Method
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,11 @@ def test_its_fallback_still_runs() -> None:
     kept = model.reptool_original
     wanted = torch.tanh(kept.bn(kept.a(small)))
     torch.testing.assert_close(model(small), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Gate", "Chain", "Link", "runs_in_its_region"])
+def test_a_gate_is_found_at_its_old_address(name: str) -> None:
+    assert pickle.loads(f"creptool.runtime.gate\n{name}\n.".encode()).__name__ == name
 
 
 def test_there_are_files() -> None:

@@ -1,0 +1,1 @@
+"""Gates: the calls in which a layer that stands for a region may run."""

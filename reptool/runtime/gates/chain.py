@@ -1,0 +1,70 @@
+"""What a gate knows: the calls that a layer may run in, and where the modules of its region are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One call of the chain.
+
+    Args:
+        path: of its module, below the module of the lowest call that holds the region; None where it is elsewhere.
+        kind: the full name of the module's class.
+        method: that runs.
+        own: whether the method was put on the instance.
+    """
+
+    path: Path | None
+    kind: str
+    method: str
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The calls from a layer up to the lowest one that holds the region.
+
+    Args:
+        links: innermost first; without any, nothing runs the layer any more.
+        place: of the layer, as `Link.path`.
+        absorbed: places of the region's absorbed modules.
+        hooks: places of modules whose values are inside of the region, and how many hooks they have.
+        series: whether the region is modules that run one behind the other.
+        slots: places of the fused layers that do its work, as far as they have gates.
+        written: places of the region's modules whose methods were written anew.
+    """
+
+    links: tuple[Link, ...]
+    place: Path | None
+    absorbed: tuple[Path, ...] = ()
+    hooks: tuple[tuple[Path, int], ...] = ()
+    series: bool = False
+    slots: tuple[Path, ...] = ()
+    written: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The calls that a layer may run in.
+
+    Args:
+        name: the layer's path in the model.
+        region: paths of the modules and tensors whose work it does.
+        chains: any of these.
+        norms: how many norms are in the region.
+        geometry: what the layer's attributes say of its window.
+    """
+
+    name: str
+    region: tuple[str, ...]
+    chains: tuple[Chain, ...]
+    norms: int = 0
+    geometry: tuple[tuple[str, Any], ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
+        return self

@@ -1,0 +1,52 @@
+"""`Gate`: a layer that stands for a whole region runs only where the code around it runs that region.
+
+A fused layer means more than its name says, and a module that was absorbed means nothing by itself. The gate of such a
+layer looks at the calls that it is in: from the layer up to the lowest call that holds the region, they have to be
+those that were traced, with every module of the region in its place and nobody listening in between. What is above does
+not matter. Modules are known by their places below that lowest call, so that copies and pickles need nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Tuple  # noqa: UP035 - TorchScript reads this annotation
+
+import torch
+from torch import Tensor, nn
+
+from reptool.runtime.absorbed import GATE, Absorbed
+from reptool.runtime.gates.chain import Gate
+from reptool.runtime.gates.check import check
+
+_GEOMETRY = ("padding", "stride", "dilation", "groups", "padding_mode", "output_padding")
+
+
+def runs_in_its_region(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
+    """A forward pre-hook of a layer that stands for a region."""
+    if torch.jit.is_scripting() or torch.compiler.is_compiling():
+        pass
+    else:
+        check(self)
+
+
+def set_gate(module: nn.Module, gate: Gate) -> None:
+    """Put a gate in front of a layer, in the place of an earlier one; an absorbed module asks for it by itself."""
+    own = module.__dict__
+    own[GATE] = replace(gate, geometry=tuple((n, own[n]) for n in _GEOMETRY if n in own))
+    if not isinstance(module, Absorbed) and runs_in_its_region not in module._forward_pre_hooks.values():
+        nn.Module.register_forward_pre_hook(module, runs_in_its_region)
+
+
+def move_gate(module: nn.Module, name: str) -> None:
+    """Let a layer run in a graph that calls it by another name."""
+    gate = module.__dict__.get(GATE)
+    if gate is not None:
+        chains = tuple(replace(c, place=None if c.place is None else (name,)) for c in gate.chains)
+        module.__dict__[GATE] = replace(gate, chains=chains)
+
+
+def drop_gate(module: nn.Module) -> None:
+    """Take the gate of a layer away."""
+    module.__dict__.pop(GATE, None)
+    for key in [k for k, h in module._forward_pre_hooks.items() if h is runs_in_its_region]:
+        del module._forward_pre_hooks[key]

@@ -1,0 +1,78 @@
+"""Whether the modules of a region are where they were when it was fused, with no hook in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from reptool.runtime.absorbed import GATE, Absorbed
+from reptool.runtime.gates.chain import Chain, Gate, Path
+
+
+def is_whole(lowest: nn.Module, chain: Chain) -> bool:
+    """Whether all that was absorbed is in its place, and nobody listens in between."""
+    if not (has_slots(lowest, chain) and are_written(lowest, chain)):
+        return False
+    for path in chain.absorbed:
+        if type(inside(lowest, path)) is not Absorbed:
+            return False
+    for path, count in chain.hooks:
+        inner = inside(lowest, path)
+        if inner is None or hooks_differ(inner, count):
+            return False
+    return True
+
+
+def has_slots(lowest: nn.Module, chain: Chain) -> bool:
+    """Whether the fused layers are in their places."""
+    layers = (inside(lowest, path) for path in chain.slots)
+    return all(layer is not None and GATE in layer.__dict__ for layer in layers)
+
+
+def are_written(lowest: nn.Module, chain: Chain) -> bool:
+    """Whether the modules whose methods were written anew are in their places."""
+    return all("_reptool_derived" in type(inside(lowest, path)).__dict__ for path in chain.written)
+
+
+def is_shaped(layer: nn.Module, gate: Gate) -> bool:
+    """Whether the window of a layer is the one that it was fused with."""
+    own = layer.__dict__
+    for name, value in gate.geometry:
+        held = own.get(name)
+        if held is not value and held != value:
+            return False
+    return True
+
+
+def inside(module: Any, path: Path) -> Any:
+    """The module at a path below another; None where there is none."""
+    for name in path:
+        module = module._modules.get(name)
+        if module is None:
+            return None
+    return module
+
+
+def hooks_on(module: nn.Module) -> int:
+    """How many hooks see a module's values; those that only compute its weights do not."""
+    weights = sum(
+        type(h).__module__.startswith(("torch.nn.utils", "torch.nn.modules"))
+        for h in module._forward_pre_hooks.values()
+    )
+    return _hooks(module) - weights
+
+
+def hooks_differ(module: nn.Module, count: int) -> bool:
+    """Whether another number of hooks than `count` sees a module's values."""
+    return _hooks(module) != count and hooks_on(module) != count
+
+
+def _hooks(module: nn.Module) -> int:
+    own = module.__dict__
+    return (
+        len(own["_forward_hooks"])
+        + len(own["_forward_pre_hooks"])
+        + len(own["_backward_hooks"])
+        + len(own["_backward_pre_hooks"])
+    )

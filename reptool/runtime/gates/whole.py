@@ -1,0 +1,93 @@
+"""Code that was not traced, and is known to run a region whole: containers, graphs made of it, parts that run again."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from reptool.runtime.absorbed import GATE, Absorbed
+from reptool.runtime.gates.calls import Calls
+from reptool.runtime.gates.chain import Chain, Gate, Path
+from reptool.runtime.gates.in_place import hooks_differ, inside
+
+
+def traced_through(layer: nn.Module, chain: Chain, graph: nn.Module) -> bool:
+    """Whether a graph was made of a module that holds the whole region: then it runs what that module runs."""
+    if chain.place is None:
+        return True
+    path = next((p for p, m in graph.named_modules() if m is layer), None)
+    return path is not None and tuple(path.split("."))[-len(chain.place) :] == chain.place
+
+
+def runs_all(layer: nn.Module, gate: Gate, calls: Calls) -> bool:
+    """Whether code that was not traced is known to run the region as a whole."""
+    index = 0
+    while (call := calls.at(index)) is not None:
+        index += 1
+        if call[1] == "forward" and any(_in_a_row(layer, c, call[0]) for c in gate.chains if c.series):
+            return True
+    return _is_run_again()
+
+
+def _in_a_row(layer: nn.Module, chain: Chain, holder: nn.Module) -> bool:
+    """Whether a container runs the layer and what was absorbed one behind the other, and hands out nothing between."""
+    if type(holder).forward is nn.Sequential.forward:
+        named: Any = ()
+    elif isinstance(holder, nn.ModuleDict) and isinstance(getattr(holder, "return_layers", None), dict):
+        named = holder.return_layers
+    else:
+        return False
+    if (
+        chain.place is None
+        or not chain.place
+        or any(hooks_differ(layer, c) for p, c in chain.hooks if p == chain.place)
+    ):
+        return False
+    if chain.slots and chain.place not in chain.slots and not _is_done_in(holder, layer):
+        return False
+    parts: dict[str, list[Path]] = {chain.place[0]: []}
+    for path in chain.absorbed:
+        parts.setdefault(path[0], []).append(path[1:])
+    children = [(n, m) for n, m in holder._modules.items() if m is not None]
+    rows = [_part_of(m, parts, layer, chain.place) for _, m in children]
+    at = [i for i, row in enumerate(rows) if row is not None]
+    if {rows[i] for i in at} != set(parts) or len(at) != len(parts):
+        return False
+    between = range(at[0], at[-1])
+    plain = all(rows[i] is not None or isinstance(children[i][1], (nn.Identity, nn.Dropout)) for i in between)
+    return plain and not any(children[i][0] in named for i in between)
+
+
+def _is_done_in(holder: nn.Module, layer: nn.Module) -> bool:
+    """Whether a container holds the fused layer that does the work of a module of its region."""
+    mine = layer.__dict__[GATE].name
+    gates = (m.__dict__.get(GATE) for m in holder.modules() if m is not layer and type(m) is not Absorbed)
+    return any(r == mine or r.startswith(f"{mine}.") for g in gates if g is not None for r in g.region)
+
+
+def _part_of(module: nn.Module, parts: dict[str, list[Path]], layer: nn.Module, place: Path) -> str | None:
+    """Which part of a region a module is."""
+    for name, absorbed in parts.items():
+        held = [inside(module, path) for path in absorbed]
+        if not all(isinstance(m, Absorbed) for m in held):
+            continue
+        if inside(module, place[1:]) is layer if name == place[0] else all(m._layer == held[0]._layer for m in held):
+            return name
+    return None
+
+
+_AGAIN = {"torch.utils.checkpoint": ("recompute_fn", "unpack_hook", "backward")}
+
+
+def _is_run_again() -> bool:
+    """Whether torch runs a part of a forward again (checkpointing), or code that it has compiled."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        home = frame.f_globals.get("__name__") or ""
+        if frame.f_code.co_name in _AGAIN.get(home, ()) or home.startswith("torch._dynamo."):
+            return True
+        frame = frame.f_back
+    return False
