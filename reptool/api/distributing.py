@@ -20,7 +20,8 @@ from reptool.ir.trace import Event, Trace, all_events
 from reptool.passages.spread import Spread
 from reptool.pysource.places import asked, named
 from reptool.refusal import Code, Refusal
-from reptool.surgery import Site, Surgeon, Surgery
+from reptool.surgery.site import Site, Surgery
+from reptool.surgery.surgeon import Surgeon
 from reptool.verify.spreads import measure_spread
 
 PARADIGMS = ("bn", "scale")

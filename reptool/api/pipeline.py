@@ -34,8 +34,9 @@ from reptool.report.progress import unit as begun
 from reptool.runtime.originals import KEPT
 from reptool.safety.check import Wiring
 from reptool.safety.ownership import Ownership, ownership
-from reptool.surgery import Site, Surgeon, Surgery
-from reptool.surgery.fallback import Fallbacks
+from reptool.surgery.fallbacks.fallbacks import Fallbacks
+from reptool.surgery.site import Site, Surgery
+from reptool.surgery.surgeon import Surgeon
 from reptool.surgery.units import GivenUp, Plan, Unit
 
 NOTHING = GivenUp()

@@ -21,9 +21,10 @@ from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import values as layer_values
 from reptool.runtime.subclass import derive
 from reptool.safety.check import Wiring
-from reptool.surgery import Site, Surgeon, Surgery
-from reptool.surgery.apply import silenced
-from reptool.surgery.shared_layers import alike
+from reptool.surgery.conversions import silenced
+from reptool.surgery.placing.shared_layers import alike
+from reptool.surgery.site import Site, Surgery
+from reptool.surgery.surgeon import Surgeon
 from reptool.surgery.units import GivenUp
 
 MAX_TRIES = 40

@@ -17,7 +17,7 @@ from reptool.report.norms_run import running
 from reptool.report.totals import is_layer, totals
 from reptool.report.words import counted
 from reptool.rewrite.lower import Geometry
-from reptool.surgery import Site
+from reptool.surgery.site import Site
 from reptool.surgery.units import Plan, Unit, layer_name
 from reptool.verify.regions import Checked
 from reptool.verify.whole_model import Reference

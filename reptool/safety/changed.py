@@ -7,7 +7,8 @@ from torch import fx
 from reptool.ir.trace import Event
 from reptool.pysource.elements import only_called
 from reptool.safety.names_read import Loads
-from reptool.surgery import Site, Surgeon, Surgery
+from reptool.surgery.site import Site, Surgery
+from reptool.surgery.surgeon import Surgeon
 
 _DEEP_WALKS = {"modules", "named_modules", "get_submodule"}
 

@@ -27,7 +27,8 @@ from reptool.safety.other_runs import Runs
 from reptool.safety.reach import Reach
 from reptool.safety.verdict import Found, between
 from reptool.safety.weight_reads import WEIGHTS, uses_values
-from reptool.surgery import Site, Surgeon, Surgery
+from reptool.surgery.site import Site, Surgery
+from reptool.surgery.surgeon import Surgeon
 
 SCALES = ("elementwise_affine", "affine")
 """What says of a norm whether it scales."""

@@ -24,7 +24,7 @@ from reptool.safety.other_runs import Runs
 from reptool.safety.reach import Reach
 from reptool.safety.settings import Guarded, guarded_settings
 from reptool.safety.verdict import Found, between
-from reptool.surgery import Site, Surgery
+from reptool.surgery.site import Site, Surgery
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

@@ -22,9 +22,10 @@ from reptool.pysource.functions import function_of
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import geometry
 from reptool.safety.changed import Changed
-from reptool.surgery import Site, Surgeon, Surgery, is_plain_identity
 from reptool.surgery.gating import calls
-from reptool.surgery.site import Calls
+from reptool.surgery.site import Calls, Site, Surgery
+from reptool.surgery.surgeon import Surgeon
+from reptool.surgery.traced import is_plain_identity
 
 
 class Runs:

@@ -9,7 +9,7 @@ from torch import nn
 
 from reptool.safety.changed import Changed, may_use
 from reptool.safety.names_read import Loads, loads
-from reptool.surgery import Site
+from reptool.surgery.site import Site
 
 
 class Reach:

@@ -25,7 +25,8 @@ from reptool.pysource.functions import behind, tree_of
 from reptool.pysource.globals_read import Outside, functions_of
 from reptool.rewrite.setting_checks import outside_of
 from reptool.runtime.snapshot import PLAIN, IncomparableError, same
-from reptool.surgery import Site, Surgeon, Surgery
+from reptool.surgery.site import Site, Surgery
+from reptool.surgery.surgeon import Surgeon
 
 
 @dataclass

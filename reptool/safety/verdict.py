@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from reptool.plan.select import Region
 from reptool.refusal import Code, Refusal
 from reptool.runtime.method import Method
-from reptool.surgery import Site
+from reptool.surgery.site import Site
 
 
 @dataclass

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from reptool.ir.computed_weights import set_bare, set_plain
 from reptool.models.copies import as_values
@@ -17,12 +15,13 @@ from reptool.rewrite.other_graphs import graphs_of, settle
 from reptool.runtime.absorbed import Absorbed
 from reptool.runtime.expect import FUSED
 from reptool.runtime.hooks import set_guard
-from reptool.runtime.method import Method
 from reptool.runtime.originals import KEPT, keep
 from reptool.runtime.state import Folded, set_folded
-from reptool.runtime.subclass import derive, has_own_conversions
-from reptool.surgery import Site, Surgery
+from reptool.runtime.subclass import derive
+from reptool.surgery.conversions import set_class, silence
 from reptool.surgery.gating import set_gates
+from reptool.surgery.graph_modules import rewrite_graph_module
+from reptool.surgery.site import Site, Surgery
 from reptool.surgery.traced import Traced
 from reptool.surgery.units import Unit
 
@@ -36,10 +35,32 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
     paths, graphs = _aliases(root), graphs_of(root) if surgery.sites else {}
     memo = as_values(root) if surgery.keeping else {}
     kept = {p: keep(root.get_submodule(p), k.whole, k.parts, memo) for p, k in surgery.keeping.items()}
-    asked = {
-        p: {n: getattr(root.get_submodule(p), n) for n in ns if hasattr(root.get_submodule(p), n)}
-        for p, ns in surgery.read.items()
-    }
+    asked = {p: _attributes(root.get_submodule(p), names) for p, names in surgery.read.items()}
+    _put_layers(root, surgery, values, paths)
+    _put_markers(root, surgery, traced, paths)
+    for path, attributes in asked.items():
+        for name, value in attributes.items():
+            vars(root.get_submodule(path)).setdefault(name, value)
+    for path in surgery.bare:
+        set_bare(root.get_submodule(path))
+    for path, rank in surgery.guards.items():
+        set_guard(root.get_submodule(path), rank)
+    _put_methods(root, surgery)
+    for path, originals in kept.items():
+        root.get_submodule(path).add_module(KEPT, originals)
+    set_gates(root, traced, surgery)
+    for site in surgery.sites:
+        _say_what_is_folded(root, site, traced, before[site])
+    settle(graphs)
+    silence(model, prefix, surgery)
+
+
+def _put_layers(
+    root: nn.Module,
+    surgery: Surgery,
+    values: Mapping[Site, tuple[Tensor, Tensor | None]],
+    paths: dict[str, list[str]],
+) -> None:
     for site in surgery.sites:
         weight, bias = values[site]
         if site.slot is None:
@@ -52,19 +73,18 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
             _put(root, paths, site.slot, new_layer(site.shape, weight, bias))
     for fused in (s.slot for s in surgery.sites if s.slot is not None):
         vars(root.get_submodule(fused))[FUSED] = True
+
+
+def _put_markers(root: nn.Module, surgery: Surgery, traced: Traced, paths: dict[str, list[str]]) -> None:
     gone = surgery.identities
     replaced = {*gone, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
     for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in replaced)]:
         slot = next((s.slot for s in surgery.sites if path in _owners(s, traced)), None)
         into = "" if slot is None else traced.trace.place(slot)
         _put(root, paths, path, Absorbed(root.get_submodule(path), traced.trace.place(path), into))
-    for path, attributes in asked.items():
-        for name, value in attributes.items():
-            vars(root.get_submodule(path)).setdefault(name, value)
-    for path in surgery.bare:
-        set_bare(root.get_submodule(path))
-    for path, rank in surgery.guards.items():
-        set_guard(root.get_submodule(path), rank)
+
+
+def _put_methods(root: nn.Module, surgery: Surgery) -> None:
     for path, methods in surgery.methods.items():
         module = root.get_submodule(path)
         for method in methods.values():
@@ -72,18 +92,11 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
                 if not hasattr(module, name):
                     module.register_buffer(name, surgery.constants[name].detach().clone(), persistent=False)
         dropped = _drop(module, path, surgery.dropped)
-        if isinstance(module, torch.fx.GraphModule):
-            _rewrite_graph_module(module, tuple(methods.values()))
+        if isinstance(module, fx.GraphModule):
+            rewrite_graph_module(module, tuple(methods.values()))
         else:
             written = (*methods.values(), *([refusing_method(dropped)] if dropped else []))
-            _set_class(module, derive(type(module), written, path in surgery.plain))
-    for path, originals in kept.items():
-        root.get_submodule(path).add_module(KEPT, originals)
-    set_gates(root, traced, surgery)
-    for site in surgery.sites:
-        _say_what_is_folded(root, site, traced, before[site])
-    settle(graphs)
-    _silence(model, prefix, surgery)
+            set_class(module, derive(type(module), written, path in surgery.plain))
 
 
 def _attributes(module: nn.Module, names: set[str]) -> dict[str, Any]:
@@ -109,48 +122,6 @@ def _say_what_is_folded(root: nn.Module, site: Site, traced: Traced, before: set
     held = tuple(n for n in (weight, bias) if n is not None and module._parameters.get(n) is not None)
     place = traced.trace.place(site.owner if site.slot is None else site.slot)
     set_folded(module, Folded(text, held, bias if bias in held else None, "" if place == "<root>" else place))
-
-
-class _Written(torch.fx.Proxy):
-    """A value that code writes into: with fx's own, ``x += y`` would be another value and ``x[0] = y`` an error."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-
-def _writing(function: Callable[..., Any]) -> Callable[[_Written, Any], Any]:
-    def write(self: _Written, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return write
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"):
-    setattr(_Written, f"__{_name}__", _writing(getattr(operator, _name)))
-
-
-class _Flat(torch.fx.Tracer):
-    """Follows one forward and opens no module."""
-
-    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
-        """A value that may be written."""
-        return _Written(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Every module stays one node."""
-        return True
-
-
-def _rewrite_graph_module(module: torch.fx.GraphModule, methods: tuple[Method, ...]) -> None:
-    """A GraphModule's code is its graph: copying and recompiling know nothing else."""
-    own = module.__class__
-    module.__class__ = derive(own, methods)
-    graph = _Flat().trace(module)
-    for node in graph.nodes:
-        if isinstance(node.type, str):  # an annotation that nobody evaluated: fx would look for it as an object
-            node.type = None
-    module.__class__ = own
-    module.graph = graph
 
 
 def _aliases(root: nn.Module) -> dict[str, list[str]]:
@@ -193,34 +164,3 @@ def _drop(module: nn.Module, path: str, dropped: set[str]) -> tuple[str, ...]:
                 del table[name]
                 gone.append(name)
     return tuple(sorted(gone))
-
-
-def silenced(root: nn.Module, surgery: Surgery) -> list[str]:
-    """Paths of the modules whose own conversions become no-ops, since something inside of them was changed."""
-    changed = {s.slot if s.slot is not None else s.owner for s in surgery.sites}
-    above = {""}
-    for path in changed | set(surgery.identities) | set(surgery.methods):
-        while path:
-            path = path.rpartition(".")[0]
-            above.add(path)
-    modules = dict(root.named_modules())
-    return [p for p in sorted(above & set(modules)) if _converts(modules[p])]
-
-
-def _converts(module: nn.Module) -> bool:
-    return has_own_conversions(type(module)) and not isinstance(module, torch.fx.GraphModule)
-
-
-def _silence(model: nn.Module, prefix: str, surgery: Surgery) -> None:
-    """The model's own conversions become no-ops on every module whose inside was changed."""
-    root = model.get_submodule(prefix)
-    enclosing = [model.get_submodule(prefix[:i]) for i, c in enumerate(prefix) if c == "."]
-    enclosing += [model] if prefix else []
-    inside = [root.get_submodule(p) for p in silenced(root, surgery)]
-    for module in (*(m for m in enclosing if _converts(m)), *inside):
-        _set_class(module, derive(type(module), ()))
-
-
-def _set_class(module: nn.Module, cls: type) -> None:
-    """Change the class of a module past whatever its own ``__setattr__`` does."""
-    object.__setattr__(module, "__class__", cls)

@@ -14,7 +14,8 @@ from reptool.runtime.gates.chain import Chain
 from reptool.runtime.method import Method
 
 if TYPE_CHECKING:
-    from reptool.surgery.fallback import Fallbacks, Keeping
+    from reptool.surgery.fallbacks.fallback import Keeping
+    from reptool.surgery.fallbacks.fallbacks import Fallbacks
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ from reptool.refusal import Refusal
 from reptool.surgery.site import Site
 
 if TYPE_CHECKING:
-    from reptool.surgery.fallback import Fallbacks
+    from reptool.surgery.fallbacks.fallbacks import Fallbacks
 
 
 class Traced:
@@ -91,15 +91,19 @@ class Traced:
                 stack += op.sources
         return live
 
-    def _attributes_of(self, owner: str) -> list[fx.Node]:
-        if not hasattr(self, "_getattrs"):
-            self._getattrs: dict[str, list[fx.Node]] = {}
-            for n in self.trace.graph.nodes:
-                if n.op == "get_attr":
-                    path = str(n.target)
-                    self._getattrs.setdefault(path, []).append(n)
-                    self._getattrs.setdefault(path.rpartition(".")[0], []).append(n)
+    def attributes_of(self, owner: str) -> list[fx.Node]:
+        """The reads of a tensor, or of the tensors of a module."""
         return self._getattrs.get(owner, [])
+
+    @cached_property
+    def _getattrs(self) -> dict[str, list[fx.Node]]:
+        found: dict[str, list[fx.Node]] = {}
+        for n in self.trace.graph.nodes:
+            if n.op == "get_attr":
+                path = str(n.target)
+                found.setdefault(path, []).append(n)
+                found.setdefault(path.rpartition(".")[0], []).append(n)
+        return found
 
     @cached_property
     def givers(self) -> dict[fx.Node, list[Event]]:
@@ -133,7 +137,8 @@ class Traced:
                     out.append(user)
         return out
 
-    def _signature(self, site: Site) -> object:
+    def signature(self, site: Site) -> object:
+        """What two regions have to have in common to be served by one layer."""
         return site.slot, site.shape, self.pattern(self.ordered(site.region.form))
 
     def ordered(self, form: Form) -> list[fx.Node]:

@@ -12,7 +12,7 @@ from reptool.plan.candidates import Analysis
 from reptool.plan.inference import Facts
 from reptool.plan.select import Region
 from reptool.refusal import Refusal
-from reptool.surgery import Site, Surgery
+from reptool.surgery.site import Site, Surgery
 
 RegionKey = tuple[str, frozenset[str]]
 """Path of the traced module and names of a region's operations: the same in every plan of one model."""

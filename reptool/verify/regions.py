@@ -27,7 +27,7 @@ from reptool.pysource.places import place_of
 from reptool.refusal import Code, Refusal
 from reptool.report.progress import unit as begun
 from reptool.rewrite.lower import Geometry, Place, new_layer, values
-from reptool.surgery import Site
+from reptool.surgery.site import Site
 from reptool.surgery.units import GivenUp, Unit, key_of, layer_name
 from reptool.verify.bare import measure_bare
 from reptool.verify.deformable import compared, is_deformable

@@ -1,0 +1,145 @@
+"""Which modules are absorbed as a whole, and which methods are written anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx, nn
+
+from reptool.ir.nodes import is_inert
+from reptool.ir.trace import Event
+from reptool.refusal import Code, Refusal
+from reptool.rewrite.codegen import Cutter, is_dead
+from reptool.runtime.method import Method
+from reptool.surgery.editing.draft import Draft
+from reptool.surgery.site import Site
+from reptool.surgery.traced import Traced, is_plain_identity
+
+
+def rewrite(draft: Draft, event: Event) -> None:
+    """Work out what becomes of a call, and of all that it makes."""
+    if event in draft.whole:
+        return
+    if event.parent is not None and is_dead(event, draft.edits) and event.method == "forward" and not _all_const(event):
+        if any(n in draft.blame for n in event.nodes()):  # what holds no part of a region stays for other code
+            draft.surgery.identities.setdefault(event.path, "no longer needed")
+        return
+    if _is_bypass(draft, event):
+        draft.surgery.identities.setdefault(event.path, "absorbed")
+        return
+    touched: list[fx.Node] = []
+    for item in event.items:
+        if isinstance(item, Event):
+            if is_dead(item, draft.edits):
+                touched += [n for n in item.nodes() if n in draft.edits.dead][:1]
+            rewrite(draft, item)
+        elif (
+            item in draft.edits.dead
+            or item in draft.edits.layers
+            or item in draft.edits.bare
+            or (
+                item in draft.edits.bypass
+                and item.op != "call_module"
+                and not is_plain_identity(draft.found.ops.get(item), item)
+            )
+        ):
+            touched.append(item)
+    if touched:
+        _regenerate(draft, event, touched)
+
+
+def _is_bypass(draft: Draft, event: Event) -> bool:
+    """Whether a module call does nothing any more but hand its input on."""
+    if event.parent is None or event.method != "forward" or event.hooked or event.questions or event.effects:
+        return False
+    if not isinstance(event.output, fx.Node) or len(event.args) != 1 or event.kwargs or event.args[0] is None:
+        return False
+    nodes = [n for n in event.nodes() if not n.meta["const"] and not is_inert(n)]
+    if not nodes or not all(n in draft.edits.bypass and n not in draft.edits.layers for n in nodes):
+        return False
+    if not draft.edits.promoted.isdisjoint(nodes):
+        return False
+    return any(_owners(draft.traced, n) for n in nodes) and any(n.op != "call_module" for n in nodes)
+
+
+def _owners(traced: Traced, node: fx.Node) -> tuple[str, ...]:
+    op = traced.found.ops.get(node)
+    spread = next((s for s in traced.found.spreads if s.norm is node), None)
+    return spread.op.owners if spread is not None else () if op is None else op.owners
+
+
+def _regenerate(draft: Draft, event: Event, touched: list[fx.Node]) -> None:
+    refusal = _method_refused(draft.traced, event)
+    specializes = draft.surgery.fallbacks is not None
+    cutter = Cutter(
+        event,
+        draft.edits,
+        draft.traced.reads,
+        draft.found.facts.recorder,
+        _assumed(draft.traced, event),
+        specializes,
+        draft.trace.prefix,
+    )
+    mine = dict.fromkeys([*(draft.blame[n] for n in touched if n in draft.blame), *_held_by(draft, event)])
+    cutter.fused = tuple(s.slot for s in mine if s.slot is not None)
+    made = refusal or cutter.method()
+    known = draft.surgery.methods.get(event.path, {}).get(event.method)
+    if isinstance(made, Method) and known is not None and known.source != made.source:
+        made = Refusal(Code.SHARED, f"{event.function} runs differently in different places", (event.place,))
+    if isinstance(made, Refusal):
+        for node in touched:
+            site = draft.blame.get(node) or next(
+                (draft.blame[n] for n in _cause(draft.traced, node) if n in draft.blame), None
+            )
+            if site is not None:
+                draft.problems[site.region.value] = made
+        if not draft.problems:
+            raise AssertionError(f"nobody to draft.blame for {made}")
+        return
+    if draft.surgery.fallbacks is not None:
+        draft.surgery.fallbacks.rewritten.add(event)
+        if cutter.specialized:
+            sites = dict.fromkeys(draft.blame[n] for n in touched if n in draft.blame)
+            draft.surgery.fallbacks.need(event, (), sites, cutter.settings)
+    draft.surgery.methods.setdefault(event.path, {})[event.method] = made
+    draft.surgery.events.setdefault(event.path, event)
+
+
+def _held_by(draft: Draft, event: Event) -> Iterable[Site]:
+    """The regions that lie in one call, and in no call inside of it."""
+    own = {i for i in event.items if not isinstance(i, Event)}
+    return (s for s in draft.surgery.sites if s.carrier in own or s.region.form.ops & own)
+
+
+def _assumed(traced: Traced, event: Event) -> bool:
+    """Whether nobody showed with which optional arguments this call is made."""
+    return not traced.trace.shown and (event.parent is None or bool(traced.trace.prefix))
+
+
+def _cause(traced: Traced, node: fx.Node) -> Iterable[fx.Node]:
+    stack, seen = [node], {node}
+    while stack:
+        n = stack.pop()
+        yield n
+        for i in n.all_input_nodes:
+            if i not in seen:
+                seen.add(i)
+                stack.append(i)
+
+
+def _method_refused(traced: Traced, event: Event) -> Refusal | None:
+    full = ".".join(p for p in (traced.trace.prefix, event.path) if p)
+    if (full, event.method) in traced.fixed:
+        return traced.fixed[full, event.method]
+    if isinstance(event.module, (nn.Sequential, nn.ModuleList)) and event.path:
+        function = type(event.module).forward
+        if function is nn.Sequential.forward:
+            return None
+    bound = event.module.__dict__.get(event.method)
+    if bound is not None and not hasattr(bound, "recorder"):
+        return Refusal(Code.METHOD, f"{event.function} was put on the instance", (event.place,))
+    return None
+
+
+def _all_const(event: Event) -> bool:
+    return all(n.meta["const"] for n in event.nodes())

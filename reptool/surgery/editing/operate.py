@@ -1,0 +1,35 @@
+"""All edits of a surgery, for the regions whose places are known."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from reptool.refusal import Refusal
+from reptool.rewrite.codegen import Edits
+from reptool.surgery.editing.draft import Draft
+from reptool.surgery.editing.dropped import drop
+from reptool.surgery.editing.left_out import kill_inert, leave_out, leave_out_spread
+from reptool.surgery.editing.methods import rewrite
+from reptool.surgery.site import Site, Surgery
+from reptool.surgery.traced import Traced
+
+
+def operate(traced: Traced, sites: list[Site]) -> Surgery | dict[fx.Node, Refusal]:
+    """All edits for these sites, or the value nodes of those that cannot be done and why."""
+    draft = Draft(
+        traced,
+        Edits(constants=traced.trace.constants),
+        Surgery(sites, constants=traced.trace.constants),
+        traced.alive(sites),
+    )
+    if traced.fallbacks is not None:
+        draft.surgery.fallbacks = traced.fallbacks(sites, traced.aliases)
+    for site in sites:
+        leave_out(draft, site)
+    leave_out_spread(draft)
+    kill_inert(draft)
+    rewrite(draft, traced.trace.top)
+    if draft.problems:
+        return draft.problems
+    drop(draft)
+    return draft.surgery

@@ -1,0 +1,1 @@
+"""Placing: where the layer of a region goes, and whether everything there may change."""
