@@ -100,6 +100,11 @@ def conv_bn() -> nn.Module:
     return nn.Sequential(conv(), nn.BatchNorm2d(4))
 
 
+def bn_conv() -> nn.Module:
+    """A norm in front of an unpadded convolution."""
+    return nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
+
+
 def thin() -> nn.Module:
     """Two layers that are cheaper as one."""
     return nn.Sequential(nn.Conv2d(4, 64, 1), nn.Conv2d(64, 4, 3))
@@ -139,6 +144,7 @@ CASES: list[Case] = [
     ("linear", "rewrite.lower.pointwise_to_linear", lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), plane, True),
     ("sequential", "algebra.laws.contract", thin, images, False),
     ("sequential", "algebra.laws.carry_bias", thin, images, False),
+    ("sequential", "algebra.laws.scale_columns", bn_conv, images, False),
     ("shortcut", "algebra.kernel.dirac_kernel", Shortcut, images, False),
 ]
 

@@ -231,6 +231,12 @@ class Kernel:
         return self.channels is None or self.channels.is_diagonal
 
     @property
+    def is_identity(self) -> bool:
+        """Whether this is known to give each value as it is; a shape never is."""
+        whole = self.channels is None and not self.biased and self.is_pointwise
+        return whole and self.weight is not None and self.weight.item() == 1.0
+
+    @property
     def is_materialized(self) -> bool:
         """Whether the weight is there."""
         return self.weight is not None

@@ -20,7 +20,7 @@ from reptool.fusions.branch_add import branch_add
 from reptool.fusions.branch_concat import branch_concat
 from reptool.fusions.conv_bn import scale_rows
 from reptool.fusions.kernel_size import common_lattice, embed_on
-from reptool.fusions.sequential import carry_bias, contract
+from reptool.fusions.sequential import carry_bias, contract, scale_columns
 from reptool.refusal import Code, Refusal
 
 Taps = tuple[int, int, int]
@@ -289,6 +289,8 @@ def compose(g: Kernel, f: Kernel) -> Kernel | Refusal:
     if isinstance(unified, Refusal):
         return unified
     g, f = unified
+    if f.is_identity:
+        return g
     if g.channels is None and f.out_channels is not None:
         g = g.with_channels(f.out_channels)
     if f.channels is None and g.in_channels is not None:
@@ -347,7 +349,10 @@ def _values(g: Kernel, f: Kernel, shape: Kernel) -> Kernel:
         through = _terms(f)
         terms = _sum([_terms(g), None if through is None else through * scale.abs()])
         return replace(shape, weight=weight, bias=bias, bias_terms=terms)
-    weight = _weight(g, f, shape)
+    if f.is_channelwise and f.is_pointwise:
+        weight = scale_columns(g.weight, _rows_of(f.weight.flatten(), g))
+    else:
+        weight = _weight(g, f, shape)
     bias, terms = g.bias, _terms(g)
     if f.bias is not None:
         rows = _rows_of(f.bias, g)

@@ -3,6 +3,7 @@
 With first layer `f` (kernel ``W_f``, bias ``b_f``, stride ``s_f``, dilation ``d_f``) and second layer `g`::
 
     W[o, c, s_f d_g k_g + d_f k_f]  +=  sum_i W_g[o, i, k_g] W_f[i, c, k_f]
+    W[o, c, k]  =  W_g[o, c, k] s[c]                        where `f` only scales, W_f[i, c] = s[c] (i == c)
     b[o]  =  b_g[o] + sum_{i, k_g} W_g[o, i, k_g] b_f[i]
 
 Domain: exact at the border only where the padding belongs to the first layer, or where the first layer's output
@@ -58,6 +59,19 @@ def contract(second: Tensor, first: Tensor, step_second: Sequence[int], step_fir
         where = (..., *where)
         out[where] += part
     return out
+
+
+def scale_columns(second: Tensor, scale: Tensor) -> Tensor:
+    """Kernel of `second` after a layer that multiplies each channel by a number.
+
+    Args:
+        second: ``[O, I, *K]``.
+        scale: ``[O, I]`` or anything that broadcasts to it: what each row reads is multiplied by.
+
+    >>> scale_columns(torch.ones(1, 2, 3), torch.tensor([[2.0, 3.0]])).tolist()
+    [[[2.0, 2.0, 2.0], [3.0, 3.0, 3.0]]]
+    """
+    return second * scale.reshape(*scale.shape, *[1] * (second.dim() - 2))
 
 
 def carry_bias(second: Tensor, bias: Tensor) -> Tensor:

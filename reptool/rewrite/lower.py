@@ -129,17 +129,21 @@ def values(kernel: Kernel, place: Place) -> tuple[Tensor, Tensor | None] | Refus
             .reshape(groups * i, o // groups, *weight.shape[2:])
         )
     tensors = [weight] if kernel.bias is None else [weight, kernel.bias]
-    if any(not bool(torch.isfinite(t).all()) for t in tensors):
-        return Refusal(Code.NON_FINITE, "the folded weight holds NaN or infinity")
     cast = [t.to(place.dtype).to(place.device) for t in tensors]
-    if any(not bool(torch.isfinite(t).all()) for t in cast):
-        return Refusal(
-            Code.OVERFLOW,
-            f"the folded weight does not fit {place.dtype} (largest {max(float(t.abs().max()) for t in tensors):.3g})",
-        )
+    if not all(map(is_finite, cast)):
+        if not all(map(is_finite, tensors)):
+            return Refusal(Code.NON_FINITE, "the folded weight holds NaN or infinity")
+        largest = max(float(t.abs().max()) for t in tensors)
+        return Refusal(Code.OVERFLOW, f"the folded weight does not fit {place.dtype} (largest {largest:.3g})")
     if cast[0].dim() == 4:
         cast[0] = cast[0].contiguous(memory_format=place.memory_format)
-    return cast[0].clone(memory_format=torch.preserve_format), cast[1].clone() if len(cast) > 1 else None
+    own = [t.clone() if place.dtype == torch.float64 else t for t in cast]  # nothing was cast: it may be the model's
+    return own[0], own[1] if len(own) > 1 else None
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity: in one pass, without a copy."""
+    return not tensor.numel() or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
 
 
 def new_layer(shape: Geometry, weight: Tensor, bias: Tensor | None) -> nn.Module:

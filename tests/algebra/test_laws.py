@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reptool.algebra import laws
 from reptool.algebra.kernel import Axis, Border, Channels, Kernel, identity
 from reptool.algebra.laws import add, compose, concat, embed
 from reptool.refusal import Code, Refusal
@@ -383,6 +384,26 @@ def test_the_identity_composes_with_everything_and_changes_nothing(kernel: Kerne
             assert same.border_value is not None
             assert kernel.border_value is not None
             assert torch.equal(same.border_value, kernel.border_value)
+
+
+def test_the_identity_and_a_scale_per_channel_are_composed_without_a_contraction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def contracted(*args: object) -> Tensor:
+        raise AssertionError("a contraction where the weight is only scaled")
+
+    monkeypatch.setattr(laws, "contract", contracted)
+    axis = (Axis(3), Axis(3))
+    weight = torch.randn(8, 2, 3, 3, dtype=torch.float64)
+    layer = Kernel(Channels.grouped(4, 8, 2), axis, weight)
+    assert law(compose(layer, identity())).weight is weight
+    scale = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    scaled = law(compose(layer, Kernel(Channels.grouped(4, 4, 4), None, scale.reshape(4, 1))))
+    assert scaled.weight is not None
+    close(scaled.weight, torch.cat([weight[:4] * scale[:2, None, None], weight[4:] * scale[2:, None, None]]))
+    scaled = law(compose(Kernel(Channels.grouped(8, 8, 8), None, torch.full((8, 1), 2.0).double()), layer))
+    assert scaled.weight is not None
+    close(scaled.weight, weight * 2)
 
 
 @given(st.data(), extras)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from reptool.errors import InputError
 from reptool.fusions import fuse_1x1_kxk, fuse_kxk_1x1, fuse_sequential
-from reptool.fusions.sequential import carry_bias, contract
+from reptool.fusions.sequential import carry_bias, contract, scale_columns
 
 CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -158,3 +158,11 @@ def test_bad_input_is_an_error() -> None:
         fuse_kxk_1x1(torch.ones(4, 3, 3), None, torch.ones(2, 4, 2), None)
     with pytest.raises(InputError, match="equally many axes"):
         fuse_sequential(torch.ones(4, 3, 3), None, torch.ones(2, 4, 3, 3), None)
+
+
+def test_scale_columns_is_a_layer_behind_a_scale() -> None:
+    weight, x = torch.randn(4, 3, 2, 2, dtype=torch.float64), torch.randn(1, 3, 5, 5, dtype=torch.float64)
+    scale = torch.randn(3, dtype=torch.float64)
+    wanted = F.conv2d(x * scale[:, None, None], weight)
+    torch.testing.assert_close(F.conv2d(x, scale_columns(weight, scale[None])), wanted)
+    torch.testing.assert_close(F.conv2d(x, scale_columns(weight, scale.expand(4, 3))), wanted)
