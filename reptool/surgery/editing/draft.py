@@ -9,7 +9,7 @@ from torch import fx
 from reptool.ir.trace import Event, Trace
 from reptool.plan.candidates import Analysis
 from reptool.refusal import Refusal
-from reptool.rewrite.codegen import Edits
+from reptool.rewrite.codegen.edits import Edits
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.traced import Traced
 

@@ -9,7 +9,8 @@ from torch import fx, nn
 from reptool.ir.nodes import is_inert
 from reptool.ir.trace import Event
 from reptool.refusal import Code, Refusal
-from reptool.rewrite.codegen import Cutter, is_dead
+from reptool.rewrite.codegen.cutter import Cutter
+from reptool.rewrite.codegen.edits import is_dead
 from reptool.runtime.method import Method
 from reptool.surgery.editing.draft import Draft
 from reptool.surgery.site import Site

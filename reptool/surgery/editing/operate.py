@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from reptool.refusal import Refusal
-from reptool.rewrite.codegen import Edits
+from reptool.rewrite.codegen.edits import Edits
 from reptool.surgery.editing.draft import Draft
 from reptool.surgery.editing.dropped import drop
 from reptool.surgery.editing.left_out import kill_inert, leave_out, leave_out_spread

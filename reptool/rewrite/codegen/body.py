@@ -1,0 +1,78 @@
+"""`Body`: the calls and operations of the method that is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from reptool.ir.nodes import name_of
+from reptool.ir.trace import Event, all_events
+from reptool.ir.walk import nodes_in
+from reptool.rewrite.codegen.edits import is_dead
+from reptool.rewrite.codegen.values import Values
+from reptool.rewrite.constants import CannotCutError
+
+
+class Body(Values):
+    """Writes down what a call did, but for what is left out."""
+
+    def call(self, child: Event) -> None:
+        """Write down a call of a child, or of another method of the module."""
+        if is_dead(child, self.edits):
+            return
+        handed = any(n in self.map for n in nodes_in(child.output))
+        if handed and any(e.questions or e.minor for e in all_events(child)):
+            raise CannotCutError(f"{child.place} hands on what it is given, and asks something: it may not always")
+        self.now = min((self.reads.position[n] for n in child.nodes()), default=self.now)
+        args, kwargs = self.lookup_all(child.args), self.lookup_all(child.kwargs)
+        relative = self.relative(child.path) if child.method == "forward" else child.method
+        if child.method != "forward" and child.module is not self.event.module:
+            relative = f"{self.relative(child.path)}.{child.method}"
+        self.unpack(child.output, self.graph.create_node("call_module", relative, args, kwargs))
+
+    def node(self, node: fx.Node) -> None:
+        """Write down an operation, or what stands in for it."""
+        if node in self.edits.dead or node.meta["const"]:
+            return
+        if node in self.edits.layers:
+            self._layer(node)
+        elif node in self.edits.bypass:
+            self.map[node] = self.lookup(node, self.edits.bypass[node])
+            if node in self.edits.promoted:
+                dtype = self.graph.call_function(torch.result_type, (self.map[node], 1.0))
+                self.map[node] = self.graph.call_method("to", (self.map[node], dtype))
+        elif name_of(node) == "barrier":
+            self.map[node] = self.lookup(node, node.args[0])  # type: ignore[arg-type]
+        else:
+            self.copy(node)
+
+    def _layer(self, node: fx.Node) -> None:
+        function, (weight, bias), constants = self.edits.layers[node]
+        if "beside" in constants:
+            self._beside(node, weight, bias, constants["beside"])
+            return
+        source = self.lookup(node, self.edits.bypass[node])
+        read: list[Any] = [
+            self.graph.get_attr(weight),
+            None if bias is None else self.graph.get_attr(bias),
+        ]
+        for i in range(constants.get("cast", 0)):  # the weight, and the bias where there is one
+            read[i] = self.graph.call_method("to", (read[i], source))
+        outer = constants.get("outer")
+        if outer is not None:
+            source = self.graph.call_function(nn.functional.pad, (source, list(outer), constants["outer_mode"]))
+        rest = {k: v for k, v in constants.items() if not k.startswith("outer") and k != "cast"}
+        self.map[node] = self.made("call_function", function, (source, *read), rest, "tensor")
+
+    def _beside(self, node: fx.Node, weight: str, bias: str | None, at: dict[str, int]) -> None:
+        """A layer that reads other values as well: the same call, with other values at these places."""
+        held = {at["weight"]: self.graph.get_attr(weight)}
+        if bias is not None:
+            held[at["bias"]] = self.graph.get_attr(bias)
+        args = tuple(
+            held[i] if i in held else fx.node.map_arg(a, lambda n: self.lookup(node, n))
+            for i, a in enumerate(node.args)
+        )
+        self.map[node] = self.made(node.op, node.target, args, {}, "tensor")

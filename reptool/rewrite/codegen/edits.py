@@ -1,0 +1,46 @@
+"""`Edits`: what is left out of the code and what stands in for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx
+
+from reptool.ir.nodes import is_inert
+from reptool.ir.trace import Event
+from reptool.passages.norm_affine import Bare
+
+
+@dataclass
+class Edits:
+    """What is left out of the code and what stands in for it.
+
+    Args:
+        bypass: fused node -> the node whose value takes its place.
+        dead: nodes nobody needs any more.
+        layers: functional layer node -> arguments of its replacement ``(function, attribute names, constants)``.
+        promoted: left-out arithmetic on an input, which made floating-point numbers of integers.
+        bare: norms that are called without their scale and shift.
+    """
+
+    bypass: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    dead: set[fx.Node] = field(default_factory=set)
+    layers: dict[fx.Node, tuple[Callable[..., Any], tuple[str, str | None], dict[str, Any]]] = field(
+        default_factory=dict
+    )
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    promoted: set[fx.Node] = field(default_factory=set)
+    bare: dict[fx.Node, Bare] = field(default_factory=dict)
+
+
+def is_dead(item: fx.Node | Event, edits: Edits) -> bool:
+    """Whether an item of an event computes nothing that is still needed."""
+    if isinstance(item, fx.Node):
+        return item in edits.dead
+    inner = list(item.nodes())
+    if inner and all(n.meta["const"] for n in inner):
+        return True  # constants are written down where they are needed
+    needed = [n for n in inner if n not in edits.dead and not n.meta["const"] and not is_inert(n)]
+    return not needed and any(n in edits.dead for n in inner)
