@@ -14,10 +14,12 @@ from torch import fx
 
 from reptool.api.ways import Ahead, Back, Way, layered
 from reptool.capture.exposed_values import given_by_methods
+from reptool.ir.decisions import decided
 from reptool.ir.nodes import metadata_read
 from reptool.ir.ops import Affine
 from reptool.ir.trace import Event, Trace, all_events
 from reptool.passages.spread import Spread
+from reptool.plan.candidates import Analysis
 from reptool.pysource.places import asked, named
 from reptool.refusal import Code, Refusal
 from reptool.surgery.site import Site, Surgery
@@ -117,10 +119,8 @@ class Spreads:
         if why is None and any(p.leaf in (*s.leaves, s.norm) or s.norm in way.tree for s in more for p in way.parts):
             return None  # two slices of one value: the next round sees the first one's share
         made = way.made(self._graph) if why is None else None
-        if made is not None and self.values and way.passed:
-            error = measure_spread(made, {s.norm for s in (*self.active, made)}, found.facts, found.reads)
-            if error is None:
-                why = Refusal(Code.DISTRIBUTE, "what lies between it and a layer could not be run on values made up")
+        if made is not None and way.passed and not decided("runs", (node,), lambda: self._runs(made, found), True):
+            why = Refusal(Code.DISTRIBUTE, "what lies between it and a layer could not be run on values made up")
         if why is None:
             self._tried.add((node, kind))
             self.refused.pop(node, None)  # it may have waited for a norm in front of it
@@ -131,6 +131,11 @@ class Spreads:
         if way.any_layer and (way.mixed or not told):
             self.refused[node] = why.at(node.name)
         return None
+
+    def _runs(self, made: Spread, found: Analysis) -> bool:
+        """Whether what lies between a norm and its parts runs on values made up, as far as these may be looked at."""
+        norms = {s.norm for s in (*self.active, made)}
+        return not self.values or measure_spread(made, norms, found.facts, found.reads) is not None
 
     def _asked(self, way: Way) -> Refusal | None:
         """Whether the code around asks something: with another answer the parts may not meet in this norm."""

@@ -16,6 +16,7 @@ from reptool.capture.tracer import Recorder
 from reptool.frontends.call_samples import Call, made_up, seen_calls
 from reptool.frontends.inputs import placeholders, unknown_inputs
 from reptool.ir.aliasing import resolve
+from reptool.ir.decisions import decide_for
 from reptool.ir.ops import Affine
 from reptool.ir.trace import CaptureLimitError, Event, Trace, Unanswerable, all_events
 from reptool.models.copies import shallow_copy
@@ -86,6 +87,7 @@ def make_plan(
             seen = seen_calls(model, args, kwargs) if seen is None else seen
             given, named = seen.get(prefix, (None, {}))
         begun(prefix or "the whole model")
+        decide_for(prefix)
         with phase("capture"):
             traced = _trace(module, prefix, given, named, watched, responses.below(prefix))
         if isinstance(traced, str):

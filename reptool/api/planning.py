@@ -12,6 +12,7 @@ from collections import Counter
 from torch import fx
 
 from reptool.algebra.budget import too_large, weight_bytes
+from reptool.ir.decisions import decided
 from reptool.ir.ops import Affine
 from reptool.plan.candidates import Analysis, out_of_reach
 from reptool.plan.forms import Form
@@ -151,13 +152,22 @@ def _unfit(sites: list[Site]) -> Problems:
     out: dict[Region, Refusal] = {}
     for site in sites:
         assert site.place is not None
-        kernel = site.region.form.kernel()
-        found = kernel if isinstance(kernel, Refusal) else layer_values(kernel, site.place)
-        if isinstance(found, tuple):
-            site.cast = found
-        elif found.code is not Code.NON_FINITE:
-            out[site.region] = found.at(site.region.value.name)
+        form = site.region.form
+        refusal = decided("fits", (form.root, *form.ops), lambda: _cast(site), None)  # noqa: B023 - asked at once
+        if refusal is not None:
+            out[site.region] = refusal.at(site.region.value.name)
     return out
+
+
+def _cast(site: Site) -> Refusal | None:
+    """Work out the values of a layer, in its dtype; why they do not fit."""
+    assert site.place is not None
+    kernel = site.region.form.kernel()
+    found = kernel if isinstance(kernel, Refusal) else layer_values(kernel, site.place)
+    if isinstance(found, tuple):
+        site.cast = found
+        return None
+    return None if found.code is Code.NON_FINITE else found
 
 
 def _largest(problems: Problems, found: Analysis) -> Problems:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from reptool.algebra.kernel import Kernel
+from reptool.ir.decisions import decided
 from reptool.ir.nodes import metadata_read
 from reptool.ir.ops import Affine, Concat, Op, Pieces, Sum, View
 from reptool.passages import Passage, crossed
@@ -121,20 +122,22 @@ class Way:
     def _passage(self, node: fx.Node) -> Passage | None:
         op = self.found.ops.get(node)
         own = self.found.passages.get(node) if op is None or isinstance(op, (View, Pieces)) else None
-        return own or crossed(op)
+        return own or crossed(node, op)
 
     def _blocked(self, node: fx.Node, passage: Passage, at: At) -> Refusal | None:
         """Why this passage lets the norm's numbers not across."""
         self.passed = True
-        kernel = self.op.load()
-        if kernel.weight is None or kernel.weight.is_meta:
-            return Refusal(Code.DISTRIBUTE, f"whether it moves across {named(node)} depends on values") if (
-                passage.positive or not passage.shifts
-            ) else None  # fmt: skip
-        if passage.positive and bool((kernel.weight < 0).any()):
+        needs = (passage.positive, not passage.shifts and at.shifted)
+        if not passage.positive and passage.shifts:
+            return None
+        kernel = self.op.load
+        meets = decided(f"crosses {needs}", (self.norm, node), lambda: _meets(kernel(), *needs), "unknown")
+        if meets == "unknown":
+            return Refusal(Code.DISTRIBUTE, f"whether it moves across {named(node)} depends on values")
+        if meets == "negative":
             sentence = f"{named(node)} picks values by their order, which a negative scale turns round"
             return Refusal(Code.DISTRIBUTE, sentence)
-        if not passage.shifts and at.shifted and not kernel.bias_is_zero():
+        if meets == "shifted":
             sentence = f"{named(node)} does not keep constants (it adds up, or counts what lies beyond the border)"
             return Refusal(Code.DISTRIBUTE, f"{sentence}, and there is a shift")
         return None
@@ -395,6 +398,15 @@ class Ahead(Way):
         for leaf, share in zip(made.leaves, made.shares, strict=True):
             for spread in (s for s in self.active if s.ahead and leaf in s.leaves):
                 spread.stand_behind(leaf, share)
+
+
+def _meets(kernel: Kernel, positive: bool, unshifted: bool) -> str:
+    """What of a norm does not cross a passage for positive scales, or for none that shift: '' if all of it does."""
+    if kernel.weight is None or kernel.weight.is_meta:
+        return "unknown"
+    if positive and bool((kernel.weight < 0).any()):
+        return "negative"
+    return "shifted" if unshifted and not kernel.bias_is_zero() else ""
 
 
 def layered(found: Analysis, nodes: Iterable[fx.Node]) -> bool:

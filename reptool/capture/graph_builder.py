@@ -17,6 +17,7 @@ from reptool.capture.side_effects import contents_of, held_by, metadata_of, writ
 from reptool.capture.symbolic import Symbolic, TensorValue, Value
 from reptool.ir.aliasing import mutated_argument, writes_many
 from reptool.ir.casts import CAST_TO, mark, written_out
+from reptool.ir.decisions import decided
 from reptool.ir.nodes import tensor_kind
 from reptool.ir.trace import VALUE, CaptureLimitError, Event, Question, Setting, Unanswerable
 from reptool.ir.walk import KINDS, leaves_in
@@ -31,6 +32,8 @@ _CONTAINERS = frozenset({list, tuple, dict, immutable_list, immutable_dict})
 _isinstance = isinstance  # the builtin, which is another one while tracing
 _SAMPLES: dict[str, Any] = {"size": torch.Size(()), "dtype": torch.float32, "device": torch.device("cpu")}
 """One value of each kind that tells its type."""
+_OF_VALUES = frozenset(["truth", "integer", "number", "membership"])
+_UNKNOWN = object()
 
 
 def _is_named(value: tuple[Any, ...]) -> bool:
@@ -245,7 +248,7 @@ class Writing:
                 raise Unanswerable(f"{named(node)} was written in place, and is asked for its {what}")
             if node.meta.get("cast"):
                 raise Unanswerable(f"{named(node)} is of the dtype of a value, and is asked for its {what}")
-            answer = read(self.evaluate(node))
+            answer = self._answer(node, what, read)
         except Exception as error:
             if type(error).__name__ == "DataDependentOutputException":
                 error = Unanswerable(f"it decides by the {what} of {named(node)}, which depends on data")
@@ -257,6 +260,13 @@ class Writing:
         if what in ("truth", "integer", "membership") and (held := held_by(node)):
             self.stack[-1].questions.append(Question(VALUE, held, answer))
         return answer
+
+    def _answer(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:
+        """What a value answers; code that decides by the numbers of a weight is followed as it was before."""
+        if not node.meta["const"] or what not in _OF_VALUES:
+            return read(self.evaluate(node))
+        found = decided(f"asked {what}", (node,), lambda: read(self.evaluate(node)), _UNKNOWN)
+        return read(self.evaluate(node)) if found is _UNKNOWN else found
 
     def _asked_of_weights(self, node: fx.Node) -> None:
         """What code decides by and a weight has beside its numbers (``requires_grad``, a dtype) is a setting."""

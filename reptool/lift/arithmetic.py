@@ -43,13 +43,12 @@ def channel_map(
     found = along_channels(native, exact, read, ctx)
     if found is None or isinstance(found, Refusal):
         return found.at(node.name) if isinstance(found, Refusal) else None
-    if isinstance(native, Tensor) and native.device.type == "meta":
-        return None
     shape, vector = found
     count = vector.shape[0]
     scale, shift = make(vector)
     n = len(shape.axes or ())
     pick = dirac_kernel(count, [1] * n, count).reshape(count, 1, *[1] * n)
+    pick = pick.to("meta") if scale.is_meta or (shift is not None and shift.is_meta) else pick
     weight = pick * scale.reshape(-1, *[1] * (n + 1)).to(pick)
     kernel = Kernel(shape.channels, shape.axes, weight, shift, shifts)
     owners = cone_of(ctx, constant)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from reptool.algebra.kernel import Axis
+from reptool.ir.decisions import decided
 from reptool.ir.nodes import name_of
 from reptool.lift.arithmetic import channel_map
 from reptool.lift.constants import MAX_AXES
@@ -49,7 +50,7 @@ def _times(
     if not isinstance(matrix, fx.Node) or not matrix.meta["const"] or source_of(node, source, ctx) is None:
         return None
     native = ctx.constant(matrix)
-    shape = _matrix_shape(native)
+    shape = _matrix_shape(node, native)
     if shape is None or not native.is_floating_point():
         return None
     size = shape if out_first else shape[::-1]
@@ -70,14 +71,19 @@ def _times(
     )  # fmt: skip
 
 
-def _matrix_shape(value: Any) -> tuple[int, int] | None:
+def _matrix_shape(node: fx.Node, value: Any) -> tuple[int, int] | None:
     """The shape of a matrix, or of one that is the same for every sample of a batch."""
     shape = shape_of(value)
     if shape is None or len(shape) not in (2, 3) or not all(shape):
         return None
-    if len(shape) == 3 and shape[0] > 1 and (value.is_meta or not bool((value == value[:1]).all())):
+    if len(shape) == 3 and shape[0] > 1 and not decided("same", (node,), lambda: _is_repeated(value), False):
         return None
     return shape[-2], shape[-1]
+
+
+def _is_repeated(value: Tensor) -> bool:
+    """Whether every sample of a batch is the same."""
+    return not value.is_meta and bool((value == value[:1]).all())
 
 
 def _is_row(bias: Any, count: int, behind: int) -> bool:

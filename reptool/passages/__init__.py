@@ -19,6 +19,7 @@ from typing import Any
 from torch import fx, nn
 
 from reptool.algebra.kernel import Border, Kernel
+from reptool.ir.decisions import decided
 from reptool.ir.nodes import name_of
 from reptool.ir.ops import Affine, Op, View
 from reptool.lift.reading import Context, source_of
@@ -58,7 +59,7 @@ def passage(node: fx.Node, ctx: Context) -> Passage | None:
     return None
 
 
-def crossed(op: Op | None) -> Passage | None:
+def crossed(node: fx.Node, op: Op | None) -> Passage | None:
     """An operation that is a map or view as a passage: the same on all channels, or an order of axes."""
     if isinstance(op, View):
         return Passage(op.source, op.moves) if op.moves else None
@@ -71,11 +72,12 @@ def crossed(op: Op | None) -> Passage | None:
     if borders & {Border.CONSTANT, Border.UNKNOWN} or any(a.border is Border.UNKNOWN for a in shape.axes or ()):
         return None
     moves = ANY if shape.axes is None else {len(shape.axes): len(shape.axes)}
-    return Passage(op.source, moves, shifts=Border.ZEROS not in borders and _adds_to_one(op.load()))
+    keeps = Border.ZEROS not in borders and decided("adds to one", (node,), lambda: _adds_to_one(op.load()), False)
+    return Passage(op.source, moves, shifts=keeps)
 
 
 def _adds_to_one(kernel: Kernel) -> bool:
-    return kernel.weight is not None and abs(float(kernel.weight.sum()) - 1) < UNIT
+    return kernel.weight is not None and not kernel.weight.is_meta and abs(float(kernel.weight.sum()) - 1) < UNIT
 
 
 _MODULES: tuple[tuple[Any, Callable[[Any, fx.Node, Context], Passage | None]], ...] = (

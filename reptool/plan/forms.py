@@ -11,6 +11,7 @@ from torch import fx
 from reptool.algebra.kernel import Axis, Kernel, identity
 from reptool.algebra.laws import add, compose, concat
 from reptool.fusions.linear import linear_to_pointwise, pointwise_to_linear
+from reptool.ir.decisions import decided
 from reptool.ir.ops import Affine, Concat, Sum, View
 from reptool.refusal import Code, Refusal
 
@@ -61,7 +62,7 @@ def through(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Refus
             return inner if isinstance(inner, Refusal) else outer
         return compose(outer, inner)
 
-    return _form(compose(fit, form.shape), form.root, form.ops | {node}, make, form.layout, values)
+    return _form("form", compose(fit, form.shape), form.root, form.ops | {node}, make, form.layout, values)
 
 
 def chained(outer: Form, inner: Form, values: bool) -> Form | Refusal:
@@ -73,20 +74,31 @@ def chained(outer: Form, inner: Form, values: bool) -> Form | Refusal:
             return first if isinstance(first, Refusal) else then
         return compose(then, first)
 
-    return _form(compose(outer.shape, inner.shape), inner.root, inner.ops | outer.ops, make, None, values)
+    return _form("chain", compose(outer.shape, inner.shape), inner.root, inner.ops | outer.ops, make, None, values)
 
 
 def _form(
-    shape: Kernel | Refusal, root: fx.Node, ops: frozenset[fx.Node], make: Callable[[], Kernel | Refusal],
+    what: str, shape: Kernel | Refusal, root: fx.Node, ops: frozenset[fx.Node], make: Callable[[], Kernel | Refusal],
     layout: int | None, values: bool,
 ) -> Form | Refusal:  # fmt: skip
     """A form of this shape; where the shape alone does not say whether it is one, its values do if they are known."""
-    if isinstance(shape, Refusal) and shape.code in _NEEDS_VALUES and values:
-        whole = make()
-        if isinstance(whole, Refusal):
-            return whole
-        return Form(root, whole.shape_only(), ops, make, layout, whole)
-    return shape if isinstance(shape, Refusal) else Form(root, shape, ops, make, layout)
+    if not isinstance(shape, Refusal):
+        return Form(root, shape, ops, make, layout)
+    if shape.code not in _NEEDS_VALUES:
+        return shape
+    form = Form(root, identity(), ops, make, layout)
+    held: Kernel | Refusal = shape
+
+    def find() -> Kernel | None:
+        nonlocal held
+        held = form.kernel() if values else shape
+        return held.shape_only() if isinstance(held, Kernel) else None
+
+    found = decided(what, (root, *ops), find, None)
+    if found is None:
+        return held if isinstance(held, Refusal) else shape
+    form.shape = found
+    return form
 
 
 def _viewed(kernel: Kernel, form: Form) -> Kernel | Refusal:

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from reptool.algebra.kernel import Kernel
+from reptool.algebra.work import Work
+from reptool.ir.decisions import decided
 from reptool.ir.ops import Affine
 from reptool.probing.affine_ops import all_affine
 from reptool.probing.impulse import BASES, Response, measure
@@ -85,32 +88,53 @@ class Responses:
         path, module = str(node.target), node.meta["module"]
         full = self._full(path)
         asked = full in self.named
-        if not asked and not self.values:
-            return None
-        if not self.values:
-            return Refusal(Code.OPAQUE, f"{full!r} is read by running it, which needs its weights", (node.name,))
-        fits = self._fits(module, rank, channels, asked)
-        if isinstance(fits, Refusal):
-            return fits.at(node.name) if asked else None
-        response = self._response(full, module, *fits, shape, asked)
-        if isinstance(response, Refusal):
-            if not asked and response.code is not Code.NOT_AFFINE:
-                return None
-            return Refusal(response.code, f"{full!r}: {response.sentence}", (node.name,))
-        self.why[full] = f"{'named by the caller' if asked else 'runs affine operations alone'}; {response}"
-        kernel = response.kernel
+        unread = Refusal(Code.OPAQUE, f"{full!r} is read by running it, which needs its weights", (node.name,))
+        measured: Response | Refusal | None = unread if asked else None
+
+        def find() -> tuple[Kernel, Work] | None:
+            nonlocal measured
+            measured = self._measured(node, full, rank, channels, shape, asked) if self.values else measured
+            return (measured.kernel.shape_only(), measured.work) if isinstance(measured, Response) else None
+
+        found = decided("impulse", (node,), find, None)
+        if found is None:
+            return measured if isinstance(measured, Refusal) else None
+        if (self.values and measured is None) or isinstance(measured, Refusal):
+            find()  # the plan is given, and the values are needed all the same
+        if isinstance(measured, Response):
+            self.why[full] = f"{'named by the caller' if asked else 'runs affine operations alone'}; {measured}"
+
+        def load() -> Kernel:
+            assert isinstance(measured, Response)
+            return measured.kernel
+
         owners = tuple(f"{path}.{n}" if n else path for n, _ in module.named_modules())
         return Affine(
             source,
-            kernel.shape_only(),
-            lambda: kernel,
+            found[0],
+            load,
             owners,
             layer=True,
             paradigm="impulse",
-            rank_guard=len(kernel.axes or ()) + 2,
+            rank_guard=len(found[0].axes or ()) + 2,
             computed=True,
-            work=response.work,
+            work=found[1],
         )
+
+    def _measured(
+        self, node: fx.Node, full: str, rank: int | None, channels: int | None, shape: tuple[int, ...] | None,
+        asked: bool,
+    ) -> Response | Refusal | None:  # fmt: skip
+        """What running the module shows, or why it is not read."""
+        fits = self._fits(node.meta["module"], rank, channels, asked)
+        if isinstance(fits, Refusal):
+            return fits.at(node.name) if asked else None
+        response = self._response(full, node.meta["module"], *fits, shape, asked)
+        if isinstance(response, Response):
+            return response
+        if not asked and response.code is not Code.NOT_AFFINE:
+            return None
+        return Refusal(response.code, f"{full!r}: {response.sentence}", (node.name,))
 
     def _response(
         self, full: str, module: nn.Module, channels: int, axes: int, shape: tuple[int, ...] | None, asked: bool

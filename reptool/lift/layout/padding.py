@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from reptool.algebra.kernel import Axis, Border, Kernel
+from reptool.ir.decisions import decided
 from reptool.ir.nodes import name_of
 from reptool.ir.ops import Affine, Fill
 from reptool.lift.constants import along_channels
@@ -105,7 +106,7 @@ def fill(node: fx.Node, ctx: Context) -> Lifted:
     if not all(isinstance(c, tuple) for c in shown):
         return None
     vectors = [c[1] for c in shown if isinstance(c, tuple)]
-    if any(not torch.equal(v, vectors[0]) for v in vectors):
+    if not decided("same", (node,), lambda: all(torch.equal(v, vectors[0]) for v in vectors), False):
         return None
     axes = tuple(replace(a, border=Border.CONSTANT) if a.reads_outside else a for a in pad.shape.axes)
     kernel = replace(pad.load(), axes=axes, border_value=vectors[0])

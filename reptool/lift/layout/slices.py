@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from reptool.algebra.kernel import Axis, Channels, Kernel
 from reptool.fusions.shortcut import dirac_kernel
+from reptool.ir.decisions import decided
 from reptool.ir.nodes import name_of
 from reptool.ir.ops import Affine, Concat, Pieces
 from reptool.lift.reading import Context, Lifted, arguments, cone_of, fixed, handed_on, owned, source_of, varies
@@ -118,7 +119,8 @@ def _picked(node: fx.Node, owner: Any, index: Any, dim: int, ctx: Context) -> Li
     if isinstance(index, fx.Node) and index.meta["const"]:
         value = ctx.constant(index)
         whole = isinstance(value, torch.Tensor) and value.dim() == 1 and value.dtype in (torch.int64, torch.int32)
-        rows = value.tolist() if whole and value.device.type != "meta" else None
+        held = whole and value.device.type != "meta"
+        rows = decided("rows", (node, index), lambda: value.tolist() if held else None, None)
     else:
         rows = list(index) if isinstance(index, list) and all(type(i) is int for i in index) else None
     if source is None or behind is None or total is None or not rows:

@@ -21,6 +21,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from reptool.ir.decisions import decided
 from reptool.ir.nodes import name_of
 from reptool.ir.ops import Affine
 from reptool.lift.reading import Context, Lifted, cone_of, handed_on, is_number, owned
@@ -99,7 +100,9 @@ def unchanged_function(node: fx.Node, ctx: Context) -> Lifted:
     if any(not v.meta["const"] for v in held):
         return None
     given = {k: ctx.constant(v) if isinstance(v, fx.Node) else v for k, v in rest}
-    if not holds(given) or (law is not LAWS["prelu"] and any(_reshapes(v, ctx) for v in held)):
+    if not decided("unchanged", (node,), lambda: holds(given), False) or (
+        law is not LAWS["prelu"] and any(_reshapes(v, ctx) for v in held)
+    ):
         return None
     lifted = handed_on(node, first[1], ctx)
     return Affine(lifted.source, lifted.shape, lifted.load, cone_of(ctx, *held)) if isinstance(lifted, Affine) else None
@@ -117,4 +120,5 @@ def unchanged_module(node: fx.Node, module: nn.Module, ctx: Context) -> Lifted:
     function, holds = LAWS[name]
     names = list(inspect.signature(function).parameters)[1:]
     given = {n: getattr(module, n, None) for n in names}
-    return owned(handed_on(node, node.args[0], ctx), node) if holds(given) else None
+    same = decided("unchanged", (node,), lambda: holds(given), False)
+    return owned(handed_on(node, node.args[0], ctx), node) if same else None
