@@ -13,6 +13,7 @@ from reptool.refocus import Refocusing as Refocusing
 from reptool.refusal import Code as Code
 from reptool.refusal import Refusal as Refusal
 from reptool.report.data import Report as Report
+from reptool.rules.lifting import lifts as lifts
 from reptool.runtime.legacy import keep_old_addresses
 from reptool.runtime.release import release as release
 
@@ -31,6 +32,7 @@ __all__ = [
     "expand",
     "expansion_report",
     "explain",
+    "lifts",
     "load_deployed",
     "release",
     "report",

@@ -30,6 +30,10 @@ class FoldedNormWarning(UserWarning):
     """A deployed model was put into training mode: its folded norms do not normalize by their batch."""
 
 
+class RuleError(ReptoolError):
+    """A rule of the user's own raised, or gave what no rule may give: which rule, where, and what it broke."""
+
+
 class RequirementError(ReptoolError):
     """`require=` asked for something the deployed model does not fulfil."""
 

@@ -47,6 +47,8 @@ class Code(str, Enum):
     BUDGET = "budget"
     EXCLUDED = "excluded"
     RULE_OFF = "rule-off"
+    # --- rules of the user's own (rules/)
+    RULE = "rule"
     # --- what was made, run beside the original (verify/), and what it would take (algebra/budget.py)
     UNVERIFIED = "unverified"
     NOT_RUN = "not-run"

@@ -44,6 +44,20 @@ def images(channels: int = 4, size: int = 10) -> Tensor:
     return torch.randn(2, channels, size, size - 2)
 
 
+class Own(nn.Module):
+    """A module for which a rule has been written."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Twice as much."""
+        return 2 * x
+
+
+@reptool.lifts(Own)
+def own(module: nn.Module) -> Refusal:
+    """A rule that refuses."""
+    return Refusal(Code.RULE, "not today")
+
+
 @dataclass
 class Case:
     """One model that provokes one code.
@@ -261,6 +275,7 @@ CASES = [
         "GB",
         options={"force": True},
     ),
+    Case(Code.RULE, lambda: nn.Sequential(conv(4, 4), Own(), nn.BatchNorm2d(4)), "rule 'own' for 1: not today"),
     Case(Code.RULE_OFF, lambda: nn.Sequential(conv(4, 4), nn.BatchNorm2d(4)), "[1]", options={"rules": "sequential"}),
 ]
 OTHERS = {Code.OVERFLOW, Code.NON_FINITE}  # what only the values show: their own tests are below

@@ -15,6 +15,7 @@ from reptool.frontends.inputs import example_arguments
 from reptool.plan.options import Options, matches
 from reptool.plan.rules import RULES
 from reptool.probing.opaque import is_named
+from reptool.rules.lifting import LIFTS, Lift, active_lifts
 
 FLOAT = ("NonDynamicallyQuantizableLinear", "FloatFunctional")  # float modules that live among the quantized ones
 REQUIREMENTS = ("no_batchnorm", "no_refusals", "all_traced")
@@ -113,17 +114,25 @@ def prepared(
     if model.training:
         raise InputError(f"the {type(model).__name__} is in training mode; call model.eval() first")
     args, kwargs = example_arguments(example_inputs, model)
-    chosen = None if rules is None else frozenset(_names(rules))
-    unknown = (chosen or frozenset()) - set(RULES)
-    if unknown:
-        raise InputError(f"unknown rules {sorted(unknown)}; the rules are {', '.join(RULES)}")
+    chosen = None if rules is None else _rule_names(rules)
     wanted = None if include is None else _patterns("include", include, model)
     left = () if exclude is None else _patterns("exclude", exclude, model)
     claimed = _parts("affine", affine, model)
     for name in claimed:
         if not any(is_named(path, module, name) for path, module in model.named_modules()):
             raise nothing_matches("affine", name, model, [n for n, _ in model.named_modules() if n])
-    return model, args, kwargs, Options(chosen, force, wanted, left, keep_fallback, claimed)
+    lifts = active_lifts(chosen)
+    return model, args, kwargs, Options(chosen, force, wanted, left, keep_fallback, claimed, lifts)
+
+
+def _rule_names(rules: Any) -> frozenset[str]:
+    """The names of the rules that are given, all of them known."""
+    names = frozenset(r.name if isinstance(r, Lift) else r for r in _names(rules))
+    unknown = names - set(RULES) - set(LIFTS)
+    if unknown:
+        known = ", ".join((*RULES, *sorted(LIFTS)))
+        raise InputError(f"unknown rules {sorted(map(str, unknown))}; the rules are {known}")
+    return names
 
 
 def _parts(what: str, given: Any, model: nn.Module) -> tuple[str | type, ...]:
@@ -159,5 +168,5 @@ def required(require: str | Iterable[str] | None) -> list[str]:
     return needed
 
 
-def _names(value: str | Iterable[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+def _names(value: Any) -> list[Any]:
+    return [value] if isinstance(value, (str, Lift)) else list(value)

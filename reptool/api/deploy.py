@@ -135,7 +135,8 @@ def deploy(
             on them.
         inplace: change `model` itself instead of a copy.
         verify: check every region in float64, before and after the cast.
-        rules: names of the rules to apply (see `reptool.RULES`), default all.
+        rules: names of the rules to apply (see `reptool.RULES`) and rules of your own (see `reptool.lifts`), default
+            all of these.
         force: apply the rules also where the result is dearer.
         include: module path patterns (``fnmatch``) or classes of modules; only these and what is in them are touched.
         exclude: module path patterns or classes of modules that are left alone.
@@ -156,6 +157,7 @@ def deploy(
         UnsupportedModelError: not a plain module (scripted, exported, quantized, lazy, on the meta device).
         InputError: training mode, example inputs that do not fit, unknown rules, patterns that match nothing,
             weights that are not finite.
+        RuleError: a rule of your own raised, or said what no rule may say; nothing was changed.
         VerificationError: a region does not compute what the original computes; nothing was changed.
         RequirementError: `require` is not met; nothing was changed.
 

@@ -30,6 +30,7 @@ def is_marked(model: nn.Module, inputs: Any, options: Options) -> bool:
 def _print(model: nn.Module, inputs: Any, options: Options) -> str:
     """A fingerprint of structure: classes, code, settings, shapes, hooks; of no parameter's value."""
     chosen = {**vars(options), "rules": None if options.rules is None else sorted(options.rules)}
+    chosen["lifts"] = sorted(options.lifts)
     shown = [(p, tuple(t.shape), t.dtype) for p, t in tensors_in(inputs)]
     out = hashlib.sha256(repr((chosen, shown)).encode())
     first: dict[int, str] = {}

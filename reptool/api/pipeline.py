@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from reptool.ir.aliasing import resolve
 from reptool.ir.decisions import decide_for
 from reptool.ir.ops import Affine
 from reptool.ir.trace import CaptureLimitError, Event, Trace, Unanswerable, all_events
+from reptool.lift.registry import own_functions, own_modules
 from reptool.models.copies import shallow_copy
 from reptool.passages.own_affines import OwnAffines
 from reptool.plan.candidates import Analysis, analyse, out_of_reach
@@ -32,6 +34,7 @@ from reptool.refusal import Code, Refusal
 from reptool.report.left import left_over, why_left
 from reptool.report.progress import phase
 from reptool.report.progress import unit as begun
+from reptool.rules.reading import Stated
 from reptool.runtime.originals import KEPT
 from reptool.safety.check import Wiring
 from reptool.safety.ownership import Ownership, ownership
@@ -68,6 +71,8 @@ def make_plan(
     owned = ownership(scratch)
     watched = watched_classes(scratch)
     responses = Responses(named_paths(scratch, options.affine), values)
+    stated = Stated(options.lifts, values)
+    own = own_modules(scratch, stated.active)
     queue: list[tuple[str, nn.Module, tuple[Any, ...] | None, dict[str, Any]]] = [("", scratch, args, kwargs)]
     done: set[int] = set()
     seen: dict[str, Call] | None = None
@@ -89,7 +94,8 @@ def make_plan(
         begun(prefix or "the whole model")
         decide_for(prefix)
         with phase("capture"):
-            traced = _trace(module, prefix, given, named, watched, responses.below(prefix))
+            closed = responses.below(prefix) | _below(prefix, own)
+            traced = _trace(module, prefix, given, named, watched, closed, own_functions(stated.active))
         if isinstance(traced, str):
             plan.untraced[prefix] = traced
             queue += _children(prefix, module)
@@ -100,13 +106,13 @@ def make_plan(
             plan.untraced[f"{prefix}.{path}" if prefix else path] = why
         unit = _unit(
             recorder, trace, options, (values, cast), owned.under(prefix), _above(scratch, prefix), plan,
-            responses.under(prefix), given_up,
+            responses.under(prefix), stated, given_up,
         )  # fmt: skip
         plan.units.append(unit)
         gone = unit.gone()
         for path in [*unit.closed, *(p for p in trace.opaque if p not in gone)]:  # what is inside is fused by itself
             queue.append((f"{prefix}.{path}" if prefix else path, module.get_submodule(path), None, {}))
-    plan.impulses = responses.why
+    plan.impulses = {**responses.why, **stated.why}
     plan.unseen = _unseen(plan, responses)
     return plan
 
@@ -123,6 +129,12 @@ def _unseen(plan: Plan, responses: Responses) -> list[Refusal]:
     return [Refusal(Code.UNTRACEABLE, sentence, (p or "<root>",)) for p in sorted(responses.named - called)]
 
 
+def _below(prefix: str, paths: Sequence[str]) -> frozenset[str]:
+    """Of paths in the whole model, those inside of the module at `prefix`, by its own paths."""
+    lead = f"{prefix}." if prefix else ""
+    return frozenset(p[len(lead) :] for p in paths if p.startswith(lead) and p != prefix)
+
+
 def _children(prefix: str, module: nn.Module) -> list[tuple[str, nn.Module, tuple[Any, ...] | None, dict[str, Any]]]:
     children = [(n, m) for n, m in module.named_children() if n != KEPT]
     return [(f"{prefix}.{n}" if prefix else n, m, None, {}) for n, m in children]
@@ -137,14 +149,18 @@ def _above(model: nn.Module, prefix: str) -> dict[str, nn.Module]:
 
 def _trace(
     module: nn.Module, prefix: str, args: tuple[Any, ...] | None, kwargs: dict[str, Any], watched: tuple[type, ...],
-    affine: frozenset[str],
+    closed: frozenset[str], own: Sequence[FunctionType],
 ) -> tuple[Recorder, Trace] | str:  # fmt: skip
-    recorder = Recorder(module, prefix, watched)
-    recorder.named = affine
+    def new() -> Recorder:
+        made = Recorder(module, prefix, watched)
+        made.named, made.own_functions = closed, own
+        return made
+
+    recorder = new()
 
     def again(inputs: tuple[Any, Any], trace: Trace) -> Trace:
-        other = Recorder(module, prefix, watched)
-        other.guessed, other.named, other.unsettled = recorder.guessed, affine, recorder.unsettled
+        other = new()
+        other.guessed, other.unsettled = recorder.guessed, recorder.unsettled
         other.opaque = dict(trace.opaque)
         other.adopt(recorder)
         mark_state(trace, other.run(*inputs))
@@ -158,8 +174,8 @@ def _trace(
             guess = made_up(module, inputs) if args is None else None
             if guess is None:
                 raise
-            recorder = Recorder(module, prefix, watched)
-            recorder.guessed, recorder.named = True, affine
+            recorder = new()
+            recorder.guessed = True
             return recorder, again(guess, recorder.run(*guess))
     except CaptureLimitError as error:
         return str(error)
@@ -176,13 +192,14 @@ def _unit(
     above: dict[str, nn.Module],
     plan: Plan,
     responses: Responses,
+    stated: Stated,
     given_up: GivenUp,
 ) -> Unit:
     values, cast = known
     reads = resolve(trace.graph)
     trace.escaped |= handed_out(trace.top, reads)
     drop_settled(trace)
-    facts = Facts(recorder, reads, {}, responses)
+    facts = Facts(recorder, reads, {}, responses, stated)
     blocked = _blocked(recorder, trace)
     specialize = _specializer(recorder, trace, owned, options) if options.keep_fallback and trace.shown else None
     closed = [str(n.target) for n in trace.graph.nodes if n.op == "call_module" and n.meta.get("opaque") == ""]

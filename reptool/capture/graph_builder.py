@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ class Writing:
         self.escapes: set[fx.Node] = set()
         self.closed: Callable[[str], str] | None = None  # kind of value of a module that need not be opened, or ''
         self.named: frozenset[str] = frozenset()  # paths the caller says are affine: not opened
+        self.own_functions: Sequence[FunctionType] = ()  # what a user's rule reads: not followed
         self.wrapped: list[tuple[nn.Module, str]] = []  # methods that stand behind a recorder for now
         self.unanswered: Exception | None = None
         self.unsettled: dict[int, str] = {}  # layers that the code itself sets -> an attribute it writes

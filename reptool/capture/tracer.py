@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from reptool.capture.graph_builder import Writing
+from reptool.capture.own_functions import intercepted
 from reptool.capture.patching import WATCHED, patched
 from reptool.capture.side_effects import kept_outside, written_constants, written_contents
 from reptool.capture.symbolic import Symbolic
@@ -244,7 +245,7 @@ class Recorder(Writing):
     def _walked(self, top: Event, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the code."""
         module = top.module
-        with _LOCK, patched(self), users_device():
+        with _LOCK, patched(self), intercepted(self), users_device():
             self.active = True
             try:
                 self._ask_for_errors(top)
@@ -265,6 +266,7 @@ class Recorder(Writing):
         """The same run once more, of which only what else it does is of interest."""
         other = Recorder(self.root, self.prefix, self.watched)
         other.guessed, other.named, other.closed = self.guessed, self.named, self.closed
+        other.own_functions = self.own_functions
         other.opaque = {p: why for p, why in self.opaque.items() if why}
         top = Event(self.root.get_submodule(path), path, method, None)
         other.stack = [top]

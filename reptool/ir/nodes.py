@@ -47,10 +47,14 @@ _ARITHMETIC = {
 }
 
 
+FOREIGN: dict[int, Any] = {}
+"""Functions that users registered rules for, by id: their names mean nothing."""
+
+
 def name_of(node: fx.Node) -> str:
     """The bare name of the operation: ``add_`` and ``operator.iadd`` keep their own names.
 
-    An operator that somebody registered has its namespace in front: ``mine::add`` adds nobody knows what.
+    An operator or function that somebody registered has its namespace in front: ``mine::add`` adds nobody knows what.
     """
     target = node.target
     if isinstance(target, str):
@@ -59,7 +63,8 @@ def name_of(node: fx.Node) -> str:
         packet = target.overloadpacket if isinstance(target, OpOverload) else target
         space, _, name = str(packet).partition(".")
         return name if space == "aten" else f"{space}::{name}"
-    return getattr(target, "__name__", str(target))
+    name = getattr(target, "__name__", str(target))
+    return f"{target.__module__}::{name}" if id(target) in FOREIGN else name
 
 
 def is_size_like(node: fx.Node) -> bool:

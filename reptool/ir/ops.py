@@ -28,6 +28,7 @@ class Affine:
         work: what it executes as it stands, where that is not what its kernel says.
         via: the node that is read, where that is no map of `source` by itself (`Pieces`).
         beside: values that it also reads, and that stay: it is a map of `source` alone, whatever that consists of.
+        rule: the name of the user's rule that says so, '' for operations of torch's own.
     """
 
     source: fx.Node
@@ -42,6 +43,7 @@ class Affine:
     work: Work | None = None
     via: fx.Node | None = None
     beside: tuple[fx.Node, ...] = ()
+    rule: str = ""
 
     @property
     def sources(self) -> list[fx.Node]:

@@ -11,7 +11,6 @@ from typing import Any
 from torch import fx, nn
 
 from reptool.ir.computed_weights import has_weight_property
-from reptool.ir.nodes import name_of
 from reptool.lift.arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, reduced, stack
 from reptool.lift.convolutions import conv_function, conv_module, linear_function, linear_module
 from reptool.lift.deformable import NAME as DEFORMABLE
@@ -38,12 +37,13 @@ from reptool.lift.products import addmm, einsum, matmul, tensordot
 from reptool.lift.reading import Context as Context
 from reptool.lift.reading import Lifted as Lifted
 from reptool.lift.reading import source_of
+from reptool.lift.registry import function_entries, module_entries, reads
 from reptool.lift.transposed import asks_for_size, convolution, transposed_function, transposed_module
 
 _PADS = tuple(
     getattr(nn, f"{k}Pad{n}d") for k in ("Zero", "Constant", "Reflection", "Replication", "Circular") for n in (1, 2, 3)
 )
-MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...] = (
+_MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...] = (
     (nn.modules.conv._ConvTransposeNd, transposed_module),
     (nn.modules.conv._ConvNd, conv_module),
     (nn.Linear, linear_module),
@@ -57,7 +57,7 @@ MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...]
     (nn.ChannelShuffle, shuffle_module),
     (CLASSES, unchanged_module),
 )
-FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
+_FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     **{f"conv{n}d": conv_function for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": transposed_function for n in (1, 2, 3)},
     **dict.fromkeys(("convolution", "_convolution"), convolution),
@@ -113,6 +113,12 @@ FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
 }
 
 
+for _classes, _read in _MODULES:
+    reads(*(_classes if isinstance(_classes, tuple) else (_classes,)))(_read)
+for _name, _function in _FUNCTIONS.items():
+    reads(_name)(_function)
+
+
 def lift(node: fx.Node, ctx: Context) -> Lifted:
     """Read one node.
 
@@ -121,37 +127,33 @@ def lift(node: fx.Node, ctx: Context) -> Lifted:
     """
     if node.meta["const"]:
         return None
-    if node.op == "call_module" and "opaque" in node.meta:
-        return _opaque_module(node, ctx)
     if node.op == "call_module":
-        handler = _module_handler(node.meta.get("module"))
-        if handler is None or node.meta.get("kind") == "unknown":
-            return None
-        plain = (len(node.args) == 1 and not node.kwargs) or asks_for_size(node)
-        if not plain or not isinstance(node.args[0], fx.Node):
-            return None
-        if has_weight_property(node.meta["module"]):
-            return None
-        return handler(node, node.meta["module"], ctx)
+        return _module(node, ctx)
     if node.op in ("call_function", "call_method"):
-        name = name_of(node)
-        if node.op == "call_method" and name.startswith("__") and name.endswith("__"):
-            name = {"__truediv__": "truediv", "__rsub__": "rsub"}.get(name, name.strip("_"))
-        function = FUNCTIONS.get(name)
-        return function(node, ctx) if function else None
+        found = (entry.read(node, ctx) for entry in function_entries(node, ctx.active))
+        return next((op for op in found if op is not None), None)
     return None
+
+
+def _module(node: fx.Node, ctx: Context) -> Lifted:
+    module: Any = node.meta.get("module")
+    for entry in module_entries(type(module), ctx.active):
+        if entry.rule and (own := entry.read(node, module, ctx)) is not None:
+            return own
+        if not entry.rule and "opaque" not in node.meta:
+            return entry.read(node, module, ctx) if _is_plain(node) else None
+    return _opaque_module(node, ctx) if "opaque" in node.meta else None
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Whether a module of torch's is called with one value and computes with the weights that it holds."""
+    plain = (len(node.args) == 1 and not node.kwargs) or asks_for_size(node)
+    if node.meta.get("kind") == "unknown" or not plain or not isinstance(node.args[0], fx.Node):
+        return False
+    return not has_weight_property(node.meta["module"])
 
 
 def _opaque_module(node: fx.Node, ctx: Context) -> Lifted:
     """A module whose code is not read: what its impulse response says, where that may be asked for."""
     source = source_of(node, node.args[0], ctx) if len(node.args) == 1 and not node.kwargs else None
     return None if source is None else ctx.opaque(node, source)
-
-
-def _module_handler(module: Any) -> Callable[[fx.Node, nn.Module, Context], Lifted] | None:
-    if module is None:
-        return None
-    for classes, handler in MODULES:
-        if isinstance(module, classes):
-            return handler
-    return None

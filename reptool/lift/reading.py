@@ -37,7 +37,10 @@ class Context:
         taken: Callable[[fx.Node], Sequence[fx.Node]] = lambda node: (),
         expected: Callable[[fx.Node, int], int | None] = lambda node, behind: None,
         unsure: Callable[[fx.Node], bool] = lambda node: False,
+        own: Callable[[fx.Node, Any], Lifted] = lambda node, rule: None,
+        active: frozenset[str] = frozenset(),
     ) -> None:
+        self.own, self.active = own, active
         self.unsure = unsure
         self.taken, self.expected = taken, expected
         self.ops, self.opaque = ops, opaque

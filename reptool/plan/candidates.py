@@ -78,7 +78,7 @@ def analyse(
     ctx = Context(
         facts.constant, facts.exact, reads.of, facts.rank, facts.channels, facts.cone, facts.behind, facts.dtype,
         facts.stated_rank, facts.ops, facts.opaque, facts.taken, facts.width_expected,
-        facts.unsure,
+        facts.unsure, facts.own, facts.active,
     )  # fmt: skip
     for node in graph.nodes:
         refusal = blocked.get(node)

@@ -15,9 +15,12 @@ from reptool.ir.nodes import name_of, weight_argument
 from reptool.ir.ops import Affine, Concat, Op, Reduced, Sum
 from reptool.ir.shapes import SAME_SHAPE, SAME_SHAPE_MODULES, keeps_shape
 from reptool.ir.trace import Unanswerable
+from reptool.lift.reading import Lifted
 from reptool.models.copies import full_copy
 from reptool.probing.opaque import Responses
 from reptool.refusal import Refusal
+from reptool.rules.lifting import Lift
+from reptool.rules.reading import Stated
 
 _CASTS = {"to", "float", "half", "type_as"}
 _RANKED_MODULES = tuple(
@@ -38,9 +41,11 @@ class Facts:
     """Answers about the nodes of one trace, each worked out once."""
 
     def __init__(
-        self, recorder: Recorder, reads: Reads, ops: dict[fx.Node, Op], responses: Responses | None = None
-    ) -> None:
+        self, recorder: Recorder, reads: Reads, ops: dict[fx.Node, Op], responses: Responses | None = None,
+        stated: Stated | None = None,
+    ) -> None:  # fmt: skip
         self.recorder, self.reads, self.ops, self.responses = recorder, reads, ops, responses
+        self.stated, self.active = stated, frozenset[str]() if stated is None else stated.active
         self.shown = True  # whether the example inputs may be looked at
         self._blind: Facts | None = None
         self._exact: dict[fx.Node, Any] = {}
@@ -420,6 +425,10 @@ class Facts:
         channels = None if rank is None else self.channels(source, rank - 2)
         shape = self.shape(source)
         return self.responses.of(node, source, rank, channels, shape)
+
+    def own(self, node: fx.Node, rule: Lift) -> Lifted:
+        """What a rule of the user's says that an operation is."""
+        return None if self.stated is None else self.stated.of(node, rule, self.recorder.prefix, self)
 
     def behind(self, node: fx.Node) -> int | None:
         """Axes behind the channels of the layer that makes this value, None when no layer does."""

@@ -26,6 +26,7 @@ class Options:
     exclude: tuple[str, ...] = ()
     keep_fallback: bool = False
     affine: Names = ()
+    lifts: frozenset[str] = frozenset()
 
 
 def allowed_by(options: Options, found: Analysis, trace: Trace) -> Callable[[fx.Node, Form], Refusal | None]:

@@ -8,11 +8,13 @@ from reptool.algebra.kernel import Axis
 from reptool.ir.ops import Affine, Concat, Pieces, Reduced, Stack, Sum, View
 from reptool.plan.candidates import Analysis, forms_of
 from reptool.plan.forms import Form
+from reptool.rules.lifting import BUILT_IN
 
 RULES = (
     "conv_bn", "bn_conv", "branch_add", "branch_concat", "kernel_size", "sequential", "shortcut", "avg_pool", "scale",
     "padding", "slice", "linear", "weights", "impulse", "distribute",
 )  # fmt: skip
+BUILT_IN.update(RULES)
 
 
 def rules_of(form: Form, found: Analysis) -> frozenset[str]:
@@ -23,6 +25,8 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
     layers = [n for n in ops if isinstance(found.ops[n], Affine) and found.ops[n].layer]  # type: ignore[union-attr]
     for node in ops:
         op = found.ops[node]
+        if isinstance(op, Affine) and op.rule:
+            rules.add(op.rule)
         if node in found.shares:
             rules.add("distribute")
         if isinstance(op, Affine):
@@ -35,7 +39,7 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
                 "slice": {"slice"},
                 "impulse": {"impulse"},
             }.get(op.paradigm, set())
-            if op.computed and op.work is None:
+            if op.computed and op.work is None and not op.rule:
                 rules.add("weights")
             if op.layer and any(n is not node and n in _upstream(node, form, found) for n in layers):
                 rules.add("sequential")

@@ -101,7 +101,7 @@ class _Left:
         op = self.found.ops.get(node)
         if isinstance(op, Affine):
             if op.layer:
-                return op.paradigm != "impulse" and self._computes(node, op)
+                return op.paradigm not in ("impulse", "own") and self._computes(node, op)
             if op.paradigm == "scale":
                 return bool(op.owners) or self._at_a_layer(node)
             return op.paradigm == "bn"

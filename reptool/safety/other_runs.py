@@ -83,7 +83,8 @@ class Runs:
         root = self._own()
         args, kwargs = _arguments(function_of(type(root.get_submodule(path)), name), flags)
         recorder = self._like = Recorder(root, self.trace.prefix, like=self._like)
-        recorder.closed, recorder.named = state.closed, self.surgeon.found.facts.recorder.named
+        like = self.surgeon.found.facts.recorder
+        recorder.closed, recorder.named, recorder.own_functions = state.closed, like.named, like.own_functions
         try:
             return recorder, recorder.run(tuple(args), kwargs, path, name)
         except Exception:
