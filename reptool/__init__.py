@@ -2,7 +2,7 @@
 
 from reptool.api.deploy import deploy as deploy
 from reptool.api.deploy import explain as explain
-from reptool.api.deploy import report as report
+from reptool.api.reporting import report as report
 from reptool.errors import ReptoolError as ReptoolError
 from reptool.expansion import Expansion as Expansion
 from reptool.expansion import expand as expand

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import keyword
 import operator
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from reptool.api.reporting import report_of
+from reptool.api.work import Work, write_units
 from reptool.capture.replay_check import mark_state
 from reptool.capture.tracer import Recorder
 from reptool.errors import InputError
@@ -22,6 +25,30 @@ from reptool.pysource.places import asked, said
 from reptool.rewrite.constants import address, is_text
 from reptool.runtime.expect import _expect, called
 from reptool.runtime.gates.gate import move_gate
+from reptool.runtime.hooks import guard_state
+from reptool.runtime.subclass import warn_in_training
+from reptool.surgery.units import GivenUp
+
+MAX_FLAT_ROUNDS = 4
+
+
+def flattened(model: nn.Module, target: nn.Module, work: Work) -> nn.Module:
+    """One GraphModule; what only the borders of modules and methods had kept apart is fused in it too."""
+    found = work.found
+    flat: nn.Module = flatten_model(target, work.args, work.kwargs)
+    gone, first = set(model.state_dict()) - set(target.state_dict()), set(flat.state_dict())
+    work.given_up = GivenUp()
+    for _ in range(MAX_FLAT_ROUNDS):
+        plan, checked = work.planned(flat)
+        if not any(unit.surgery.sites for unit in plan.units):
+            break
+        found.regions += report_of(flat, plan, checked).regions
+        write_units(flat, plan, checked)
+        flat = flatten_model(flat, work.args, work.kwargs)
+    guard_state(flat, gone | (first - set(flat.state_dict())))
+    warn_in_training(flat, found.norms[0] - found.norms[1])
+    flat.__dict__["_reptool_report"] = copy.deepcopy(found)
+    return flat
 
 
 def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any]) -> fx.GraphModule:

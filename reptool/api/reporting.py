@@ -6,7 +6,8 @@ from math import prod
 
 from torch import fx, nn
 
-from reptool.errors import RequirementError
+from reptool.errors import InputError, RequirementError
+from reptool.frontends.given import names_itself
 from reptool.ir.nodes import name_of
 from reptool.ir.ops import Affine
 from reptool.plan.rules import rules_of
@@ -85,6 +86,29 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked], refere
         if before is not None:
             out.multiplications = (before, None if saved is None else before - saved)
     return out
+
+
+@names_itself
+def report(deployed: nn.Module) -> Report:
+    """What `deploy` did to a model it returned, with the errors it measured.
+
+    Args:
+        deployed: a model returned by `deploy`.
+
+    Raises:
+        InputError: the model was not deployed by reptool.
+
+    >>> import reptool
+    >>> model = reptool.deploy(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval())
+    >>> report(model).norms
+    (1, 0)
+    """
+    found = getattr(deployed, "_reptool_report", None)
+    if not isinstance(found, Report):
+        raise InputError(
+            f"this {type(deployed).__name__} was not returned by reptool.deploy; use reptool.explain for a plan"
+        )
+    return found
 
 
 def _on_examples(unit: Unit, site: Site) -> tuple[int, int] | None:

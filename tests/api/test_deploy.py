@@ -862,17 +862,17 @@ class _Unrehearsed:
 
 
 def test_a_whole_model_that_differs_is_found_although_every_region_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reptool.api import deploy as _deploy
+    from reptool.api import work
 
     def miswritten(model: nn.Module, *given: Any) -> None:
         write(model, *given)
         model.head.bias = nn.Parameter(model.head.bias.detach() + 0.1)  # type: ignore[operator, union-attr]
 
-    write = _deploy.write
-    monkeypatch.setattr(_deploy, "write", miswritten)
+    write = work.write
+    monkeypatch.setattr(work, "write", miswritten)
     model = ready(Net())
     before = state(model)
-    monkeypatch.setattr(_deploy, "Rehearsal", _Unrehearsed)
+    monkeypatch.setattr(work, "Rehearsal", _Unrehearsed)
     with pytest.raises(VerificationError, match=r"Net is off by .* nothing was changed"):
         reptool.deploy(model, images(), inplace=True)
     assert same_state(model, before)

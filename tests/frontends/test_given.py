@@ -220,7 +220,7 @@ def test_one_function_that_calls_another_is_named_alone(monkeypatch: pytest.Monk
     def fails(*_: Any, **__: Any) -> Any:
         raise VerificationError("off by 1")
 
-    monkeypatch.setattr("reptool.api.deploy.make_plan", fails)
+    monkeypatch.setattr("reptool.api.work.make_plan", fails)
     with pytest.raises(ReptoolError, match=r"^deploy: off by 1$"):
         reptool.deploy(net())
 
