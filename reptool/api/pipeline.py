@@ -229,13 +229,22 @@ def _unit(
     alive = surgeon.alive(surgery.sites)
     left.update(left_over(trace, found, alive, left, planning.rejected, values))
     left = {n: r for n, r in left.items() if n not in affines.active}
-    left = {n: r if n.name in r.nodes else r.at(n.name, *r.nodes) for n, r in left.items()}
+    left = {n: r if n.name in r.nodes else r.at(n.name, *r.nodes) for n, r in map(_of_sum, left.items())}
     unit = Unit(trace.prefix, trace, reads, facts, found, surgery, left, alive, _questions(trace))
     gone = unit.gone()
     for path in gone & set(trace.opaque):
         plan.untraced.pop(".".join(p for p in (trace.prefix, path) if p), None)
     unit.closed = list(dict.fromkeys(p for p in closed if p not in gone))
     return unit
+
+
+def _of_sum(item: tuple[fx.Node, Refusal]) -> tuple[fx.Node, Refusal]:
+    """What is said of some terms of a sum as what is said of the sum."""
+    node, refusal = item
+    if "parts" not in node.meta:
+        return item
+    whole = node.meta["share_of"]
+    return whole, refusal.at(*(whole.name if n == node.name else n for n in refusal.nodes))
 
 
 def _blocked(recorder: Recorder, trace: Trace) -> dict[fx.Node, Refusal]:

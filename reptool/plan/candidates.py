@@ -18,6 +18,7 @@ from reptool.passages.spread import Spread
 from reptool.plan.cost import Size, nominal_size, out_size
 from reptool.plan.forms import Form, arranged, chained, joined, start, summed, through
 from reptool.plan.inference import Facts
+from reptool.plan.terms import Group, Tree, regroup
 from reptool.refusal import Code, Refusal
 
 MAX_FORMS = 12
@@ -48,6 +49,8 @@ class Analysis:
     passed: set[fx.Node] = field(default_factory=set)
     """Views and pieces of what is not scaled yet."""
     ranks: dict[fx.Node, int] = field(default_factory=dict)  # of the inputs of operations that mean another at others
+    sums: dict[fx.Node, Tree] = field(default_factory=dict)  # by their last addition: those of which a part may merge
+    groups: dict[fx.Node, Group] = field(default_factory=dict)  # by their value
 
 
 def analyse(
@@ -117,6 +120,7 @@ def analyse(
                 _add_affine(found, behind, node, values)
     found.wanted.update(found.instead.get(n, n) for n in escaped)
     found.wanted.update(n for n in found.ops if not reads.readers.get(n))  # unused, and computed all the same
+    regroup(found, lambda node, op: _extend(found, node, op, values))
     return found
 
 
@@ -170,7 +174,7 @@ def out_of_reach(found: Analysis, rejected: Mapping[fx.Node, Mapping[frozenset[f
         return set()
     readers: dict[fx.Node, set[fx.Node]] = {n: set() for n in found.own}
     for node, op in found.ops.items():
-        for source in readers.keys() & set(op.sources):
+        for source in readers.keys() & set(op.sources) if "parts" not in node.meta else ():
             readers[source].add(node)
     for value, forms in found.forms.items():
         for form in forms.values():

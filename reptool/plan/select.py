@@ -6,18 +6,19 @@ value.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from torch import fx
 
-from reptool.algebra.kernel import Kernel
 from reptool.ir.ops import Affine, Op
-from reptool.ir.shapes import keeps_shape
 from reptool.plan.candidates import Analysis
-from reptool.plan.cost import Price, Size, layer_price, nominal_size, op_price
+from reptool.plan.cost import Price
 from reptool.plan.forms import Form
-from reptool.refusal import Code, Refusal
+from reptool.plan.pricing import Prices
+from reptool.plan.terms import Tree
+from reptool.refusal import Refusal
 
 MAX_ROUNDS = 3
 FORCED = 1e15
@@ -46,7 +47,27 @@ class Region:
         return self.form.root
 
 
-Choice = dict[fx.Node, fx.Node | None]
+@dataclass(eq=False)
+class Option:
+    """One way to compute a value.
+
+    Args:
+        layers: values that become layers for it: itself, or groups of the terms that it adds.
+        sources: what is read by what stands.
+        standing: price of what stands.
+    """
+
+    layers: tuple[tuple[fx.Node, Form], ...]
+    sources: list[fx.Node]
+    standing: Price
+
+    @property
+    def needs(self) -> list[fx.Node]:
+        """The values that are read."""
+        return [*(f.root for _, f in self.layers), *self.sources]
+
+
+Choice = dict[fx.Node, Option]
 
 
 class Chooser:
@@ -57,12 +78,13 @@ class Chooser:
 
     def __init__(self, found: Analysis, allowed: Callable[[fx.Node, Form], Refusal | None], force: bool) -> None:
         self.found, self.allowed, self.force = found, allowed, force
-        self.best: dict[fx.Node, float] = {}
-        self._standing: dict[fx.Node, Price] = {}
-        self._fused: dict[Form, Price] = {}
-        self.options: dict[fx.Node, dict[fx.Node, Form]] = {}
+        self.prices = Prices(found)
+        self._best: dict[fx.Node, float] = {}
+        self._forms: dict[fx.Node, list[Form]] = {}
+        self._options: dict[fx.Node, list[Option]] = {}
         self._all = self._islands()
         self._home = {node: i for i, island in enumerate(self._all) for node in island}
+        self._home |= {v: self._home[g.tree.top] for v, g in found.groups.items() if g.tree.top in self._home}
         self._chosen_in: dict[int, list[Region]] = {}
 
     def regions(self) -> list[Region]:
@@ -80,9 +102,9 @@ class Chooser:
     def choose_again(self, island: int) -> None:
         """Forget what was chosen in an island: what is allowed there has changed."""
         self._chosen_in.pop(island, None)
-        for node in self._all[island]:
-            self.best.pop(node, None)
-            self.options.pop(node, None)
+        for node in [n for n, i in self._home.items() if i == island]:
+            for known in (self._best, self._forms, self._options):
+                known.pop(node, None)
 
     def give_up(self, island: int) -> list[fx.Node]:
         """Leave an island as it is; the values that would have been layers in it."""
@@ -91,7 +113,8 @@ class Chooser:
         return values
 
     def _islands(self) -> list[list[fx.Node]]:
-        parent: dict[fx.Node, fx.Node] = {n: n for n in self.found.ops}
+        ops = {n: op for n, op in self.found.ops.items() if "parts" not in n.meta}
+        parent: dict[fx.Node, fx.Node] = {n: n for n in ops}
 
         def find(n: fx.Node) -> fx.Node:
             while parent[n] is not n:
@@ -99,12 +122,12 @@ class Chooser:
                 n = parent[n]
             return n
 
-        for node, op in self.found.ops.items():
+        for node, op in ops.items():
             for source in op.sources:
                 if source in parent:
                     parent[find(node)] = find(source)
         groups: dict[fx.Node, list[fx.Node]] = {}
-        for node in self.found.ops:
+        for node in ops:
             groups.setdefault(find(node), []).append(node)
         return [
             g
@@ -112,26 +135,51 @@ class Chooser:
             if any(isinstance(op, Affine) and (op.layer or self.force) for op in map(self.found.ops.get, g))
         ]
 
-    def _candidates(self, node: fx.Node) -> dict[fx.Node, Form]:
-        if node not in self.options:
-            found: dict[fx.Node, Form] = {}
-            nearest_first = sorted(self.found.forms.get(node, {}).items(), key=lambda item: len(item[1].ops))
-            for root, form in nearest_first:
+    def _candidates(self, node: fx.Node) -> list[Form]:
+        """The forms of a value that may be one layer, the nearest first."""
+        if node not in self._forms:
+            found = self._forms[node] = []
+            for form in sorted(self.found.forms.get(node, {}).values(), key=lambda form: len(form.ops)):
                 if not self._worth(form):
                     continue
-                if form.shape.channels is None:
-                    known = self._with_channels(node, form)
-                    if isinstance(known, Refusal):
-                        self.found.refused.setdefault(node, known)
-                        continue
-                    form = known
-                refusal = (None if self.force else self._grows(node, form)) or self.allowed(node, form)
+                known = form if form.shape.channels is not None else self.prices.with_channels(node, form)
+                refusal = known if isinstance(known, Refusal) else self._refused(node, known)
                 if refusal is None:
-                    found[root] = form
-                elif not _hands_on(self.found.ops[node]):
-                    self.found.refused.setdefault(node, refusal)
-            self.options[node] = found
-        return self.options[node]
+                    assert isinstance(known, Form)
+                    found.append(known)
+                elif known is refusal or not _hands_on(self.found.ops[node]):
+                    self._note(node, refusal)
+        return self._forms[node]
+
+    def _refused(self, node: fx.Node, form: Form) -> Refusal | None:
+        return (None if self.force else self.prices.grows(node, form)) or self.allowed(node, form)
+
+    def _note(self, node: fx.Node, refusal: Refusal) -> None:
+        """Keep why a value is no layer; of a group of terms, nobody asked for one."""
+        if "parts" not in node.meta:
+            self.found.refused.setdefault(node, refusal)
+
+    def _ways(self, node: fx.Node) -> list[Option]:
+        """As it stands, as one layer, or with groups of its terms as layers."""
+        if node not in self._options:
+            out = [Option((), self.found.ops[node].sources, self.prices.standing(node))]
+            out += [Option(((node, form),), [], Price()) for form in self._candidates(node)]
+            if node in self.found.sums:
+                out += self._merging(self.found.sums[node])
+            self._options[node] = out
+        return self._options[node]
+
+    def _merging(self, tree: Tree) -> Iterator[Option]:
+        """Groups of a sum's terms as layers, and what is added to them."""
+        for groups in tree.families():
+            rest = tree.rest(groups)
+            additions = [self.prices.standing(tree.top)] * (len(rest) + len(groups) - 1)
+            for forms in product(*(self._candidates(g.value) for g in groups)):
+                layers = tuple((g.value, f) for g, f in zip(groups, forms, strict=True))
+                yield Option(layers, rest, sum(additions, Price()))
+
+    def _price(self, option: Option) -> Price:
+        return sum((self.prices.layer(f) for _, f in option.layers), option.standing)
 
     def _worth(self, form: Form) -> bool:
         """Whether a form is a layer at all, and another one than what stands."""
@@ -143,110 +191,16 @@ class Chooser:
             return layers[0].computed and not self.found.facts.only_follows(next(iter(form.ops)))
         return form.shape.channels is not None
 
-    def _grows(self, node: fx.Node, form: Form) -> Refusal | None:
-        """More weights for no fewer multiplications: a pooling folded into a pointwise convolution, say.
-
-        What is saved there (an intermediate value, an operation) depends on the size of the image, and what it costs
-        does not: it is taken where the size is known and it pays at that size.
-        """
-        old, new = self._standing_of(form), self._layer(form)
-        if new.weights <= old.weights or new.multiplications < old.multiplications:
-            return None
-        if new.multiplications > old.multiplications or not form.shape.axes:
-            return self._dearer(node, form)
-        shape = self.found.facts.shape(form.root)
-        if shape is None:
-            sentence = (
-                f"one layer in place of {len(form.ops)} operations would hold {new.weights:,} weights instead of "
-                f"{old.weights:,} for as many multiplications; whether that pays depends on the size of the image: "
-                "give example_inputs"
-            )
-            return Refusal(Code.DEARER, sentence, (node.name,))
-        old = sum((self._price_as_is(n, self._seen_size(n)) for n in form.ops), Price())
-        new = layer_price(form.shape, shape[-len(form.shape.axes) :])
-        return None if new.total < old.total else _dearer(node, form, old, new, " at the size of example_inputs")
-
-    def _seen_size(self, node: fx.Node) -> Size | None:
-        """The size of the image that an operation reads in the example."""
-        op = self.found.ops[node]
-        shape = self.found.facts.shape(op.sources[0])
-        axes = len(op.shape.axes or ()) if isinstance(op, Affine) else 0
-        return None if shape is None else shape[-axes:] if axes else shape[2:]
-
-    def _with_channels(self, node: fx.Node, form: Form) -> Form | Refusal:
-        """A form of poolings alone on as many channels as its value has."""
-        axes = len(form.shape.axes or ())
-        count = self.found.facts.channels(node, axes) or self._channels_by_readers(node, axes)
-        if count is None:
-            return Refusal(Code.CHANNELS, "how many channels this has is not known; give example_inputs", (node.name,))
-
-        def make() -> Kernel | Refusal:
-            kernel = form.kernel()
-            return kernel if isinstance(kernel, Refusal) else kernel.with_channels(count)
-
-        return Form(form.root, form.shape.with_channels(count), form.ops, make, form.layout)
-
     def _cost(self, price: Price) -> float:
         return price.total + FORCED * (price.layers + 2 * price.others) if self.force else price.total
-
-    def _as_is(self, node: fx.Node) -> Price:
-        if node not in self._standing:
-            self._standing[node] = self._price_as_is(node)
-        return self._standing[node]
-
-    def _standing_of(self, form: Form) -> Price:
-        return sum(map(self._as_is, form.ops), Price())
-
-    def _price_as_is(self, node: fx.Node, seen: Size | None = None) -> Price:
-        op = self.found.ops[node]
-        size = self.found.sizes.get(op.sources[0], ()) if seen is None else seen
-        axes = op.shape.axes if isinstance(op, Affine) else None
-        if axes and len(size) != len(axes):
-            size = nominal_size(len(axes))
-        form = next(iter(self.found.forms.get(node, {}).values()), None)
-        channels = form.shape.out_channels if form is not None else None
-        if channels is None:
-            channels = self.found.facts.channels(node, len(size))
-        if channels is None:
-            channels = self._channels_by_readers(node)
-        return op_price(op, size, channels)
-
-    def _channels_by_readers(self, node: fx.Node, axes: int | None = None) -> int | None:
-        seen, queue = {node}, [node]
-        while queue:
-            for reader in self.found.reads.readers.get(queue.pop(), ()):
-                op = self.found.ops.get(reader)
-                known = op.shape.in_channels if isinstance(op, Affine) else None
-                if isinstance(op, Affine) and known is not None and axes in (None, len(op.shape.axes or ())):
-                    return known
-                same = known is None if isinstance(op, Affine) else keeps_shape(reader)
-                if reader not in seen and same:
-                    seen.add(reader)
-                    queue.append(reader)
-        return None
-
-    def _layer(self, form: Form) -> Price:
-        if form not in self._fused:
-            self._fused[form] = self._price_layer(form)
-        return self._fused[form]
-
-    def _price_layer(self, form: Form) -> Price:
-        size = self.found.sizes.get(form.root, ())
-        if form.shape.axes and len(size) != len(form.shape.axes):
-            size = nominal_size(len(form.shape.axes))
-        return layer_price(form.shape, size)
 
     def _tree(self, node: fx.Node) -> float:
         """Price of a value when nothing is shared."""
         if node not in self.found.ops:
             return 0.0
-        if node not in self.best:
-            op = self.found.ops[node]
-            price = self._cost(self._as_is(node)) + sum(self._tree(s) for s in op.sources)
-            for root, form in self._candidates(node).items():
-                price = min(price, self._cost(self._layer(form)) + self._tree(root))
-            self.best[node] = price
-        return self.best[node]
+        if node not in self._best:
+            self._best[node] = min(self._cost(self._price(o)) + sum(map(self._tree, o.needs)) for o in self._ways(node))
+        return self._best[node]
 
     def _island(self, island: list[fx.Node]) -> list[Region]:
         order = island[::-1]
@@ -275,8 +229,8 @@ class Chooser:
         for _ in range(MAX_ROUNDS):
             improved = False
             for node in order:
-                for option in (None, *self._candidates(node)):
-                    if choice.get(node) is option:
+                for option in self._ways(node):
+                    if choice.get(node, self._ways(node)[0]) is option:
                         continue
                     trial = {**choice, node: option}
                     price = self._total(order, wanted, trial)
@@ -295,22 +249,14 @@ class Chooser:
 
     def _note_dearer(self, island: list[fx.Node], choice: Choice) -> None:
         for node in island:
-            forms = [f for f in self._candidates(node).values() if len(f.ops) > 1 or choice.get(node) is f.root]
+            picked = [f for _, f in choice[node].layers] if node in choice else []
+            forms = [f for f in self._candidates(node) if len(f.ops) > 1 or f in picked]
             if not forms:
                 continue
             widest = max(forms, key=lambda f: len(f.ops))
-            refusal = None if _hands_on(self.found.ops[node]) else self.dearer_than(node, widest)
+            refusal = None if _hands_on(self.found.ops[node]) else self.prices.dearer_than(node, widest)
             if refusal is not None:  # not one layer and what costs nothing
-                self.found.refused.setdefault(node, refusal)
-
-    def dearer_than(self, node: fx.Node, form: Form) -> Refusal | None:
-        """Why a form as one layer is dearer than what stands; None where it is not."""
-        before, after = self._standing_of(form), self._layer(form)
-        cheaper = after.total <= before.total and after.multiplications <= before.multiplications
-        return None if cheaper else _dearer(node, form, before, after)
-
-    def _dearer(self, node: fx.Node, form: Form) -> Refusal:
-        return _dearer(node, form, self._standing_of(form), self._layer(form))
+                self._note(node, refusal)
 
     def _greedy(self, order: list[fx.Node], wanted: set[fx.Node]) -> Choice:
         choice: Choice = {}
@@ -318,66 +264,36 @@ class Chooser:
         for node in order:
             if node not in needed:
                 continue
-            op = self.found.ops[node]
 
-            def rest(n: fx.Node) -> float:
-                return 0.0 if n in needed else self._tree(n)
+            def price(option: Option, needed: set[fx.Node] = needed) -> float:
+                fresh = dict.fromkeys(n for n in option.needs if n not in needed)
+                return self._cost(self._price(option)) + sum(map(self._tree, fresh))
 
-            best = self._cost(self._as_is(node)) + sum(map(rest, dict.fromkeys(op.sources)))
-            pick: fx.Node | None = None
-            for root, form in self._candidates(node).items():
-                price = self._cost(self._layer(form)) + rest(root)
-                if price < best:
-                    best, pick = price, root
-            choice[node] = pick
-            needed.update([pick] if pick is not None else op.sources)
+            choice[node] = min(self._ways(node), key=price)
+            needed.update(choice[node].needs)
         return choice
 
-    def _needed(self, order: list[fx.Node], wanted: set[fx.Node], choice: Choice) -> list[tuple[fx.Node, Form | None]]:
+    def _needed(self, order: list[fx.Node], wanted: set[fx.Node], choice: Choice) -> list[tuple[fx.Node, Option]]:
         needed, out = set(wanted), []
         for node in order:
-            if node not in needed:
-                continue
-            root = choice.get(node)
-            form = None if root is None else self._candidates(node).get(root)
-            out.append((node, form))
-            needed.update(self.found.ops[node].sources if form is None else [form.root])
+            if node in needed:
+                out.append((node, choice.get(node) or self._ways(node)[0]))
+                needed.update(out[-1][1].needs)
         return out
 
     def _total(self, order: list[fx.Node], wanted: set[fx.Node], choice: Choice) -> Price:
-        total = Price()
-        for node, form in self._needed(order, wanted, choice):
-            total = total + (self._as_is(node) if form is None else self._layer(form))
-        return total
+        return sum((self._price(option) for _, option in self._needed(order, wanted, choice)), Price())
 
     def _chosen(self, order: list[fx.Node], wanted: set[fx.Node], choice: Choice) -> list[Region]:
         pairs = self._needed(order, wanted, choice)
-        alive = {node for node, form in pairs if form is None}
-        regions = []
-        for node, form in pairs:
-            if form is None:
-                continue
-            before = Price()
-            for op in form.ops - alive:
-                before = before + self._as_is(op)
-            regions.append(Region(node, form, before, self._layer(form)))
-        return regions
+        alive = {node for node, option in pairs if all(value is not node for value, _ in option.layers)}
+        return [
+            Region(value, form, sum(map(self.prices.standing, form.ops - alive), Price()), self.prices.layer(form))
+            for _, option in pairs
+            for value, form in option.layers
+        ]
 
 
 def _hands_on(op: Op) -> bool:
     """Whether an operation gives what it reads: what is refused is what stands in front of it."""
     return isinstance(op, Affine) and op.paradigm == "identity" and not op.layer
-
-
-def _dearer(node: fx.Node, form: Form, before: Price, after: Price, where: str = "") -> Refusal:
-    """The refusal with the numbers that decided."""
-    pairs = (
-        (before.multiplications, after.multiplications, "multiplications"),
-        (before.weights, after.weights, "weights"),
-    )
-    numbers = ", ".join(f"{new:,} instead of {old:,} {what}" for old, new, what in pairs)
-    sentence = (
-        f"one layer in place of {len(form.ops)} operations would cost {after.total:,.0f} instead of "
-        f"{before.total:,.0f} ({numbers}){where}"
-    )
-    return Refusal(Code.DEARER, sentence, (node.name,))

@@ -21,7 +21,7 @@ from reptool.ir.ops import Affine, Concat, Fill, Op, Pieces, Reduced, Stack, Sum
 from reptool.ir.trace import Trace
 from reptool.plan.candidates import Analysis
 from reptool.plan.forms import Form, start, through
-from reptool.plan.select import Chooser
+from reptool.plan.pricing import Prices
 from reptool.pysource.places import NORMS, called, function_of, listed, named
 from reptool.refusal import Code, Refusal
 
@@ -93,7 +93,7 @@ class _Left:
         self.trace, self.found, self.values = trace, found, values
         self.refused = dict(refused)
         self.tried = [(ops, r) for regions in tried.values() for ops, r in regions.items()]
-        self.prices = Chooser(found, lambda node, form: None, False)
+        self.prices = Prices(found)
 
     # --- what is a site
     def is_site(self, node: fx.Node) -> bool:

@@ -76,6 +76,8 @@ class Traced:
     def alive(self, sites: list[Site]) -> set[fx.Node]:
         """Operations still computed as they stand."""
         fused = {s.region.value: s for s in sites}
+        groups = [g for v, g in self.found.groups.items() if v in fused]
+        instead = {(n, t): g.value for g in groups for n in g.tree.ops for t in g.terms}
         live: set[fx.Node] = set()
         stack = list(self.found.wanted)
         while stack:
@@ -88,7 +90,7 @@ class Traced:
             live.add(node)
             op = self.found.ops.get(node)
             if op is not None:
-                stack += op.sources
+                stack += [instead.get((node, s), s) for s in op.sources] if instead else op.sources
         return live
 
     def attributes_of(self, owner: str) -> list[fx.Node]:

@@ -79,11 +79,24 @@ class Reference(Originals):
         position = self.reads.position
         with torch.no_grad():
             for node in sorted(self.region.form.ops, key=position.__getitem__):
-                memo[node] = self.run(node, memo)
+                memo[node] = self._of_some(node, memo) if "parts" in node.meta else self.run(node, memo)
         out = memo[self.region.value]
         assert isinstance(out, Tensor)
         inner = (v for n, v in memo.items() if n is not self.region.root and isinstance(v, Tensor) and v.numel())
         return out, max((float(v.abs().max()) for v in inner), default=0.0)
+
+    def _of_some(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
+        """An addition of some of its operands: the others are zero."""
+        whole, parts = node.meta["share_of"], node.meta["parts"]
+        held = {s: memo[p] for s, p in parts.items()}
+        zero = torch.zeros_like(next(iter(held.values())))
+        given = {s: held.get(s, zero) for s in self.ops[whole].sources}
+        for source in list(given):
+            value = source
+            while "share_of" in value.meta and "parts" not in value.meta:
+                value = self.ops[value].sources[0]
+                given[value] = given[source]
+        return self.run(whole, given)
 
     def views(self, y: Tensor) -> Tensor:
         """The layer's output through the views that stay behind it."""

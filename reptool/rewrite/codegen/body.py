@@ -20,7 +20,7 @@ class Body(Values):
 
     def call(self, child: Event) -> None:
         """Write down a call of a child, or of another method of the module."""
-        if is_dead(child, self.edits):
+        if child in self.edits.omitted or is_dead(child, self.edits):
             return
         handed = any(n in self.map for n in nodes_in(child.output))
         if handed and any(e.questions or e.minor for e in all_events(child)):

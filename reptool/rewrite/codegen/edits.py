@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from reptool.ir.nodes import is_inert
-from reptool.ir.trace import Event
+from reptool.ir.trace import Event, all_events
 from reptool.passages.norm_affine import Bare
 
 
@@ -23,6 +23,7 @@ class Edits:
         layers: functional layer node -> arguments of its replacement ``(function, attribute names, constants)``.
         promoted: left-out arithmetic on an input, which made floating-point numbers of integers.
         bare: norms that are called without their scale and shift.
+        omitted: calls that are made no more, since they would give back what they are given.
     """
 
     bypass: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -33,6 +34,7 @@ class Edits:
     constants: dict[str, Tensor] = field(default_factory=dict)
     promoted: set[fx.Node] = field(default_factory=set)
     bare: dict[fx.Node, Bare] = field(default_factory=dict)
+    omitted: set[Event] = field(default_factory=set)
 
 
 def is_dead(item: fx.Node | Event, edits: Edits) -> bool:
@@ -44,3 +46,18 @@ def is_dead(item: fx.Node | Event, edits: Edits) -> bool:
         return True  # constants are written down where they are needed
     needed = [n for n in inner if n not in edits.dead and not n.meta["const"] and not is_inert(n)]
     return not needed and any(n in edits.dead for n in inner)
+
+
+def gives_back(event: Event, edits: Edits) -> bool:
+    """Whether a call gives back an argument and does nothing else any more."""
+    calls = list(all_events(event))
+    if event.parent is None or any(e.hooked or e.questions or e.minor or e.effects or e.settings for e in calls):
+        return False
+    inner = [n for n in event.nodes() if not n.meta["const"] and not is_inert(n)]
+    kept = edits.layers.keys() | edits.promoted
+    output = event.output
+    if not inner or any(n not in edits.dead and (n not in edits.bypass or n in kept) for n in inner):
+        return False
+    while output in inner and output in edits.bypass:
+        output = edits.bypass[output]
+    return isinstance(output, fx.Node) and output not in inner and output not in edits.dead

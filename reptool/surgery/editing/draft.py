@@ -27,6 +27,7 @@ class Draft:
         whole: calls that do nothing beside one region.
         blame: operation -> the region for whose sake it goes away.
         problems: value of a region that cannot be done -> why.
+        plain: calls whose method they run as it is.
     """
 
     traced: Traced
@@ -37,6 +38,7 @@ class Draft:
     whole: set[Event] = field(default_factory=set)
     blame: dict[fx.Node, Site] = field(default_factory=dict)
     problems: dict[fx.Node, Refusal] = field(default_factory=dict)
+    plain: set[Event] = field(default_factory=set)
 
     @property
     def found(self) -> Analysis:

@@ -7,8 +7,10 @@ from torch import Tensor, fx
 from reptool.ir.nodes import is_inert, name_of
 from reptool.ir.ops import Affine, Concat, Op, Pieces, Stack, Sum, View
 from reptool.passages.own_affines import Behind
+from reptool.passages.spread import origin
 from reptool.surgery.editing.draft import Draft
 from reptool.surgery.editing.layer_call import call_of, rank_held, takes
+from reptool.surgery.placing.term import kept_whole, term_of
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced
 
@@ -74,6 +76,25 @@ def leave_out_spread(draft: Draft) -> None:
         if site is not None and spread.norm.op != "call_module":
             draft.edits.bypass[spread.norm] = spread.source
             draft.blame.setdefault(spread.norm, site)
+
+
+def leave_out_terms(draft: Draft) -> None:
+    """Terms whose layer stands in the place of another term are left out of the additions."""
+    groups = {
+        s: draft.found.groups[s.region.value] for s in draft.surgery.sites if s.region.value in draft.found.groups
+    }
+    for tree in dict.fromkeys(g.tree for g in groups.values()):
+        mine = {s: g.terms for s, g in groups.items() if g.tree is tree}
+        gone = {t for s, terms in mine.items() for t in terms - {term_of(draft.traced, s)}}
+        refusal = kept_whole(draft.traced, tree, gone)
+        if refusal is not None:
+            draft.problems |= {s.region.value: refusal for s in mine}
+        for node, left in tree.without(gone).items():
+            draft.blame.setdefault(node, next(s for s, terms in mine.items() if tree.below[node] & terms))
+            if left:
+                draft.edits.bypass[node] = origin(left[0])
+            else:
+                draft.edits.dead.add(node)
 
 
 def _operand(traced: Traced, node: fx.Node, op: Op, site: Site, way: set[fx.Node]) -> fx.Node:

@@ -8,9 +8,10 @@ from torch import fx, nn
 
 from reptool.ir.nodes import is_inert
 from reptool.ir.trace import Event
+from reptool.ir.walk import nodes_in
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.codegen.cutter import Cutter
-from reptool.rewrite.codegen.edits import is_dead
+from reptool.rewrite.codegen.edits import gives_back, is_dead
 from reptool.runtime.method import Method
 from reptool.surgery.editing.draft import Draft
 from reptool.surgery.site import Site
@@ -28,12 +29,17 @@ def rewrite(draft: Draft, event: Event) -> None:
     if _is_bypass(draft, event):
         draft.surgery.identities.setdefault(event.path, "absorbed")
         return
+    if gives_back(event, draft.edits) and _is_omitted(draft, event):
+        draft.edits.omitted.add(event)
+        return
     touched: list[fx.Node] = []
     for item in event.items:
         if isinstance(item, Event):
             if is_dead(item, draft.edits):
                 touched += [n for n in item.nodes() if n in draft.edits.dead][:1]
             rewrite(draft, item)
+            if item in draft.edits.omitted:
+                touched += item.nodes()
         elif (
             item in draft.edits.dead
             or item in draft.edits.layers
@@ -47,6 +53,29 @@ def rewrite(draft: Draft, event: Event) -> None:
             touched.append(item)
     if touched:
         _regenerate(draft, event, touched)
+    else:
+        draft.plain.add(event)
+
+
+def _is_omitted(draft: Draft, event: Event) -> bool:
+    """Whether a call that gives back an argument is not made any more, rather than its method written anew.
+
+    Another argument is computed no more, or its module is called elsewhere, where it does what it did.
+    """
+    again = sum(isinstance(c, Event) and c.method == event.method for c in draft.traced.calls[event.path]) > 1
+    return again or not draft.edits.dead.isdisjoint(nodes_in((event.args, event.kwargs)))
+
+
+def mixed(draft: Draft) -> dict[fx.Node, Refusal]:
+    """Values of regions in methods that are written anew for one call and stay as they are for another."""
+    found: dict[fx.Node, Refusal] = {}
+    for event in draft.plain:
+        if event.method in draft.surgery.methods.get(event.path, ()):
+            why = Refusal(Code.SHARED, f"{event.function} runs differently in different places", (event.place,))
+            calls = [e for e in draft.traced.calls[event.path] if isinstance(e, Event) and e.method == event.method]
+            nodes = {n for e in calls for n in e.nodes()}
+            found |= {s.region.value: why for n, s in draft.blame.items() if n in nodes}
+    return found
 
 
 def _is_bypass(draft: Draft, event: Event) -> bool:

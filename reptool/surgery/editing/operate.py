@@ -8,8 +8,8 @@ from reptool.refusal import Refusal
 from reptool.rewrite.codegen.edits import Edits
 from reptool.surgery.editing.draft import Draft
 from reptool.surgery.editing.dropped import drop
-from reptool.surgery.editing.left_out import kill_inert, leave_out, leave_out_spread
-from reptool.surgery.editing.methods import rewrite
+from reptool.surgery.editing.left_out import kill_inert, leave_out, leave_out_spread, leave_out_terms
+from reptool.surgery.editing.methods import mixed, rewrite
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.traced import Traced
 
@@ -27,9 +27,11 @@ def operate(traced: Traced, sites: list[Site]) -> Surgery | dict[fx.Node, Refusa
     for site in sites:
         leave_out(draft, site)
     leave_out_spread(draft)
+    leave_out_terms(draft)
     kill_inert(draft)
     rewrite(draft, traced.trace.top)
-    if draft.problems:
-        return draft.problems
+    problems = draft.problems or (mixed(draft) if traced.fallbacks is None else {})
+    if problems:
+        return problems
     drop(draft)
     return draft.surgery

@@ -105,8 +105,8 @@ class Fallbacks:
         if any(event not in e.ancestors() for e in asked):
             return False
         nodes = set(event.nodes())
-        inside = all(s.region.form.ops <= nodes for s in sites)
-        return inside and all(s.region.form.ops <= nodes or not s.region.form.ops & nodes for s in self.sites)
+        inside = all(_of_trace(s) <= nodes for s in sites)
+        return inside and all(_of_trace(s) <= nodes or not _of_trace(s) & nodes for s in self.sites)
 
     def finish(self, surgery: Surgery) -> dict[Region, Refusal]:
         """Work out guards and what is kept; the regions for which that is impossible or too dear."""
@@ -176,6 +176,11 @@ class Fallbacks:
                 surgery.events.setdefault(path, next(iter(fallback.asked)))
         surgery.keeping = self._keeper.made
         return {}
+
+
+def _of_trace(site: Site) -> set[fx.Node]:
+    """The operations of a region, where an addition of some terms is the addition that the code makes."""
+    return {n.meta["share_of"] if "parts" in n.meta else n for n in site.region.form.ops}
 
 
 def _walks(event: Event) -> bool:

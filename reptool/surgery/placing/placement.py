@@ -18,6 +18,7 @@ from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry, Place, geometry, geometry_of
 from reptool.surgery.placing.asked import asked_around, event_inputs
 from reptool.surgery.placing.functional import functional, weight_of
+from reptool.surgery.placing.term import needed_there
 from reptool.surgery.placing.way import carriers, way_of, written_between
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced
@@ -83,7 +84,7 @@ def placed(traced: Traced, region: Region, carrier: fx.Node, shape: Geometry) ->
         sentence = "a layer that is told what size to give is called by itself"
         return Refusal(Code.METHOD, sentence, (carrier.name,))
     site = Site(region, carrier, None, shape, False, way, dead)
-    written = written_between(traced, region, way, carrier)
+    written = written_between(traced, region, way, carrier) or needed_there(traced, site)
     if written is not None:
         return written
     if carrier.op == "call_module":

@@ -1,0 +1,139 @@
+"""Prices of what stands and of what would stand in its place, from one trace's operations and sizes."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from reptool.algebra.kernel import Kernel
+from reptool.ir.ops import Affine
+from reptool.ir.shapes import keeps_shape
+from reptool.plan.candidates import Analysis
+from reptool.plan.cost import Price, Size, layer_price, nominal_size, op_price
+from reptool.plan.forms import Form
+from reptool.refusal import Code, Refusal
+
+
+class Prices:
+    """The price of every operation as it stands, and of every form as one layer."""
+
+    def __init__(self, found: Analysis) -> None:
+        self.found = found
+        self._standing: dict[fx.Node, Price] = {}
+        self._fused: dict[Form, Price] = {}
+
+    def standing(self, node: fx.Node) -> Price:
+        """Price of an operation as it stands."""
+        if node not in self._standing:
+            self._standing[node] = self._price_as_is(node)
+        return self._standing[node]
+
+    def standing_of(self, form: Form) -> Price:
+        """Price of the operations of a form as they stand."""
+        return sum(map(self.standing, form.ops), Price())
+
+    def layer(self, form: Form) -> Price:
+        """Price of a form as one layer."""
+        if form not in self._fused:
+            self._fused[form] = self._price_layer(form)
+        return self._fused[form]
+
+    def dearer_than(self, node: fx.Node, form: Form) -> Refusal | None:
+        """Why a form as one layer is dearer than what stands; None where it is not."""
+        before, after = self.standing_of(form), self.layer(form)
+        cheaper = after.total <= before.total and after.multiplications <= before.multiplications
+        return None if cheaper else _dearer(node, form, before, after)
+
+    def dearer(self, node: fx.Node, form: Form) -> Refusal:
+        """The refusal of a form that is dearer as one layer."""
+        return _dearer(node, form, self.standing_of(form), self.layer(form))
+
+    def grows(self, node: fx.Node, form: Form) -> Refusal | None:
+        """More weights for no fewer multiplications: a pooling folded into a pointwise convolution, say.
+
+        What is saved there (an intermediate value, an operation) depends on the size of the image, and what it costs
+        does not: it is taken where the size is known and it pays at that size.
+        """
+        old, new = self.standing_of(form), self.layer(form)
+        if new.weights <= old.weights or new.multiplications < old.multiplications:
+            return None
+        if new.multiplications > old.multiplications or not form.shape.axes:
+            return self.dearer(node, form)
+        shape = self.found.facts.shape(form.root)
+        if shape is None:
+            sentence = (
+                f"one layer in place of {len(form.ops)} operations would hold {new.weights:,} weights instead of "
+                f"{old.weights:,} for as many multiplications; whether that pays depends on the size of the image: "
+                "give example_inputs"
+            )
+            return Refusal(Code.DEARER, sentence, (node.name,))
+        old = sum((self._price_as_is(n, self._seen_size(n)) for n in form.ops), Price())
+        new = layer_price(form.shape, shape[-len(form.shape.axes) :])
+        return None if new.total < old.total else _dearer(node, form, old, new, " at the size of example_inputs")
+
+    def with_channels(self, node: fx.Node, form: Form) -> Form | Refusal:
+        """A form of poolings alone on as many channels as its value has."""
+        axes = len(form.shape.axes or ())
+        count = self.found.facts.channels(node, axes) or self._channels_by_readers(node, axes)
+        if count is None:
+            return Refusal(Code.CHANNELS, "how many channels this has is not known; give example_inputs", (node.name,))
+
+        def make() -> Kernel | Refusal:
+            kernel = form.kernel()
+            return kernel if isinstance(kernel, Refusal) else kernel.with_channels(count)
+
+        return Form(form.root, form.shape.with_channels(count), form.ops, make, form.layout)
+
+    def _price_layer(self, form: Form) -> Price:
+        size = self.found.sizes.get(form.root, ())
+        if form.shape.axes and len(size) != len(form.shape.axes):
+            size = nominal_size(len(form.shape.axes))
+        return layer_price(form.shape, size)
+
+    def _price_as_is(self, node: fx.Node, seen: Size | None = None) -> Price:
+        op = self.found.ops[node]
+        size = self.found.sizes.get(op.sources[0], ()) if seen is None else seen
+        axes = op.shape.axes if isinstance(op, Affine) else None
+        if axes and len(size) != len(axes):
+            size = nominal_size(len(axes))
+        form = next(iter(self.found.forms.get(node, {}).values()), None)
+        channels = form.shape.out_channels if form is not None else None
+        if channels is None:
+            channels = self.found.facts.channels(node, len(size))
+        if channels is None:
+            channels = self._channels_by_readers(node)
+        return op_price(op, size, channels)
+
+    def _seen_size(self, node: fx.Node) -> Size | None:
+        """The size of the image that an operation reads in the example."""
+        op = self.found.ops[node]
+        shape = self.found.facts.shape(op.sources[0])
+        axes = len(op.shape.axes or ()) if isinstance(op, Affine) else 0
+        return None if shape is None else shape[-axes:] if axes else shape[2:]
+
+    def _channels_by_readers(self, node: fx.Node, axes: int | None = None) -> int | None:
+        seen, queue = {node}, [node]
+        while queue:
+            for reader in self.found.reads.readers.get(queue.pop(), ()):
+                op = self.found.ops.get(reader)
+                known = op.shape.in_channels if isinstance(op, Affine) else None
+                if isinstance(op, Affine) and known is not None and axes in (None, len(op.shape.axes or ())):
+                    return known
+                same = known is None if isinstance(op, Affine) else keeps_shape(reader)
+                if reader not in seen and same:
+                    seen.add(reader)
+                    queue.append(reader)
+        return None
+
+
+def _dearer(node: fx.Node, form: Form, before: Price, after: Price, where: str = "") -> Refusal:
+    """The refusal with the numbers that decided."""
+    pairs = (
+        (before.multiplications, after.multiplications, "multiplications"),
+        (before.weights, after.weights, "weights"),
+    )
+    numbers = ", ".join(f"{new:,} instead of {old:,} {what}" for old, new, what in pairs)
+    sentence = (
+        f"one layer in place of {len(form.ops)} operations would cost {after.total:,.0f} instead of "
+        f"{before.total:,.0f} ({numbers}){where}"
+    )
+    return Refusal(Code.DEARER, sentence, (node.name,))

@@ -1,0 +1,308 @@
+"""Terms: what a sum adds up, however it is written, and which of its terms may become one layer.
+
+::
+
+    y  =  b + sum_r K_r(r)  =  sum over groups of terms
+
+An addition that only another one reads is a part of that one: a tree of additions is one sum, and in which order and
+grouping its terms are added decides nothing. A *group* is several terms that are maps of one earlier value. It is a
+value of its own, computed by the additions once more, with these terms alone. Where a group becomes a layer, the layer
+stands in the place of one of its terms and the others are left out of the additions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from reptool.algebra.kernel import Kernel, identity
+from reptool.algebra.laws import add, compose
+from reptool.ir.ops import Affine, Op, Sum
+from reptool.plan.cost import layer_price, op_price
+from reptool.plan.forms import Form, start
+from reptool.refusal import Refusal
+
+if TYPE_CHECKING:
+    from reptool.plan.candidates import Analysis
+
+MAX_TERMS = 16
+"""Of one root in one sum: where there are more, groups of some of them are not looked for."""
+Terms = frozenset[fx.Node]
+
+
+@dataclass(eq=False)
+class Tree:
+    """One sum: additions that are read by each other alone.
+
+    Args:
+        top: the addition that gives the sum.
+        ops: each addition, and each identity between two of them, with what it is.
+        terms: what is added.
+        groups: terms that may become one layer.
+    """
+
+    top: fx.Node
+    ops: dict[fx.Node, Sum | Affine]
+    terms: list[fx.Node]
+    groups: list[Group] = field(default_factory=list)
+
+    @cached_property
+    def below(self) -> dict[fx.Node, Terms]:
+        """The terms that each addition adds up, and of each term itself."""
+        found = {t: frozenset((t,)) for t in self.terms}
+        for node in reversed(self.ops):
+            found[node] = frozenset[fx.Node]().union(*(found[s] for s in self.ops[node].sources))
+        return found
+
+    def scale(self, node: fx.Node, source: fx.Node) -> Kernel | None:
+        """The number by which an addition multiplies an operand; None for one."""
+        op = self.ops[node]
+        return op.maps[op.sources.index(source)] if isinstance(op, Sum) else None
+
+    def handed_on(self, node: fx.Node) -> list[fx.Node]:
+        """What an identity between two additions gives."""
+        op = self.ops.get(node)
+        return [op.source] if isinstance(op, Affine) else []
+
+    def without(self, gone: Collection[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+        """The additions that do not stand as they are without these terms, and what is left of the operands of each."""
+        left = {n: [s for s in op.sources if not self.below[s] <= set(gone)] for n, op in self.ops.items()}
+        return {n: kept for n, kept in left.items() if len(kept) < len(self.ops[n].sources)}
+
+    def rest(self, groups: Collection[Group]) -> list[fx.Node]:
+        """What is added to these groups: terms, and sums of none of the groups' terms."""
+        taken = frozenset[fx.Node]().union(*(g.terms for g in groups))
+
+        def walk(node: fx.Node) -> Iterator[fx.Node]:
+            for source in self.ops[node].sources:
+                if not self.below[source] & taken:
+                    yield source
+                elif source in self.ops:
+                    yield from walk(source)
+
+        return list(walk(self.top))
+
+    def families(self) -> Iterator[tuple[Group, ...]]:
+        """Groups that may be layers at once."""
+        for count in (1, 2, 3):
+            for some in combinations(self.groups, count):
+                if sum(len(g.terms) for g in some) == len(frozenset[fx.Node]().union(*(g.terms for g in some))):
+                    yield some
+
+
+@dataclass(eq=False)
+class Group:
+    """Some terms of a sum.
+
+    Args:
+        tree: the sum.
+        terms: the terms.
+        value: their sum.
+        parts: each addition that holds some of them -> the same one with these terms alone.
+    """
+
+    tree: Tree
+    terms: Terms
+    value: fx.Node
+    parts: dict[fx.Node, fx.Node]
+
+
+# --- the sums of a graph --------------------------------------------------------------------------------------------
+def trees(found: Analysis) -> list[Tree]:
+    """The sums of three terms and more."""
+    out = []
+    for top, op in found.ops.items():
+        if isinstance(op, Sum) and _is_member(op) and not _is_added(found, top):
+            tree = Tree(top, {}, [])
+            _grow(found, tree, top)
+            if len(tree.terms) > 2:
+                out.append(tree)
+    return out
+
+
+def _grow(found: Analysis, tree: Tree, node: fx.Node) -> None:
+    op = found.ops[node]
+    assert isinstance(op, (Sum, Affine))
+    tree.ops[node] = op
+    for source in op.sources:
+        if _holds_sum(found, source):
+            _grow(found, tree, source)
+        else:
+            tree.terms.append(source)
+
+
+def _is_added(found: Analysis, node: fx.Node) -> bool:
+    """Whether a value is read by one addition alone, maybe behind identities."""
+    reader = _only_reader(found, node)
+    while reader is not None and isinstance(found.ops[reader], Affine):
+        reader = _only_reader(found, reader)
+    return reader is not None
+
+
+def _holds_sum(found: Analysis, node: fx.Node) -> bool:
+    """Whether a value that is added is a sum itself, maybe handed on by identities, and read by nothing else."""
+    op = found.ops.get(node)
+    while _only_reader(found, node) is not None and isinstance(op, Affine) and _is_member(op):
+        node = op.source
+        op = found.ops.get(node)
+    return isinstance(op, Sum) and _is_member(op) and _only_reader(found, node) is not None
+
+
+def _is_member(op: Op | None) -> bool:
+    if isinstance(op, Sum):
+        numbers = all(m is None or m.channels is None for m in op.maps)
+        return numbers and not op.owners and len(op.sources) == 2
+    return isinstance(op, Affine) and op.paradigm == "identity" and not op.owners and op.via is None
+
+
+def _only_reader(found: Analysis, node: fx.Node) -> fx.Node | None:
+    """The one addition or identity that reads a value, where nothing else does, not even its shape."""
+    readers = found.reads.readers.get(node, ())
+    if node in found.wanted or len(readers) != 1:
+        return None
+    op = found.ops.get(readers[0])
+    return readers[0] if op is not None and _is_member(op) and op.sources.count(node) == 1 else None
+
+
+# --- groups ---------------------------------------------------------------------------------------------------------
+def regroup(found: Analysis, extend: Callable[[fx.Node, Op], None]) -> None:
+    """Find the groups of every sum, with the forms of each.
+
+    Args:
+        found: what was found; groups become values of it.
+        extend: finds the forms of a value.
+    """
+    graph = fx.Graph()
+    for tree in trees(found):
+        for terms in _candidates(found, tree):
+            group = _group(found, tree, terms, graph, extend)
+            tree.groups.append(group)
+            found.groups[group.value] = group
+        if tree.groups:
+            found.sums[tree.top] = tree
+
+
+def _candidates(found: Analysis, tree: Tree) -> list[Terms]:
+    """Terms of one root that cost less as one layer, and all that can be one; not those that the code adds alone."""
+    maps = _maps(tree)
+    known = set(tree.below.values())
+    out: dict[Terms, None] = {}
+    roots = dict.fromkeys(r for t in tree.terms for r in (*found.forms.get(t, {}), t))
+    for root in roots:
+        shapes: dict[fx.Node, tuple[Form, Kernel]] = {}
+        for term in (t for t in tree.terms if tree.terms.count(t) == 1):
+            form = start(root) if term is root else found.forms.get(term, {}).get(root)
+            shape = None if form is None or form.layout is not None else _mapped(maps[term], form.shape)
+            if form is not None and isinstance(shape, Kernel):
+                shapes[term] = (form, shape)
+        layers = {t for t, (form, _) in shapes.items() if any(map(_is_layer, map(found.ops.get, form.ops)))}
+        for terms in _cheaper(found, root, shapes):
+            if terms not in known and terms & layers:
+                out[terms] = None
+    return list(out)
+
+
+def _cheaper(found: Analysis, root: fx.Node, shapes: dict[fx.Node, tuple[Form, Kernel]]) -> Iterator[Terms]:
+    """Join the two whose sum saves most, as long as one does; then all."""
+    size = found.sizes.get(root, ())
+    prices: dict[Terms, float] = {}
+
+    def price(terms: Terms) -> float:
+        if terms not in prices:
+            whole = add([shapes[t][1] for t in shapes if t in terms])
+            prices[terms] = float("inf") if isinstance(whole, Refusal) else layer_price(whole, size).total
+            if len(terms) == 1:
+                ((form, shape),) = (shapes[t] for t in terms)
+                ops = [found.ops[n] for n in form.ops]
+                stands = sum(op_price(o, found.sizes.get(o.sources[0], ()), shape.out_channels).total for o in ops)
+                prices[terms] = min(prices[terms], stands)
+        return prices[terms]
+
+    parts = [frozenset((t,)) for t in shapes]
+    while 1 < len(parts) <= MAX_TERMS:
+        one, other = max(combinations(parts, 2), key=lambda p: price(p[0]) + price(p[1]) - price(p[0] | p[1]))
+        if price(one | other) >= price(one) + price(other):
+            break
+        parts = [p for p in parts if p not in (one, other)] + [one | other]
+        yield parts[-1]
+    if len(shapes) > 1 and price(frozenset(shapes)) < float("inf"):
+        yield frozenset(shapes)
+
+
+def _maps(tree: Tree) -> dict[fx.Node, Kernel | None]:
+    """What each term goes through on its way to the sum; None for nothing."""
+    out: dict[fx.Node, Kernel | None] = {tree.top: None}
+    for node, op in tree.ops.items():
+        for source in op.sources:
+            behind, own = out[node], tree.scale(node, source)
+            out[source] = own if behind is None else behind if own is None else _scaled(behind, own)
+    return out
+
+
+def _scaled(behind: Kernel, own: Kernel) -> Kernel:
+    made = compose(behind, own)
+    assert isinstance(made, Kernel)  # both are numbers
+    return made
+
+
+def _mapped(outer: Kernel | None, shape: Kernel) -> Kernel | Refusal:
+    return shape if outer is None else compose(outer.shape_only(), shape)
+
+
+def _is_layer(op: Op | None) -> bool:
+    return isinstance(op, Affine) and op.layer
+
+
+def _group(
+    found: Analysis, tree: Tree, terms: Terms, graph: fx.Graph, extend: Callable[[fx.Node, Op], None]
+) -> Group:  # fmt: skip
+    """The group of these terms, a value of the analysis."""
+    parts: dict[fx.Node, fx.Node] = {}
+    names = "_".join(t.name for t in tree.terms if t in terms)
+
+    def part(node: fx.Node) -> fx.Node:
+        if node in terms:
+            return node
+        op = tree.ops[node]
+        kept = {s: part(s) for s in op.sources if tree.below[s] & terms}
+        made = graph.create_node("call_function", of_some, tuple(kept.values()), name=f"{node.name}_of_{names}")
+        for read in kept.values():
+            read.users.pop(made, None)  # the graph that was captured stays as it is
+        made.meta.update(node.meta, share=True, share_of=node, parts=kept, const=False)
+        found.reads.position[made] = found.reads.position[node] - 2**-20
+        found.reads.readers[made] = [tree.top]
+        found.sizes[made] = found.sizes[node]
+        if node in found.ranks:
+            found.ranks[made] = found.ranks[node]
+        found.ops[made] = _restricted(op, kept)
+        extend(made, found.ops[made])
+        parts[node] = made
+        return made
+
+    top = tree.top
+    while (inner := next((s for s in tree.ops[top].sources if terms <= tree.below[s]), None)) is not None:
+        top = inner
+    return Group(tree, terms, part(top), parts)
+
+
+def of_some(*values: object) -> object:
+    """Stands for an addition of some of its operands; verification runs the addition itself."""
+    raise NotImplementedError
+
+
+def _restricted(op: Sum | Affine, kept: dict[fx.Node, fx.Node]) -> Op:
+    """An addition of these operands alone."""
+    if isinstance(op, Affine):
+        return replace(op, source=kept[op.source])
+    maps = [m for s, m in zip(op.sources, op.maps, strict=True) if s in kept]
+    if len(kept) > 1:
+        return Sum(list(kept.values()), maps)
+    (source,), own = kept.values(), maps[0]
+    if own is None:
+        return Affine(source, identity().shape_only(), identity)
+    return Affine(source, own.shape_only(), lambda: own, paradigm="scale")
