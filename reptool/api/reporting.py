@@ -13,7 +13,8 @@ from reptool.ir.ops import Affine
 from reptool.plan.rules import rules_of
 from reptool.pysource.places import placed
 from reptool.report.counting import of_layer
-from reptool.report.data import FusedRegion, Report
+from reptool.report.data import Report
+from reptool.report.fields import FusedRegion
 from reptool.report.norms_run import running
 from reptool.report.totals import is_layer, totals
 from reptool.report.words import counted

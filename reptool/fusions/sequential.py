@@ -14,8 +14,8 @@ side. Refused elsewhere: `border-bias`, `border-read`, `border-mode`, `border-un
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
+from math import gcd
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ def fuse_sequential(
         first_stride: stride of the first layer per axis, default 1.
 
     Returns:
-        ``(weight, bias, groups)``: the weight in the first weight's dtype, with the most groups that hold it. The
+        ``(weight, bias, groups)``: the weight in the first weight's dtype, with the groups that both layers have in common. The
         padding of the result is the first layer's; the second must be unpadded (or see `algebra.compose`).
 
     Raises:
@@ -121,18 +121,14 @@ def fuse_sequential(
     >>> tuple(w.shape), b.tolist(), groups
     ((2, 3, 3, 3), [36.0, 36.0], 1)
     """
-    from reptool.algebra.kernel import Axis, Channels, Kernel
-    from reptool.algebra.laws import (  # the law calls `contract`; this is its public face on plain weights
-        compose,
-        embed,
-    )
-    from reptool.refusal import Refusal
-
     if second_weight.shape[1] * second_groups != first_weight.shape[0]:
         raise InputError(
             f"the second layer reads {second_weight.shape[1] * second_groups} channels, "
             f"the first writes {first_weight.shape[0]}; check weights and groups"
         )
+    if first_weight.shape[0] % first_groups or second_weight.shape[0] % second_groups:
+        written, groups = (first_weight.shape[0], second_weight.shape[0]), (first_groups, second_groups)
+        raise InputError(f"layers that write {written} channels do not have {groups} groups; check weights and groups")
     strides = list(first_stride or [1] * (first_weight.dim() - 2))
     if not first_weight.dim() == second_weight.dim() == len(strides) + 2:
         raise InputError(
@@ -140,22 +136,25 @@ def fuse_sequential(
             "give all over equally many axes"
         )
 
-    def kernel(weight: Tensor, bias: Tensor | None, groups: int, stride: Sequence[int]) -> Kernel:
-        axes = tuple(Axis(k, s) for k, s in zip(weight.shape[2:], stride, strict=True))
-        channels = Channels.grouped(weight.shape[1] * groups, weight.shape[0], groups)
-        return Kernel(channels, axes, weight.double(), None if bias is None else bias.double(), bias is not None)
-
-    first = kernel(first_weight, first_bias, first_groups, strides)
-    both = compose(kernel(second_weight, second_bias, second_groups, [1] * len(strides)), first)
-    if isinstance(both, Refusal):
-        raise InputError(f"the two layers are not one convolution: {both}")
-    assert both.channels is not None and both.axes is not None
-    # A strided pointwise layer before a KxK one leaves holes between the taps: write them out, no dilation is returned.
-    both = embed(both, [replace(a, kernel_size=a.span + 1, dilation=1) for a in both.axes])
-    assert both.channels is not None
+    blocks = gcd(first_groups, second_groups)
+    first, second = _blocks(first_weight, first_groups, blocks), _blocks(second_weight, second_groups, blocks)
+    weight = contract(second, first, strides, [1] * len(strides)).flatten(0, 1)
+    bias = second_bias
+    if first_bias is not None:
+        carried = carry_bias(second, first_bias.double().reshape(blocks, -1)).flatten()
+        bias = carried if second_bias is None else carried + second_bias.double()
     dtype = first_weight.dtype
-    total = None if both.bias is None else both.bias.to(dtype, copy=True)  # where one bias is None it is the other
-    return both.grouped_weight().to(dtype), total, both.channels.groups
+    return weight.to(dtype), None if bias is None else bias.to(dtype, copy=True), blocks
+
+
+def _blocks(weight: Tensor, groups: int, blocks: int) -> Tensor:
+    """A weight of so many groups as fewer independent blocks, ``[blocks, O/blocks, I/blocks, *K]``, float64."""
+    inside = groups // blocks
+    grouped = weight.double().reshape(blocks, inside, -1, *weight.shape[1:])
+    out = grouped.new_zeros(blocks, inside, grouped.shape[2], inside, *weight.shape[1:])
+    for i in range(inside):
+        out[:, i, :, i] = grouped[:, i]
+    return out.flatten(3, 4).flatten(1, 2)
 
 
 @takes_tensors

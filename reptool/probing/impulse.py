@@ -20,31 +20,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from math import gcd, prod
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reptool.algebra.kernel import Axis, Border, Channels, Kernel, rewindow
+from reptool.algebra.kernel import Axis, Channels, Kernel, rewindow
 from reptool.algebra.work import Work
 from reptool.probing.sandbox import Probe, Stop, constants_of
+from reptool.probing.trials import Trials
 from reptool.refusal import Code, Refusal
 
-EXACT = 1e-11
-"""Largest difference allowed, as a fraction of ``sum |W||x| + |b|``."""
 NOISE = 1e-14
 """A tap below this fraction of the largest one of its channels is rounding (of a Fourier transform, say)."""
 BASES = {0: ((),), 1: ((32,), (128,), (512,)), 2: ((21, 26), (49, 58), (132, 137)), 3: ((11, 13, 12), (23, 21, 26))}
 MAX_ELEMENTS = 3e9
 MAX_STRIDE = 64
 _CHUNK = 1 << 23
-_PADS = {Border.REFLECT: "reflect", Border.REPLICATE: "replicate", Border.CIRCULAR: "circular"}
-_CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @dataclass(frozen=True)
@@ -101,8 +97,6 @@ def measure(
     >>> found.kernel.channels.groups, torch.allclose(found.kernel.grouped_weight(), blur.weight.double())
     (3, True)
     """
-    from reptool.probing.trials import Trials
-
     try:
         probe = Probe(module)
         generator = torch.Generator().manual_seed(seed)
@@ -281,56 +275,3 @@ def _channels(weight: Tensor) -> Channels:
     lo[nothing] = (rows * width // count)[nothing]
     hi[nothing] = lo[nothing] + 1
     return Channels(width, lo, hi)
-
-
-# --- the kernel as a function ---------------------------------------------------------------------------------------
-def applied(kernel: Kernel, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """What a kernel computes, and ``sum |W||x| + |b|``; None, None where its border is not defined at this size.
-
-    An output without positions is a tensor without elements.
-    """
-    assert kernel.channels is not None and kernel.axes is not None and kernel.weight is not None
-    weight, axes, bias = kernel.grouped_weight(), kernel.axes, kernel.bias
-    if not axes:
-        flat = weight if kernel.channels.groups == 1 else rewindow(
-            kernel.weight, kernel.channels, Channels.grouped(kernel.channels.in_channels, kernel.channels.out_channels)
-        )  # fmt: skip
-        return F.linear(x, flat, bias), F.linear(x.abs(), flat.abs(), None if bias is None else bias.abs())
-    if any(a.out_size(n) <= 0 for a, n in zip(axes, x.shape[2:], strict=True)):
-        return x.new_zeros(x.shape[0], weight.shape[0], *[0] * len(axes)), None
-    try:
-        x = _extended(x, axes)
-    except (RuntimeError, NotImplementedError):
-        return None, None
-    conv: Any = _CONVS[len(axes)]
-    geometry = [a.stride for a in axes], 0, [a.dilation for a in axes], kernel.channels.groups
-    absolute = None if bias is None else bias.abs()
-    return conv(x, weight, bias, *geometry), conv(x.abs(), weight.abs(), absolute, *geometry)
-
-
-def _extended(x: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-    for i, axis in enumerate(axes):
-        after = [0, 0] * (len(axes) - 1 - i)
-        sides = [*after, axis.before, axis.after]
-        if axis.border is Border.ZEROS or not axis.reads_outside:
-            x = F.pad(x, sides)
-            continue
-        n, index = x.shape[2 + i], torch.arange(-axis.before, x.shape[2 + i] + axis.after)
-        if axis.border is Border.REPLICATE:
-            index = index.clamp(0, n - 1)
-        elif axis.border is Border.CIRCULAR:
-            if max(axis.before, axis.after) > n:
-                raise RuntimeError("wraps around more than once")
-            index = index % n
-        else:
-            if max(axis.before, axis.after) >= n:
-                raise RuntimeError("reflects more than there is")
-            index = (n - 1) - ((n - 1) - index.abs()).abs()
-        x = x.index_select(2 + i, index)
-    return x
-
-
-def with_border(kernel: Kernel, mode: Border) -> Kernel:
-    """The same kernel with another border on every axis that reads outside."""
-    assert kernel.axes is not None
-    return replace(kernel, axes=tuple(replace(a, border=mode) if a.reads_outside else a for a in kernel.axes))

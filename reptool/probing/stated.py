@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.algebra.kernel import Axis, Border, Kernel
-from reptool.probing.impulse import EXACT, applied
+from reptool.probing.response import EXACT, applied
 from reptool.probing.sandbox import Probe, Stop
 from reptool.refusal import Code, Refusal
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.algebra.kernel import Axis, Border, Kernel
-from reptool.probing.impulse import EXACT, applied, with_border
+from reptool.probing.response import EXACT, applied, with_border
 from reptool.probing.sandbox import Probe, Stop
 from reptool.refusal import Code
 

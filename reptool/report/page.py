@@ -6,23 +6,23 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from reptool.report.data import Report, reasons
+from reptool.report.fields import Found, reasons
 from reptool.report.words import HEADINGS, counted, left, multiplications, notes, number, summary
 
 
-def _regions(report: Report, mark: str = "") -> Iterator[tuple[str, ...]]:
+def _regions(report: Found, mark: str = "") -> Iterator[tuple[str, ...]]:
     for r in report.regions:
         numbers = multiplications(r), number(r.error), number(r.error_cast)
         yield f"{mark}{r.layer}{mark}", r.kind, *numbers, ", ".join(r.rules)
 
 
-def _left(report: Report, mark: str = "") -> Iterator[tuple[str, str, str, str]]:
+def _left(report: Found, mark: str = "") -> Iterator[tuple[str, str, str, str]]:
     for reason in reasons(report.refusals):
         places = ", ".join(f"{mark}{p}{mark}" for p in reason.places)
         yield reason.code.value, f"{reason.count:,}", reason.sentence, places
 
 
-def markdown(report: Report) -> str:
+def markdown(report: Found) -> str:
     """A report as Markdown.
 
     Args:
@@ -51,7 +51,7 @@ def _plain(text: str) -> str:
     return "`".join(parts).replace("|", "\\|")
 
 
-def html(report: Report) -> str:
+def html(report: Found) -> str:
     """A report as a piece of HTML.
 
     Args:

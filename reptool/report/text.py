@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from reptool.report.data import Report, reasons
+from reptool.report.fields import Found, reasons
 from reptool.report.words import HEADINGS, counted, left, multiplications, notes, number, summary
 
 MOST_PLACES = 12
@@ -49,7 +49,7 @@ def _pieces(word: str, width: int) -> list[str]:
     return [p for part in parts for p in ([part] if len(part) <= width else re.split(r"(?<=\.)(?!$)", part))]
 
 
-def lines(report: Report, width: int) -> Iterator[Any]:
+def lines(report: Found, width: int) -> Iterator[Any]:
     """Everything a report says.
 
     Args:
@@ -76,7 +76,7 @@ def _texts(found: Iterable[str]) -> Iterator[Text]:
     return (Text(line, no_wrap=True, overflow="ignore", end="\n") for line in found)
 
 
-def _left(report: Report, width: int) -> Iterator[str]:
+def _left(report: Found, width: int) -> Iterator[str]:
     for reason in reasons(report.refusals):
         count = f" ({reason.count} times)" if reason.count > 1 else ""
         yield from folded(f"{reason.code.value}: {reason.sentence}{count}", width, "", "  ")
@@ -86,7 +86,7 @@ def _left(report: Report, width: int) -> Iterator[str]:
         yield from folded(" ".join(shown).rstrip(",") + rest, width, "    ")
 
 
-def _regions(report: Report, width: int) -> Iterator[Any]:
+def _regions(report: Found, width: int) -> Iterator[Any]:
     rows = [
         (r.layer, r.kind, multiplications(r), number(r.error), number(r.error_cast), ", ".join(r.rules))
         for r in report.regions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reptool.models.state import modules_of
-from reptool.report.data import FusedRegion, Report
+from reptool.report.fields import Found, FusedRegion
 
 HEADINGS = ("layer", "is now", "multiplications", "error", "after cast", "rules")
 NOMINAL = "at a nominal size (one sample of 56x56), since there are no example_inputs"
@@ -16,7 +16,7 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def summary(report: Report) -> Iterator[tuple[str, str, str]]:
+def summary(report: Found) -> Iterator[tuple[str, str, str]]:
     """What there was before and after, by name."""
     for name, pair in (
         ("convolution and linear layers", report.layers),
@@ -36,7 +36,7 @@ def summary(report: Report) -> Iterator[tuple[str, str, str]]:
         yield "weights kept for fallbacks", "0", f"{report.kept[0]:,} ({size(report.kept[1])})"
 
 
-def left(report: Report) -> str:
+def left(report: Found) -> str:
     """How many sites stay."""
     count = len(report.refusals)
     return f"{counted(count, 'site')} left as {'it is' if count == 1 else 'they are'}"
@@ -60,7 +60,7 @@ def short(count: int) -> str:
     return f"{count:,}"
 
 
-def notes(report: Report) -> Iterator[str]:
+def notes(report: Found) -> Iterator[str]:
     """What else there is to say, a sentence each."""
     if report.regions and any(r.at == "nominal" for r in report.regions):
         some = "" if all(r.at == "nominal" for r in report.regions) else " where nobody showed what comes in"

@@ -156,6 +156,8 @@ def test_bad_input_is_an_error() -> None:
         fuse_1x1_kxk(torch.ones(4, 3, 3), None, torch.ones(2, 4, 1), None)
     with pytest.raises(InputError, match=r"second kernel .* is not pointwise"):
         fuse_kxk_1x1(torch.ones(4, 3, 3), None, torch.ones(2, 4, 2), None)
+    with pytest.raises(InputError, match=r"write \(4, 2\) channels do not have \(3, 1\) groups"):
+        fuse_sequential(torch.ones(4, 3, 3), None, torch.ones(2, 4, 1), None, first_groups=3)
     with pytest.raises(InputError, match="equally many axes"):
         fuse_sequential(torch.ones(4, 3, 3), None, torch.ones(2, 4, 3, 3), None)
 

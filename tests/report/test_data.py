@@ -13,7 +13,8 @@ from torch import nn
 
 import reptool
 from reptool import Code, Refusal
-from reptool.report.data import FusedRegion, Report, reasons
+from reptool.report.data import Report
+from reptool.report.fields import FusedRegion, reasons
 from reptool.report.text import MOST_PLACES, folded
 from tests.test_refusals import conv
 
