@@ -14,8 +14,8 @@ from reptool.refusal import Code as Code
 from reptool.refusal import Refusal as Refusal
 from reptool.report.data import Report as Report
 from reptool.rules.lifting import lifts as lifts
+from reptool.runtime.gates.release import release as release
 from reptool.runtime.legacy import keep_old_addresses
-from reptool.runtime.release import release as release
 
 keep_old_addresses()
 

@@ -35,7 +35,7 @@ from reptool.report.left import left_over, why_left
 from reptool.report.progress import phase
 from reptool.report.progress import unit as begun
 from reptool.rules.reading import Stated
-from reptool.runtime.originals import KEPT
+from reptool.runtime.expect import KEPT
 from reptool.safety.check import Wiring
 from reptool.safety.ownership import Ownership, ownership
 from reptool.surgery.fallbacks.fallbacks import Fallbacks

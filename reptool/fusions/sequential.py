@@ -111,8 +111,8 @@ def fuse_sequential(
         first_stride: stride of the first layer per axis, default 1.
 
     Returns:
-        ``(weight, bias, groups)``: the weight in the first weight's dtype, with the groups that both layers have in common. The
-        padding of the result is the first layer's; the second must be unpadded (or see `algebra.compose`).
+        ``(weight, bias, groups)``: the weight in the first weight's dtype, with the groups that both layers have in
+        common. The padding of the result is the first layer's; the second must be unpadded (or see `algebra.compose`).
 
     Raises:
         InputError: the channels or axes of the two layers do not fit.

@@ -18,7 +18,7 @@ from reptool.ir.trace import Event, all_events
 from reptool.pysource.places import asked, place_of
 from reptool.refusal import Code, Refusal
 from reptool.report.left import is_compiled_norm, is_norm
-from reptool.runtime.originals import KEPT
+from reptool.runtime.expect import KEPT
 from reptool.surgery.units import Plan, Unit
 
 

@@ -6,7 +6,7 @@ from math import prod
 
 from torch import nn
 
-from reptool.runtime.originals import KEPT
+from reptool.runtime.expect import KEPT
 from reptool.surgery.units import Plan
 
 

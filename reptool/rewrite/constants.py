@@ -21,8 +21,8 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from reptool.refusal import Code
 from reptool.runtime.containers import Template
+from reptool.runtime.expect import Like
 from reptool.runtime.method import find
-from reptool.runtime.originals import Like
 
 
 class CannotCutError(Exception):

@@ -20,7 +20,7 @@ from reptool.ir.nodes import name_of
 from reptool.ir.trace import Event, Question, Unanswerable
 from reptool.ir.walk import nodes_in
 from reptool.pysource.places import asked, named
-from reptool.runtime.originals import Like
+from reptool.runtime.expect import Like
 
 _SHAPE = {"shape", "ndim", "dim", "ndimension", "size", "numel", "nelement", "len"}
 _DTYPE = {"dtype", "is_floating_point", "is_complex", "itemsize", "element_size", "type"}

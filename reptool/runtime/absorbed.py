@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from reptool.errors import AbsorbedStateError, FoldedNormWarning, SpecializedError, warn
+from reptool.errors import AbsorbedStateError, SpecializedError
+from reptool.runtime.gates.check import check
+from reptool.runtime.gates.marker import Marker, tell_of_norms
 
-GATE = "_reptool_gate"
-TOLD = "_reptool_told"
-NORMS = "_reptool_norms"
-"""How many norms of a model were folded, where nothing in it stands for them."""
 _NORMS = (nn.modules.batchnorm._NormBase,)
 _TORCHS_OWN = frozenset(["training", "forward", "qconfig"])
 """Public attributes that torch itself writes on every module of a model."""
@@ -30,7 +28,7 @@ class GoneError(SpecializedError, AttributeError):
     """An attribute of a module that deploy() absorbed; to `hasattr` and `getattr` it is missing."""
 
 
-class Absorbed(nn.Identity):
+class Absorbed(Marker):
     """Stands for a module whose work a fused layer does.
 
     Args:
@@ -54,10 +52,7 @@ class Absorbed(nn.Identity):
         own.update({n: v for n, v in plain.items() if n not in own})
 
     if TYPE_CHECKING:  # torch.jit.script reads what a class is annotated with
-        _place: str
-        _layer: str
         _stands_for: str
-        _is_norm: bool
         _gone: frozenset[str]
         _indexed: bool
 
@@ -70,8 +65,6 @@ class Absorbed(nn.Identity):
         given = (*args, *kwargs.values())
         if torch.compiler.is_compiling() or not any(issubclass(type(v), Tensor) for v in given):
             return super().__call__(*args, **kwargs)  # code that is followed
-        from reptool.runtime.gates.check import check
-
         check(self)
         traced = torch._C._get_tracing_state() is not None or len(args) != 1 or bool(kwargs)
         return super().__call__(*args, **kwargs) if traced else args[0]
@@ -166,23 +159,6 @@ def _outermost(frame: FrameType | None) -> Any:
         found = frame.f_locals.get("self", found)
         frame = frame.f_back
     return found
-
-
-def tell_of_norms(module: nn.Module) -> None:
-    """Warn once that norms in a module are folded, and do nothing in training mode."""
-    if TOLD in module.__dict__:
-        return
-    module.__dict__[TOLD] = True
-    marked = sum(isinstance(m, Absorbed) and m._is_norm for m in module.modules())
-    gated = sum(getattr(m.__dict__.get(GATE), "norms", 0) for m in module.modules() if not isinstance(m, Absorbed))
-    count = max(marked, gated, module.__dict__.get(NORMS, 0))
-    norms = f"{count} norm{'s' * (count != 1)}" if count else "the norms"
-    warn(
-        f"{norms} of this {type(module).__name__} {'is' if count == 1 else 'are'} folded into other layers: in "
-        "training mode nothing is normalized by its batch, and no statistics are updated. Fine-tuning the folded "
-        "layers works; to train with norms, train the original and deploy it again",
-        FoldedNormWarning,
-    )
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from reptool.errors import SpecializedError
 from reptool.runtime.snapshot import same
@@ -85,6 +86,74 @@ def _expect_given(name: str, value: Any, default: Any, count: int | None) -> Non
             f"this method was deployed for {what}; deploy the model with example_inputs as it is called here, "
             "or exclude this module"
         )
+
+
+@dataclass(frozen=True)
+class Like:
+    """A tensor that gives the answers that were seen.
+
+    Args:
+        shape: the size of each axis; ``-n`` stands for every size from `n` on.
+        dtype: its dtype, None when no answer hangs on it.
+        device: its kind of device, None when no answer hangs on it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+    device: str | None = None
+
+    def fits(self, value: Any) -> bool:
+        """Whether `value` is such a tensor."""
+        if not isinstance(value, Tensor) or value.dim() != len(self.shape):
+            return False
+        for axis, size in enumerate(self.shape):
+            if not (value.shape[axis] == size if size >= 0 else value.shape[axis] >= -size):
+                return False
+        if self.dtype is not None and value.dtype != self.dtype:
+            return False
+        return self.device is None or value.device.type == self.device
+
+    def __str__(self) -> str:
+        sizes = ", ".join(str(n) if n >= 0 else f">={-n}" for n in self.shape)
+        rest = "".join(f", {r}" for r in (self.dtype, self.device) if r is not None)
+        return f"({sizes}{rest})"
+
+    def __repr__(self) -> str:
+        rest = "" if self.dtype is None and self.device is None else f", {self.dtype!r}, {self.device!r}"
+        return f"_like({self.shape!r}{rest})"
+
+
+def holds(given: tuple[Any, ...], *seen: tuple[Any, ...]) -> bool:
+    """Whether the arguments of a call fit one of the calls that were traced."""
+    return any(fits(given, one) for one in seen)
+
+
+def fits(value: Any, wanted: Any) -> bool:
+    """Whether an argument gives the same answers as the one that was seen.
+
+    >>> fits([torch.zeros(4, 3, 8), True], [Like((-1, 3, 8)), True])
+    True
+    >>> fits([torch.zeros(4, 3, 9), True], [Like((-1, 3, 8)), True])
+    False
+    """
+    if isinstance(wanted, Like):
+        return wanted.fits(value)
+    if isinstance(wanted, (tuple, list)):
+        same = isinstance(value, (tuple, list)) and len(value) == len(wanted)
+        return same and all(fits(v, w) for v, w in zip(value, wanted, strict=True))
+    if isinstance(wanted, dict):
+        same = type(value) is dict and list(value) == list(wanted)
+        return same and all(fits(value[k], w) for k, w in wanted.items())
+    return type(value) is type(wanted) and bool(value == wanted)
+
+
+KEPT = "reptool_original"
+"""The name under which a module with a fallback holds the layers that were changed, as they were."""
+
+
+def _as_it_was(module: Any) -> Any:
+    """A twin of a deployed module that computes what the original computed."""
+    return module._modules[KEPT].twin_of(module)
 
 
 def _bound(original: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:

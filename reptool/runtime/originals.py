@@ -10,78 +10,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from reptool.models.copies import full_copy
-
-KEPT = "reptool_original"
-
-
-# --- the guard ------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Like:
-    """A tensor that gives the answers that were seen.
-
-    Args:
-        shape: the size of each axis; ``-n`` stands for every size from `n` on.
-        dtype: its dtype, None when no answer hangs on it.
-        device: its kind of device, None when no answer hangs on it.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype | None = None
-    device: str | None = None
-
-    def fits(self, value: Any) -> bool:
-        """Whether `value` is such a tensor."""
-        if not isinstance(value, Tensor) or value.dim() != len(self.shape):
-            return False
-        for axis, size in enumerate(self.shape):
-            if not (value.shape[axis] == size if size >= 0 else value.shape[axis] >= -size):
-                return False
-        if self.dtype is not None and value.dtype != self.dtype:
-            return False
-        return self.device is None or value.device.type == self.device
-
-    def __str__(self) -> str:
-        sizes = ", ".join(str(n) if n >= 0 else f">={-n}" for n in self.shape)
-        rest = "".join(f", {r}" for r in (self.dtype, self.device) if r is not None)
-        return f"({sizes}{rest})"
-
-    def __repr__(self) -> str:
-        rest = "" if self.dtype is None and self.device is None else f", {self.dtype!r}, {self.device!r}"
-        return f"_like({self.shape!r}{rest})"
+from reptool.runtime.expect import KEPT
+from reptool.runtime.expect import Like as Like  # pickles of earlier releases look for it here
+from reptool.runtime.subclass import derive
 
 
-def holds(given: tuple[Any, ...], *seen: tuple[Any, ...]) -> bool:
-    """Whether the arguments of a call fit one of the calls that were traced."""
-    return any(fits(given, one) for one in seen)
-
-
-def fits(value: Any, wanted: Any) -> bool:
-    """Whether an argument gives the same answers as the one that was seen.
-
-    >>> fits([torch.zeros(4, 3, 8), True], [Like((-1, 3, 8)), True])
-    True
-    >>> fits([torch.zeros(4, 3, 9), True], [Like((-1, 3, 8)), True])
-    False
-    """
-    if isinstance(wanted, Like):
-        return wanted.fits(value)
-    if isinstance(wanted, (tuple, list)):
-        same = isinstance(value, (tuple, list)) and len(value) == len(wanted)
-        return same and all(fits(v, w) for v, w in zip(value, wanted, strict=True))
-    if isinstance(wanted, dict):
-        same = type(value) is dict and list(value) == list(wanted)
-        return same and all(fits(value[k], w) for k, w in wanted.items())
-    return type(value) is type(wanted) and bool(value == wanted)
-
-
-# --- the originals --------------------------------------------------------------------------------------------------
 class Kept(nn.Module):
     """What was changed inside one module, as it was: submodules, and tensors of its own.
 
@@ -100,10 +38,12 @@ class Kept(nn.Module):
     @property
     def original(self) -> type:
         """The class that the module had."""
-        from reptool.runtime.subclass import derive
-
         found: type = derive(*self.origin) if len(self.origin) > 1 else self.origin[0]
         return found
+
+    def twin_of(self, module: nn.Module) -> nn.Module:
+        """A twin of a deployed module that computes what the original computed."""
+        return _twin(module, self)
 
 
 def keep(module: nn.Module, whole: Iterable[str], parts: Mapping[str, set[str]], memo: dict[int, Any]) -> Kept:
@@ -146,11 +86,6 @@ def _kept(module: nn.Module, memo: dict[int, Any], tensors: set[str]) -> Kept:
         if name in tensors:
             made.register_buffer(name, copy.deepcopy(buffer, memo), name not in module._non_persistent_buffers_set)
     return made
-
-
-def as_it_was(module: nn.Module) -> Any:
-    """A twin of a deployed module that computes what the original computed."""
-    return _twin(module, module._modules[KEPT])  # type: ignore[arg-type]
 
 
 def _twin(module: nn.Module, kept: nn.Module) -> nn.Module:

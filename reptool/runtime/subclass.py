@@ -21,11 +21,22 @@ import torch
 from torch import fx, nn
 
 from reptool.errors import SpecializedError
-from reptool.runtime.absorbed import NORMS, Absorbed, tell_of_norms
+from reptool.runtime.absorbed import Absorbed
 from reptool.runtime.containers import filled, read_key
-from reptool.runtime.expect import _bound, _expect, _expect_fused, _expect_given, _expect_same, _not_set, _sealed
+from reptool.runtime.expect import (
+    Like,
+    _as_it_was,
+    _bound,
+    _expect,
+    _expect_fused,
+    _expect_given,
+    _expect_same,
+    _not_set,
+    _sealed,
+    holds,
+)
+from reptool.runtime.gates.marker import NORMS, tell_of_norms
 from reptool.runtime.method import Method, find
-from reptool.runtime.originals import Like, as_it_was, holds
 from reptool.runtime.snapshot import ABSENT, same
 
 CONVERSIONS = (
@@ -94,7 +105,7 @@ SCOPE: dict[str, Any] = {
     "_sealed": _sealed,
     "_holds": holds,
     "_like": Like,
-    "_as_it_was": as_it_was,
+    "_as_it_was": _as_it_was,
     "_filled": filled,
     "_read_key": read_key,
 }

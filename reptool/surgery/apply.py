@@ -13,9 +13,9 @@ from reptool.rewrite.lower import new_layer, set_values
 from reptool.rewrite.method_source import refusing_method
 from reptool.rewrite.other_graphs import graphs_of, settle
 from reptool.runtime.absorbed import Absorbed
-from reptool.runtime.expect import FUSED
+from reptool.runtime.expect import FUSED, KEPT
 from reptool.runtime.hooks import set_guard
-from reptool.runtime.originals import KEPT, keep
+from reptool.runtime.originals import keep
 from reptool.runtime.state import Folded, set_folded
 from reptool.runtime.subclass import derive
 from reptool.surgery.conversions import set_class, silence

@@ -19,7 +19,7 @@ from reptool.ir.tensors import cloned
 from reptool.models.copies import full_copy
 from reptool.refusal import Code
 from reptool.report.data import Report
-from reptool.runtime.release import release
+from reptool.runtime.gates.release import release
 
 _SAMPLE_NORMS = ("native_layer_norm", "native_group_norm", "rms_norm", "_fused_rms_norm")
 _VIEWS = frozenset(["t", "transpose", "permute", "view", "_unsafe_view", "reshape", "detach", "alias",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reptool.capture.tracer import Recorder
 from reptool.frontends.inputs import placeholders
 from reptool.rewrite.guard_inference import CannotGuardError, guard
-from reptool.runtime.originals import fits
+from reptool.runtime.expect import fits
 
 
 class Asks(nn.Module):

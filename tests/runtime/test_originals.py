@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from reptool.runtime.originals import KEPT, Kept, Like, as_it_was, fits, holds, keep, kept_modules, kept_tensors
+from reptool.runtime.expect import KEPT, Like, fits, holds
+from reptool.runtime.originals import Kept, keep, kept_modules, kept_tensors
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def kept_net() -> nn.Sequential:
 def test_a_twin_has_the_originals_and_the_rest_in_common() -> None:
     net = kept_net()
     for module in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        twin = as_it_was(module)
+        twin = module._modules[KEPT].twin_of(module)
         assert list(twin._modules) == ["0", "1"]
         assert twin[0][0].weight.abs().sum() > 0
         assert twin[0][1] is module[0][1]

@@ -12,10 +12,10 @@ from typing import NoReturn
 from torch import fx, nn
 
 from reptool.errors import SpecializedError
-from reptool.runtime.absorbed import GATE, TOLD, Absorbed, tell_of_norms
 from reptool.runtime.gates.calls import MACHINERY, MAX_KNOWN, Calls, first_argument, is_kind, method_of
 from reptool.runtime.gates.chain import Chain, Gate, Path
 from reptool.runtime.gates.in_place import are_written, has_slots, inside, is_shaped, is_whole
+from reptool.runtime.gates.marker import GATE, TOLD, Marker, tell_of_norms
 from reptool.runtime.gates.whole import runs_all, traced_through
 
 
@@ -74,7 +74,7 @@ def _is_called_as_before(layer: nn.Module, gate: Gate, frame: FrameType | None) 
     modules = lowest._modules
     if modules.get(chain.place[0]) is not layer:
         return False
-    if type(layer) is Absorbed:
+    if isinstance(layer, Marker):
         return has_slots(lowest, chain)
     if not is_shaped(layer, gate):
         return False
@@ -83,7 +83,7 @@ def _is_called_as_before(layer: nn.Module, gate: Gate, frame: FrameType | None) 
     if chain.written and not are_written(lowest, chain):
         return False
     for path in chain.absorbed:
-        if type(modules.get(path[0]) if len(path) == 1 else inside(lowest, path)) is not Absorbed:
+        if not isinstance(modules.get(path[0]) if len(path) == 1 else inside(lowest, path), Marker):
             return False
     for path, count in chain.hooks:  # as `_hooks` counts them, without its call
         held = (layer if path == chain.place else inside(lowest, path) or lowest).__dict__
@@ -129,7 +129,7 @@ def _follows(layer: nn.Module, chain: Chain, calls: Calls) -> bool:
     for module, path in modules:
         if path and inside(lowest, path) is not module:
             return False
-    if type(layer) is Absorbed:  # the layer itself looks after the rest
+    if isinstance(layer, Marker):  # the layer itself looks after the rest
         return has_slots(lowest, chain)
     return is_shaped(layer, layer.__dict__[GATE]) and is_whole(lowest, chain)
 

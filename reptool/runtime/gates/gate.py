@@ -14,9 +14,9 @@ from typing import Tuple  # noqa: UP035 - TorchScript reads this annotation
 import torch
 from torch import Tensor, nn
 
-from reptool.runtime.absorbed import GATE, Absorbed
 from reptool.runtime.gates.chain import Gate
 from reptool.runtime.gates.check import check
+from reptool.runtime.gates.marker import GATE, Marker
 
 _GEOMETRY = ("padding", "stride", "dilation", "groups", "padding_mode", "output_padding")
 
@@ -33,7 +33,7 @@ def set_gate(module: nn.Module, gate: Gate) -> None:
     """Put a gate in front of a layer, in the place of an earlier one; an absorbed module asks for it by itself."""
     own = module.__dict__
     own[GATE] = replace(gate, geometry=tuple((n, own[n]) for n in _GEOMETRY if n in own))
-    if not isinstance(module, Absorbed) and runs_in_its_region not in module._forward_pre_hooks.values():
+    if not isinstance(module, Marker) and runs_in_its_region not in module._forward_pre_hooks.values():
         nn.Module.register_forward_pre_hook(module, runs_in_its_region)
 
 

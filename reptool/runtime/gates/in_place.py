@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from reptool.runtime.absorbed import GATE, Absorbed
 from reptool.runtime.gates.chain import Chain, Gate, Path
+from reptool.runtime.gates.marker import GATE, Marker
 
 
 def is_whole(lowest: nn.Module, chain: Chain) -> bool:
@@ -15,7 +15,7 @@ def is_whole(lowest: nn.Module, chain: Chain) -> bool:
     if not (has_slots(lowest, chain) and are_written(lowest, chain)):
         return False
     for path in chain.absorbed:
-        if type(inside(lowest, path)) is not Absorbed:
+        if not isinstance(inside(lowest, path), Marker):
             return False
     for path, count in chain.hooks:
         inner = inside(lowest, path)

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from reptool.runtime.absorbed import GATE, Absorbed
 from reptool.runtime.gates.calls import Calls
 from reptool.runtime.gates.chain import Chain, Gate, Path
 from reptool.runtime.gates.in_place import hooks_differ, inside
+from reptool.runtime.gates.marker import GATE, Marker
 
 
 def traced_through(layer: nn.Module, chain: Chain, graph: nn.Module) -> bool:
@@ -64,7 +64,7 @@ def _in_a_row(layer: nn.Module, chain: Chain, holder: nn.Module) -> bool:
 def _is_done_in(holder: nn.Module, layer: nn.Module) -> bool:
     """Whether a container holds the fused layer that does the work of a module of its region."""
     mine = layer.__dict__[GATE].name
-    gates = (m.__dict__.get(GATE) for m in holder.modules() if m is not layer and type(m) is not Absorbed)
+    gates = (m.__dict__.get(GATE) for m in holder.modules() if m is not layer and not isinstance(m, Marker))
     return any(r == mine or r.startswith(f"{mine}.") for g in gates if g is not None for r in g.region)
 
 
@@ -72,7 +72,7 @@ def _part_of(module: nn.Module, parts: dict[str, list[Path]], layer: nn.Module, 
     """Which part of a region a module is."""
     for name, absorbed in parts.items():
         held = [inside(module, path) for path in absorbed]
-        if not all(isinstance(m, Absorbed) for m in held):
+        if not all(isinstance(m, Marker) for m in held):
             continue
         if inside(module, place[1:]) is layer if name == place[0] else all(m._layer == held[0]._layer for m in held):
             return name

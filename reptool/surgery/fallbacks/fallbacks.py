@@ -24,7 +24,7 @@ from reptool.rewrite.constants import CannotCutError
 from reptool.rewrite.guard_inference import CannotGuardError, guard
 from reptool.rewrite.method_source import specialized_method
 from reptool.rewrite.setting_checks import setting_checks
-from reptool.runtime.originals import KEPT
+from reptool.runtime.expect import KEPT
 from reptool.surgery.fallbacks.fallback import Fallback
 from reptool.surgery.fallbacks.keeping import Keeper, changed_by, full_path
 from reptool.surgery.site import Site, Surgery

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 import reptool
 from reptool.errors import SpecializedError
-from reptool.runtime.absorbed import GATE
 from reptool.runtime.gates.calls import method_names
+from reptool.runtime.gates.marker import GATE
 from tests.traps import assert_same, ready
 
 

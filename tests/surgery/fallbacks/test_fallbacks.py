@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import reptool
 from reptool.errors import InputError, SpecializedError
 from reptool.refusal import Code
-from reptool.runtime.originals import KEPT, Kept
+from reptool.runtime.expect import KEPT
+from reptool.runtime.originals import Kept
 from reptool.testing import assert_equivalent, randomize
 
 
