@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from typing_extensions import TypeIs
 
 from reptool.errors import InputError, UnsupportedModelError
+from reptool.frontends.exported import is_exported
 from reptool.frontends.given import check_is_module, check_parts, check_weights, nothing_matches
 from reptool.frontends.inputs import example_arguments
 from reptool.plan.options import Options, matches
@@ -34,16 +36,13 @@ def check_model(model: Any, caller: str = "deploy") -> None:
         raise UnsupportedModelError(
             "a ScriptModule cannot be read; deploy the Python module first, then script or trace the result"
         )
-    if isinstance(model, torch.export.ExportedProgram):
-        raise UnsupportedModelError(
-            "an ExportedProgram is fixed already; deploy the nn.Module first, then export the result"
-        )
+    if isinstance(model, ExportedProgram):
+        raise UnsupportedModelError(f"{caller} takes a module, got an ExportedProgram, which deploy takes")
     check_is_module(model, caller)
     check_weights(model)
-    if isinstance(model, fx.GraphModule) and any(map(_is_exported, model.graph.nodes)):
+    if is_exported(model):
         raise UnsupportedModelError(
-            "this GraphModule is an exported program, made of ATen operators; "
-            "deploy the nn.Module first, then export the result"
+            f"this GraphModule is an exported program, made of ATen operators, which {caller} cannot change"
         )
     for path, module in model.named_modules():
         home = type(module).__module__
@@ -70,14 +69,6 @@ def check_model(model: Any, caller: str = "deploy") -> None:
                     f"{path}.{name} holds a {type(value.data).__name__}, "
                     "a tensor subclass whose arithmetic is not known"
                 )
-
-
-def _is_exported(node: fx.Node) -> bool:
-    """Whether this is a layer's operator, which nobody writes and `torch.export` makes of a layer."""
-    return isinstance(node.target, OpOverload) and str(node.target).startswith(_LAYERS)
-
-
-_LAYERS = ("aten.conv", "aten.linear", "aten.batch_norm", "aten._native_batch_norm", "aten.native_batch_norm")
 
 
 def _computes_itself(cls: type) -> bool:
@@ -123,6 +114,44 @@ def prepared(
             raise nothing_matches("affine", name, model, [n for n, _ in model.named_modules() if n])
     lifts = active_lifts(chosen)
     return model, args, kwargs, Options(chosen, force, wanted, left, keep_fallback, claimed, lifts)
+
+
+def is_program(model: Any) -> TypeIs[ExportedProgram | fx.GraphModule]:
+    """Whether this is an exported program, or a graph module that was made of one."""
+    return isinstance(model, ExportedProgram) or is_exported(model)
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def prepared_program(
+    program: ExportedProgram | fx.GraphModule, example_inputs: Any, rules: Any, force: bool, include: Patterns,
+    exclude: Patterns, **others: Any,
+) -> tuple[Call | None, Options]:  # fmt: skip
+    """The example arguments and options for a program; `others` are options that are for modules alone."""
+    given = next((name for name, value in others.items() if value), None)
+    if given is not None:
+        raise InputError(f"{given}= is for modules; a {type(program).__name__} has no code that it could concern")
+    paths = [n for n, _ in (*program.named_parameters(), *program.named_buffers())]
+    wanted = None if include is None else _on_paths("include", include, paths)
+    left = () if exclude is None else _on_paths("exclude", exclude, paths)
+    options = Options(None if rules is None else _rule_names(rules), force, wanted, left)
+    if example_inputs is None:
+        return None, options
+    module = program if isinstance(program, fx.GraphModule) else program.module()
+    args, kwargs = example_arguments(example_inputs, module)
+    return (args or (), kwargs), options
+
+
+def _on_paths(what: str, given: Any, paths: list[str]) -> tuple[str, ...]:
+    """Patterns on the paths of parameters, each of which matches one."""
+    names = (given,) if isinstance(given, (str, type)) else tuple(given)
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"{what} was given {name!r}; parts of a program are known by patterns on paths alone")
+        if not any(matches(p, [name]) for p in paths):
+            raise InputError(f"{what} pattern {name!r} matches no parameter; there are {', '.join(paths[:3])}, ...")
+    return names
 
 
 def _rule_names(rules: Any) -> frozenset[str]:

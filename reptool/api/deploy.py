@@ -11,8 +11,17 @@ from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram
 
-from reptool.api.accept import Affine, Patterns, check_model, prepared, required
+from reptool.api.accept import (
+    Affine,
+    Patterns,
+    check_model,
+    is_program,
+    prepared,
+    prepared_program,
+    required,
+)
 from reptool.api.fingerprint import is_marked, mark
 from reptool.api.flatten import flattened
 from reptool.api.pipeline import make_plan
@@ -22,12 +31,13 @@ from reptool.errors import InputError, UnsupportedModelError
 from reptool.frontends.given import names_itself
 from reptool.models.copies import independent_copy
 from reptool.models.running import own_code
+from reptool.programs.exported import deploy_program, planned
 from reptool.report.data import Report
 from reptool.report.progress import phase, watched
 from reptool.runtime.gates.check import open_gates
 from reptool.verify.whole_model import reference_of
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound=nn.Module | ExportedProgram)
 
 
 @overload
@@ -91,7 +101,7 @@ def deploy(
 @torch.inference_mode(mode=False)  # layers made inside of it could not be trained afterwards
 @own_code()
 def deploy(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: Any = None,
     *,
     inplace: bool = False,
@@ -105,11 +115,12 @@ def deploy(
     keep_fallback: bool = False,
     affine: Affine = None,
     progress: bool | None = None,
-) -> nn.Module:
+) -> nn.Module | ExportedProgram:
     """Collapse every affine region of a model into one layer, exactly, and say what was done.
 
     Args:
-        model: any `nn.Module` in eval mode. It stays as it is unless `inplace`.
+        model: any `nn.Module` in eval mode, a `torch.export.ExportedProgram`, or a graph module made of one. It stays
+            as it is unless `inplace`.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Never needed
             for correctness; they answer what the model's code asks about shapes, and the whole model is compared
             on them.
@@ -131,10 +142,12 @@ def deploy(
 
     Returns:
         The user's model (same class or a subclass of it, same attributes, methods and parameter names as far as the
-        layers still exist) with fewer layers. Its report is ``reptool.report(result)``.
+        layers still exist) with fewer layers; of a program, a program with the same inputs and outputs. Its report is
+        ``reptool.report(result)``.
 
     Raises:
-        UnsupportedModelError: not a plain module (scripted, exported, quantized, lazy, on the meta device).
+        UnsupportedModelError: not a plain module (scripted, quantized, lazy, on the meta device), or a program that is
+            lowered already.
         InputError: training mode, example inputs that do not fit, unknown rules, patterns that match nothing,
             weights that are not finite.
         RuleError: a rule of your own raised, or said what no rule may say; nothing was changed.
@@ -151,6 +164,17 @@ def deploy(
       (2): ReLU()
     )
     """
+    if is_program(model):
+        given, options = prepared_program(
+            model, example_inputs, rules, force, include, exclude, inplace=inplace, flatten=flatten,
+            keep_fallback=keep_fallback, affine=affine,
+        )  # fmt: skip
+        with watched(f"deploy {type(model).__name__}", progress) as watch:
+            written, found = deploy_program(model, given, options, verify)
+        found.seconds = watch.seconds
+        check_requirements(found, required(require))
+        written.__dict__["_reptool_report"] = found
+        return written
     check_model(model)
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise UnsupportedModelError(
@@ -182,7 +206,7 @@ def deploy(
 @names_itself
 @own_code()
 def explain(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     example_inputs: Any = None,
     *,
     rules: str | Iterable[str] | None = None,
@@ -207,6 +231,11 @@ def explain(
     >>> [(r.layer, r.rules) for r in report.regions]
     [('0', ['conv_bn'])]
     """
+    if is_program(model):
+        chosen = prepared_program(
+            model, None, rules, force, include, exclude, keep_fallback=keep_fallback, affine=affine
+        )[1]
+        return planned(model, chosen, False)[1]
     check_model(model, "explain")
     model, args, kwargs, options = prepared(
         model, example_inputs, rules, force, include, exclude, affine, keep_fallback

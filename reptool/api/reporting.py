@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from reptool.errors import InputError, RequirementError
 from reptool.frontends.given import names_itself
@@ -18,7 +19,6 @@ from reptool.report.fields import FusedRegion
 from reptool.report.norms_run import running
 from reptool.report.totals import is_layer, totals
 from reptool.report.words import counted
-from reptool.rewrite.lower import Geometry
 from reptool.surgery.site import Site
 from reptool.surgery.units import Plan, Unit, layer_name
 from reptool.verify.regions import Checked
@@ -66,7 +66,7 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked], refere
             out.regions.append(
                 FusedRegion(
                     name,
-                    _shown(site.shape),
+                    str(site.shape),
                     full,
                     sorted(rules_of(form, unit.found)),
                     shown or (region.before.multiplications, region.after.multiplications),
@@ -90,7 +90,7 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked], refere
 
 
 @names_itself
-def report(deployed: nn.Module) -> Report:
+def report(deployed: nn.Module | ExportedProgram) -> Report:
     """What `deploy` did to a model it returned, with the errors it measured.
 
     Args:
@@ -144,25 +144,6 @@ def _add_fallbacks(out: Report, unit: Unit) -> None:
         for (path, method), fallback in unit.surgery.fallbacks.found.items():
             name = ".".join(p for p in (unit.prefix, path) if p) or "<root>"
             out.fallbacks[f"{name}.{method}"] = [str(g) for g in fallback.guards]
-
-
-def _shown(shape: Geometry) -> str:
-    if shape.kind == "linear":
-        return f"Linear({shape.in_channels}, {shape.out_channels})"
-    name = {"transposed": "ConvTranspose", "deformable": "DeformConv"}.get(shape.kind, "Conv")
-    extra = "".join(
-        f", {k}={v}"
-        for k, v, plain in (
-            ("stride", shape.stride, (1,) * len(shape.stride)),
-            ("padding", shape.padding, (0,) * len(shape.kernel_size)),
-            ("dilation", shape.dilation, (1,) * len(shape.dilation)),
-            ("groups", shape.groups, 1),
-            ("outer", shape.outer, None),
-        )
-        if v != plain
-    )
-    size = "x".join(map(str, shape.kernel_size))
-    return f"{name}{len(shape.kernel_size)}d({shape.in_channels}, {shape.out_channels}, {size}{extra})"
 
 
 def check_requirements(found: Report, needed: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.capture.tracer import Recorder
+from reptool.capture.graph_builder import Writing
 from reptool.ir.aliasing import Reads
 from reptool.ir.casts import is_cast, made_of
 from reptool.ir.nodes import name_of, weight_argument
@@ -41,7 +41,7 @@ class Facts:
     """Answers about the nodes of one trace, each worked out once."""
 
     def __init__(
-        self, recorder: Recorder, reads: Reads, ops: dict[fx.Node, Op], responses: Responses | None = None,
+        self, recorder: Writing, reads: Reads, ops: dict[fx.Node, Op], responses: Responses | None = None,
         stated: Stated | None = None,
     ) -> None:  # fmt: skip
         self.recorder, self.reads, self.ops, self.responses = recorder, reads, ops, responses

@@ -135,9 +135,17 @@ def norms_read(node: fx.Node) -> list[str]:
         seen.add(n)
         stack += [i for i in n.all_input_nodes if i.meta["const"]]
         owner = str(n.target).rpartition(".")[0]
-        if n.op == "get_attr" and _is_held(n) and isinstance(top.module.get_submodule(owner), NORMS):
+        if n.op == "get_attr" and _is_held(n) and isinstance(_module_at(top.module, owner), NORMS):
             found[".".join(p for p in (top.prefix, owner) if p) or "<root>"] = None
     return list(found)
+
+
+def _module_at(root: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path; None in a graph that came without modules."""
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def placed(graph: fx.Graph, refusals: Iterable[Refusal]) -> list[Refusal]:

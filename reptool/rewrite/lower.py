@@ -58,6 +58,25 @@ class Geometry:
     outer: tuple[tuple[int, int], ...] | None = None  # pad or crop in front of the layer, per axis
     outer_mode: str = "constant"
 
+    def __str__(self) -> str:
+        """The layer in words: ``Conv2d(3, 8, 3x3, padding=(1, 1))``."""
+        if self.kind == "linear":
+            return f"Linear({self.in_channels}, {self.out_channels})"
+        name = {"transposed": "ConvTranspose", "deformable": "DeformConv"}.get(self.kind, "Conv")
+        extra = "".join(
+            f", {k}={v}"
+            for k, v, plain in (
+                ("stride", self.stride, (1,) * len(self.stride)),
+                ("padding", self.padding, (0,) * len(self.kernel_size)),
+                ("dilation", self.dilation, (1,) * len(self.dilation)),
+                ("groups", self.groups, 1),
+                ("outer", self.outer, None),
+            )
+            if v != plain
+        )
+        size = "x".join(map(str, self.kernel_size))
+        return f"{name}{len(self.kernel_size)}d({self.in_channels}, {self.out_channels}, {size}{extra})"
+
 
 def geometry(kernel: Kernel) -> Geometry | Refusal:
     """The layer that holds a kernel of this shape.

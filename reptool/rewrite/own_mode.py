@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from reptool.capture.graph_builder import Writing
 from reptool.capture.tracer import Recorder
 from reptool.ir.trace import Event, Input, Trace, Unanswerable
 from reptool.ir.walk import nodes_in
@@ -21,7 +22,7 @@ from reptool.models.copies import full_copy
 from reptool.runtime.containers import mapped
 
 
-def decides_nothing(event: Event, absorbed: Collection[fx.Node], recorder: Recorder) -> bool:
+def decides_nothing(event: Event, absorbed: Collection[fx.Node], recorder: Writing) -> bool:
     """Whether the mode of a call's module decides nothing but how the norms that were folded normalize.
 
     Args:
@@ -37,7 +38,7 @@ def decides_nothing(event: Event, absorbed: Collection[fx.Node], recorder: Recor
 
 
 def _decides_nothing(
-    event: Event, units: list[fx.Node | Event], absorbed: Collection[fx.Node], recorder: Recorder
+    event: Event, units: list[fx.Node | Event], absorbed: Collection[fx.Node], recorder: Writing
 ) -> bool:
     try:
         module = full_copy(event.module)
@@ -78,7 +79,7 @@ def _units(event: Event) -> Iterator[fx.Node | Event]:
             yield item
 
 
-def _run(module: nn.Module, event: Event, recorder: Recorder) -> Trace | None:
+def _run(module: nn.Module, event: Event, recorder: Writing) -> Trace | None:
     """One run of the method on values as the call had them, with every other module closed; None if it cannot be."""
 
     def made(value: Any) -> Any:

@@ -703,17 +703,10 @@ def scripted() -> Any:
         return torch.jit.trace(nn.ReLU(), torch.ones(1))
 
 
-def exported() -> Any:
-    """The module that an exported program gives: a graph of ATen operators, in training mode for ever."""
-    return torch.export.export(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), (torch.ones(1, 3, 5, 5),)).module()
-
-
 BAD_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "not a module": (lambda: torch.relu, "got the function relu; put what it computes"),
     "a class": (lambda: Net, "got the class Net; make one of it"),
     "a ScriptModule": (scripted, "deploy the Python module first"),
-    "an ExportedProgram": (lambda: torch.export.export(nn.ReLU(), (torch.ones(2),)), "deploy the nn.Module first"),
-    "an exported module": (exported, "exported program.*deploy the nn.Module first"),
     "quantized": (quantized, "'head' is quantized.*deploy the float model"),
     "lazy": (lambda: one_input(nn.ReLU()), "0.weight is uninitialized.*run the model once"),
 }

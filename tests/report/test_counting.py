@@ -124,3 +124,12 @@ def test_the_counter_sees_what_is_made_of_other_operations() -> None:
         torch.einsum("bij,bkj->bik", x, x)
         F.conv_transpose1d(x, torch.randn(3, 2, 2))
     assert inner.count == 2 * 3 * 4 * 5 + 2 * 3 * 3 * 4 + 2 * 4 * 3 * 2 * 2
+
+
+def test_how_often_a_branch_runs_is_not_known() -> None:
+    layer = nn.Linear(3, 5)
+    x = torch.ones(2, 3)
+    with torch.no_grad(), Multiplications() as counted:
+        y = torch.cond(x.sum() > 0, lambda v: layer(v), lambda v: layer(v) * 2, (x,))
+    torch.testing.assert_close(y, layer(x))
+    assert counted.known is None

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import fx
 
+from reptool.capture.graph_builder import Writing
 from reptool.capture.optional_arguments import offered
-from reptool.capture.tracer import Recorder
 from reptool.ir.aliasing import Reads
 from reptool.ir.trace import Event, Setting
 from reptool.ir.walk import nodes_in
@@ -50,7 +50,7 @@ class Cutter:
         event: Event,
         edits: Edits,
         reads: Reads,
-        recorder: Recorder,
+        recorder: Writing,
         assumed: bool = False,
         fallback: bool = False,
         prefix: str = "",

@@ -1,0 +1,95 @@
+"""A graph that came without Python code as a `Trace`: whoever reads it gives its operations one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reptool.capture.graph_builder import Writing
+from reptool.ir.trace import Event, Trace
+
+
+class Untouched:
+    """An operation that nothing is known of but the values that it reads.
+
+    Args:
+        name: what messages call it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, *args: Any) -> Any:
+        """Say that this operation is not run."""
+        raise NotImplementedError(f"{self.__name__} is not run")
+
+
+class GraphTrace(Writing):
+    """Builds the trace of a graph; every call of it is one operation, in the order in which they run."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Module())
+        self.top = Event(self.root, "", "forward", None)
+        self.stack = [self.top]
+        self.knows_inputs = True
+        self._events: dict[str, Event] = {"": self.top}
+
+    def input(self, name: str, value: Any, kind: str = "tensor") -> fx.Node:
+        """A value that is given at every call; `value` is a fake of it, None where nothing is known."""
+        node = self.graph.create_node("placeholder", name)
+        node.meta.update(event=self.top, const=False, kind=kind)
+        return self._known(node, value)
+
+    def constant(self, path: str, tensor: Tensor) -> fx.Node:
+        """A parameter, buffer or constant."""
+        return self.params.get(id(tensor)) or self._get_attr(path, tensor)
+
+    def call(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, kind: str = "tensor",
+        value: Any = None, path: str = "",
+    ) -> fx.Node:  # fmt: skip
+        """One operation.
+
+        Args:
+            function: what is called, of which `lift` knows the name.
+            args: its arguments, values as nodes.
+            kwargs: its keyword arguments.
+            kind: ``"tensor"``, ``"number"``, ``"sequence"`` or ``"unknown"``: what it gives.
+            value: a fake of what it gives, None where nothing is known.
+            path: the module in whose code it stood.
+        """
+        if path not in self._events:
+            self._events[path] = Event(self.root, path, "forward", self.top)
+            self.top.items.append(self._events[path])
+        self.stack = [self.top, self._events[path]]
+        node = self.emit("call_function", function, tuple(args), kwargs, kind).node
+        self.stack = [self.top]
+        node.meta["frame"] = None
+        return node if node.meta["const"] else self._known(node, value)
+
+    def untouched(self, name: str, values: Iterable[fx.Node], *, kind: str = "unknown", value: Any = None) -> fx.Node:
+        """An operation that stays as it is."""
+        node = self.call(Untouched(name), tuple(dict.fromkeys(values)), {}, kind=kind)
+        node.meta["const"] = False
+        return self._known(node, value)
+
+    def done(self, outputs: Iterable[fx.Node]) -> Trace:
+        """The trace, all of whose values in `outputs` somebody reads."""
+        wanted = list(dict.fromkeys(outputs))
+        end = self.graph.output(tuple(wanted))
+        end.meta.update(event=self.top, const=False, kind="output")
+        self.over = True
+        return Trace(self.root, "", self.graph, self.top, wanted, set(), {}, {}, True)
+
+    def fake(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        """A tensor without data."""
+        with self.known.fake_mode():
+            return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+    def _known(self, node: fx.Node, value: Any) -> fx.Node:
+        if value is not None:
+            self.known.fakes[node] = value
+        return node
