@@ -16,6 +16,8 @@ from reptool.report.data import Report as Report
 from reptool.rules.lifting import lifts as lifts
 from reptool.runtime.gates.release import release as release
 from reptool.runtime.legacy import keep_old_addresses
+from reptool.ship.saving import load as load
+from reptool.ship.saving import save as save
 
 keep_old_addresses()
 
@@ -33,7 +35,9 @@ __all__ = [
     "expansion_report",
     "explain",
     "lifts",
+    "load",
     "load_deployed",
     "release",
     "report",
+    "save",
 ]

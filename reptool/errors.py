@@ -18,6 +18,14 @@ class UnsupportedModelError(ReptoolError, TypeError):
     """The object given is not a model reptool can read (ScriptModule, ExportedProgram, quantized, lazy, meta)."""
 
 
+class FileError(ReptoolError, OSError):
+    """A file cannot be read or written, or is damaged; what was there before is as it was."""
+
+
+class RecipeError(ReptoolError, ValueError):
+    """A recipe is none of reptool's, or does not fit the model: another architecture, other code, other weights."""
+
+
 class VerificationError(ReptoolError):
     """A collapsed region or the whole model does not compute what the original computes."""
 

@@ -22,7 +22,6 @@ from reptool.api.accept import (
     prepared_program,
     required,
 )
-from reptool.api.fingerprint import is_marked, mark
 from reptool.api.flatten import flattened
 from reptool.api.pipeline import make_plan
 from reptool.api.reporting import check_requirements, report, report_of
@@ -32,6 +31,7 @@ from reptool.frontends.given import names_itself
 from reptool.models.copies import independent_copy
 from reptool.models.running import own_code
 from reptool.programs.exported import deploy_program, planned
+from reptool.recipes.fingerprint import is_marked, mark
 from reptool.report.data import Report
 from reptool.report.progress import phase, watched
 from reptool.runtime.gates.check import open_gates

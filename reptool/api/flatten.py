@@ -22,6 +22,7 @@ from reptool.ir.trace import Event, all_events
 from reptool.ir.walk import nodes_in
 from reptool.pysource.module_info import calls_itself, foreign_hooks
 from reptool.pysource.places import asked, said
+from reptool.recipes.step import RECIPE
 from reptool.rewrite.constants import address, is_text
 from reptool.runtime.expect import _expect, called
 from reptool.runtime.gates.gate import move_gate
@@ -48,6 +49,7 @@ def flattened(model: nn.Module, target: nn.Module, work: Work) -> nn.Module:
     guard_state(flat, gone | (first - set(flat.state_dict())))
     warn_in_training(flat, found.norms[0] - found.norms[1])
     flat.__dict__["_reptool_report"] = copy.deepcopy(found)
+    flat.__dict__[RECIPE] = "flatten=True made one GraphModule of it; save a deployed model, or export this one"
     return flat
 
 

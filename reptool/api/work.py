@@ -10,11 +10,13 @@ from torch import nn
 from reptool.api.pipeline import make_plan
 from reptool.api.reporting import check_requirements, report_of
 from reptool.errors import RegionWarning, VerificationError, warn
+from reptool.ir.decisions import Decisions, deciding
 from reptool.ir.tensors import cloned
 from reptool.models.copies import full_copy, independent_copy
 from reptool.models.running import users_code
 from reptool.models.undo import undone_on_error
 from reptool.plan.options import Options
+from reptool.recipes.step import add_step, recorded
 from reptool.refusal import Code
 from reptool.report.data import Report
 from reptool.report.progress import phase
@@ -53,7 +55,7 @@ class Work:
     ) -> None:  # fmt: skip
         self.model, self.args, self.kwargs, self.options = model, args, kwargs, options
         self.verify, self.needed, self.seconds = verify, needed, seconds
-        self.given_up = GivenUp()
+        self.given_up, self.decisions = GivenUp(), Decisions()
         self.found = Report(type(model).__name__)
 
     def written(self, inplace: bool, reference: Reference | None) -> nn.Module:
@@ -92,10 +94,12 @@ class Work:
         self, plan: Plan, checked: dict[str, Checked], rehearsal: Rehearsal, inplace: bool,
         reference: Reference | None,
     ) -> nn.Module:  # fmt: skip
+        step = recorded(self, plan, checked)
         target = self.model if inplace else independent_copy(self.model)
         with undone_on_error(target):
             with phase("write"):
-                _write_all(target, plan, checked, self.found)
+                write_all(target, plan, checked, self.found)
+                add_step(target, step)
             with phase("rehearse"):
                 self.found.rehearsed = rehearsal.against(target)
             if rehearsal.failed:
@@ -109,7 +113,8 @@ class Work:
     def planned(self, model: nn.Module) -> tuple[Plan, dict[str, Checked]]:
         """A plan all of whose regions hold, with the values of their layers."""
         while True:
-            plan, checked, failed = self._measured(model, self.args, self.kwargs, self.verify)
+            with deciding(self.decisions):
+                plan, checked, failed = self._measured(model, self.args, self.kwargs, self.verify)
             if not failed:
                 return plan, checked
             self._give_up(failed)
@@ -169,7 +174,7 @@ class Work:
             same = report_of(wide, plan, checked)
             if [(r.layer, r.rules) for r in same.regions] != [(r.layer, r.rules) for r in self.found.regions]:
                 return float("inf")
-            _write_all(wide, plan, checked, same)
+            write_all(wide, plan, checked, same)
             with torch.no_grad(), users_code():
                 return whole_error(wide(*cloned(args), **cloned(kwargs)), wanted)
         except Exception:  # a model that fixes a dtype in its code
@@ -182,7 +187,15 @@ def write_units(model: nn.Module, plan: Plan, measured: dict[str, Checked]) -> N
         write(model, unit, {s: (w, b) for s, (_, w, b) in measured[unit.prefix].items()})
 
 
-def _write_all(target: nn.Module, plan: Plan, measured: dict[str, Checked], found: Report) -> None:
+def write_all(target: nn.Module, plan: Plan, measured: dict[str, Checked], found: Report) -> None:
+    """Carry out a plan, and complete the report on it.
+
+    Args:
+        target: the model that is changed.
+        plan: all that is done to it.
+        measured: by the path of each traced module, the values of its new layers.
+        found: the report.
+    """
     before = set(target.state_dict())
     write_units(target, plan, measured)
     kept, spare = kept_modules(target), kept_tensors(target)

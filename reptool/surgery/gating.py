@@ -39,7 +39,7 @@ def calls(traced: Traced, surgery: Surgery, sites: Iterable[tuple[Site, Site]]) 
             _places(absorbed, lowest),
             series=_in_series(traced, site, lowest),
             slots=_places([site.slot] if gated and site.slot is not None else [], lowest),
-            written=_places([p for p in inside - {lowest.path} if p in surgery.methods], lowest),
+            written=_places(sorted(p for p in inside - {lowest.path} if p in surgery.methods), lowest),
         )
         if site.slot is not None and gated:
             around = site.carrier.meta["event"] if site.event is None else site.event.parent
@@ -64,7 +64,7 @@ def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
         set_gate(modules[path], Gate(path, (), ()))
     for path, held in gated.items():
         sites = dict.fromkeys(c.site for c in held if c.site is not None)
-        ops = [(n, traced.found.ops[n]) for s in sites for n in s.region.form.ops]
+        ops = [(n, traced.found.ops[n]) for s in sites for n in _ops(s)]
         own = traced.trace.place(path)
         region = dict.fromkeys(traced.trace.place(o) for _, op in ops for o in op.owners)
         norms = len({o for _, op in ops if op.paradigm == "bn" for o in op.owners[:1]})
@@ -106,10 +106,15 @@ def _lowest(site: Site) -> Event | None:
     return site.event.parent if site.event is not None and site.event in lowest.ancestors() else lowest
 
 
+def _ops(site: Site) -> list[fx.Node]:
+    """The operations of a region, in an order that is the same in every process."""
+    return sorted(site.region.form.ops, key=lambda node: node.name)
+
+
 def _written(site: Site, lowest: Event, surgery: Surgery) -> list[Event]:
     """Calls inside of a region whose method was written anew: the module does only a part of what it did."""
     found: dict[str, Event] = {}
-    for node in site.region.form.ops:
+    for node in _ops(site):
         for event in node.meta["event"].ancestors():
             if event is lowest or event.path == site.slot:  # the layer itself is looked after by its own gate
                 break
@@ -121,7 +126,7 @@ def _written(site: Site, lowest: Event, surgery: Surgery) -> list[Event]:
 def _absorbed(site: Site, surgery: Surgery) -> dict[str, Event]:
     """Absorbed modules of a region, and the call that runs each."""
     found: dict[str, Event] = {}
-    for node in site.region.form.ops:
+    for node in _ops(site):
         event: Event = node.meta["event"]
         if node.op == "call_module" and str(node.target) in surgery.identities:
             found[str(node.target)] = event
