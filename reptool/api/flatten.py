@@ -46,7 +46,8 @@ def flattened(model: nn.Module, target: nn.Module, work: Work) -> nn.Module:
         found.regions += report_of(flat, plan, checked).regions
         write_units(flat, plan, checked)
         flat = flatten_model(flat, work.args, work.kwargs)
-    guard_state(flat, gone | (first - set(flat.state_dict())))
+    last = set(flat.state_dict())
+    guard_state(flat, gone | (first - last), last - set(model.state_dict()))
     warn_in_training(flat, found.norms[0] - found.norms[1])
     flat.__dict__["_reptool_report"] = copy.deepcopy(found)
     flat.__dict__[RECIPE] = "flatten=True made one GraphModule of it; save a deployed model, or export this one"

@@ -204,7 +204,8 @@ def write_all(target: nn.Module, plan: Plan, measured: dict[str, Checked], found
     found.parameters = (found.parameters[0], sum(p.numel() for p in target.parameters() if id(p) not in only_kept))
     modules = [m for m in target.modules() if m not in kept]
     found.layers = (found.layers[0], sum(map(is_layer, modules)))
-    guard_state(target, before - set(target.state_dict()))
+    after = set(target.state_dict())
+    guard_state(target, before - after, after - before)
     warn_in_training(target, found.norms[0] - found.norms[1])
     earlier = target.__dict__.get("_reptool_report")
     if isinstance(earlier, Report) and not found.regions:

@@ -67,14 +67,35 @@ class FusedCheck(Check):
 
     Args:
         read: the expression for the layer.
+        path: of the layer below the module of the method.
     """
 
-    def __init__(self, read: str) -> None:
+    def __init__(self, read: str, path: str) -> None:
         super().__init__(read, read, ())
+        self.path = path
 
     def text(self, constants: Constants) -> str:
         """The statement that checks it."""
-        return f"_expect_fused({self.name!r}, {self.read})"
+        steps = "".join(f", {step!r}" for step in self.path.split(".") if step)
+        return f"_expect_fused({self.name!r}, self{steps})"
+
+    def scripted(self) -> None:
+        """A script cannot be given another module."""
+
+
+class AbsorbedCheck(Check):
+    """That the modules whose work a method does itself are where they were.
+
+    Args:
+        paths: of them, below the module of the method.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        super().__init__("absorbed", "self", (tuple(tuple(p.split(".")) for p in paths),))
+
+    def text(self, constants: Constants) -> str:
+        """The statement that checks it."""
+        return f"_expect_absorbed(self, {constants.keep(self.seen[0], '_absorbed')})"
 
     def scripted(self) -> None:
         """A script cannot be given another module."""
@@ -208,10 +229,17 @@ def sealed_method(cls: type, name: str, where: str) -> Method | None:
     return Method(name, f"def {name}({header}):\n    _sealed({f'{where}.{name}'!r})\n")
 
 
-def refusing_method(names: Sequence[str]) -> Method:
-    """``__setattr__`` of a module some of whose tensors another layer holds now: to set them would change nothing."""
-    source = "def __setattr__(self, name, value):\n    _not_set(self, name, _names)\n    _original(self, name, value)\n"
-    return Method("__setattr__", source, constants=(("_names", tuple(names)),))
+def refusing_methods(names: Sequence[str]) -> tuple[Method, Method]:
+    """``__setattr__`` and ``__getattr__`` of a module that has names no more: to set them would change nothing."""
+    setting = (
+        "def __setattr__(self, name, value):\n    _not_set(self, name, _names)\n    _original(self, name, value)\n"
+    )
+    reading = (
+        "def __getattr__(self, name):\n    try:\n        return _original(self, name)\n"
+        "    except AttributeError:\n        _not_there(self, name, _names)\n        raise\n"
+    )
+    held = (("_names", tuple(names)),)
+    return Method("__setattr__", setting, constants=held), Method("__getattr__", reading, constants=held)
 
 
 _AS_GIVEN = "self, *args, **kwargs"

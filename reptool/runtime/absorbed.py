@@ -46,14 +46,16 @@ class Absorbed(Marker):
         own["_stands_for"] = module._stands_for if isinstance(module, Absorbed) else type(module).__name__
         own["_is_norm"] = module._is_norm if isinstance(module, Absorbed) else isinstance(module, _NORMS)
         plain = plain_attributes(module)
-        gone = module._gone if isinstance(module, Absorbed) else frozenset(_public(module))
+        gone = module._gone if isinstance(module, Absorbed) else frozenset(public_names(module))
         own["_gone"] = gone - plain.keys()
+        own["_inside"] = module.__dict__.get("_inside", frozenset(module._modules))
         own["_indexed"] = module._indexed if isinstance(module, Absorbed) else hasattr(type(module), "__getitem__")
         own.update({n: v for n, v in plain.items() if n not in own})
 
     if TYPE_CHECKING:  # torch.jit.script reads what a class is annotated with
         _stands_for: str
         _gone: frozenset[str]
+        _inside: frozenset[str]
         _indexed: bool
 
     def extra_repr(self) -> str:
@@ -65,7 +67,7 @@ class Absorbed(Marker):
         given = (*args, *kwargs.values())
         if torch.compiler.is_compiling() or not any(issubclass(type(v), Tensor) for v in given):
             return super().__call__(*args, **kwargs)  # code that is followed
-        check(self)
+        check(self, args)
         traced = torch._C._get_tracing_state() is not None or len(args) != 1 or bool(kwargs)
         return super().__call__(*args, **kwargs) if traced else args[0]
 
@@ -91,6 +93,8 @@ class Absorbed(Marker):
         super().__delattr__(name)
 
     def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("_inside", ()):
+            self._refuse(f"the module {name!r} in it is gone")
         if not name.startswith("_") and name in self.__dict__.get("_gone", ()):
             raise GoneError(f"{self._name()} its {name!r} is gone; {_EXCLUDE}")
         return super().__getattr__(name)
@@ -175,7 +179,7 @@ def _is_plain(value: Any) -> bool:
     return plain or (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value))
 
 
-def _public(module: nn.Module) -> Iterator[str]:
+def public_names(module: nn.Module) -> Iterator[str]:
     """Public names that a module answers for and an identity does not."""
     held = (vars(module), module._parameters, module._buffers, module._modules, dir(type(module)))
     for name in dict.fromkeys(n for names in held for n in names):

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from reptool.errors import SpecializedError
+from reptool.runtime.absorbed import GoneError
+from reptool.runtime.gates.in_place import inside
+from reptool.runtime.gates.marker import Marker
 from reptool.runtime.snapshot import same
 
 
@@ -54,9 +57,18 @@ def _shortened(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-def _expect_fused(name: str, module: Any) -> None:
-    """The guard of a method that calls a fused layer: another module in its place is not what was fused."""
-    if torch.compiler.is_compiling() or isinstance(module, fx.Proxy) or FUSED in module.__dict__:
+def _expect_fused(name: str, module: Any, *path: str) -> None:
+    """The guard of a method that calls a fused layer: another module in its place is not what was fused.
+
+    Args:
+        name: how the method names the layer.
+        module: what holds the layer, the layer itself in pickles of earlier releases.
+        path: of the layer in it.
+    """
+    if torch.compiler.is_compiling():
+        return
+    module = inside(module, path)
+    if isinstance(module, fx.Proxy) or FUSED in getattr(module, "__dict__", ()):
         return
     raise SpecializedError(
         f"{name} holds another module than the layer that deploy() fused there; exclude it (deploy(model, "
@@ -64,15 +76,36 @@ def _expect_fused(name: str, module: Any) -> None:
     )
 
 
+def _expect_absorbed(module: Any, paths: tuple[tuple[str, ...], ...]) -> None:
+    """The guard of a method that does itself what modules did: another one in such a place would not be run."""
+    if torch.compiler.is_compiling():
+        return
+    for path in paths:
+        if not isinstance(inside(module, path), Marker):
+            raise SpecializedError(
+                f"{'.'.join(path)!r} of this {type(module).__name__} was absorbed by deploy(), and the module that is "
+                "there now would not be run; exclude it (deploy(model, exclude=...)), or use the original model"
+            )
+
+
 FUSED = "_reptool_fused"
 """The mark of a layer that stands for a region; what `release` leaves of it."""
 
 
+def _not_there(module: Any, name: str, gone: tuple[str, ...]) -> None:
+    """The guard of attributes that are gone since the model was deployed; to `hasattr` they are missing."""
+    if name in gone:
+        raise GoneError(
+            f"{name!r} of this {type(module).__name__} was folded into a layer by deploy() and is gone; exclude "
+            "this module (deploy(model, exclude=...)), or use the original model"
+        )
+
+
 def _not_set(module: Any, name: str, gone: tuple[str, ...]) -> None:
-    """The guard of attributes whose tensors another layer holds since the model was deployed."""
+    """The guard of attributes that were folded into a layer when the model was deployed."""
     if name in gone:
         raise SpecializedError(
-            f"{name!r} of this {type(module).__name__} was folded into another layer by deploy(), so that setting it "
+            f"{name!r} of this {type(module).__name__} was folded into a layer by deploy(), so that setting it "
             "would change nothing; set it before deploying, or exclude this module"
         )
 

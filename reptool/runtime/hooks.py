@@ -7,7 +7,7 @@ of a module from their source.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Tuple  # noqa: UP035 - TorchScript reads this annotation
@@ -18,16 +18,28 @@ from torch import Tensor, nn
 from reptool.errors import AbsorbedStateError, SpecializedError
 from reptool.runtime.absorbed import Absorbed
 from reptool.runtime.gates.gate import runs_in_its_region
+from reptool.runtime.state import FOLDED
 
 
 @dataclass
 class LoadGuard:
-    """A load_state_dict pre-hook: keys of absorbed layers raise, even with ``strict=False``."""
+    """A load_state_dict pre-hook: keys of absorbed layers raise, even with ``strict=False``.
+
+    A plain dictionary does not say whether its tensors are of the deployed model or of the original. Where names mean
+    more than they did, one that holds nothing which only the deployed model has raises as well.
+
+    Args:
+        absorbed: keys that the original had.
+        grown: keys that only the deployed model has.
+        folded: keys whose tensors mean more than they did.
+    """
 
     absorbed: frozenset[str]
+    grown: frozenset[str] = frozenset()
+    folded: frozenset[str] = frozenset()
 
-    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        """Raise for a checkpoint of the original model."""
+    def __call__(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any = (), *_: Any) -> None:
+        """Raise for a checkpoint of the original model, and for one that may be of it."""
         found = sorted(k for k in self.absorbed if prefix + k in state)
         if found:
             raise AbsorbedStateError(
@@ -35,15 +47,24 @@ class LoadGuard:
                 f"such as {prefix + found[0]!r}; "
                 "load it into the original model and deploy that again"
             )
+        unclear = () if "version" in metadata else sorted(k for k in self.folded if prefix + k in state)
+        if unclear and not any(prefix + k in state for k in self.grown):
+            raise AbsorbedStateError(
+                f"the plain dict does not say whether {prefix + unclear[0]!r} is of the deployed model or of its "
+                "original, which mean other tensors by it; load what state_dict() of a model deployed in the same way "
+                "gives, or the original's into the original model and deploy that again"
+            )
 
 
-def guard_state(model: nn.Module, absorbed: Iterable[str]) -> None:
+def guard_state(model: nn.Module, absorbed: Iterable[str], grown: Iterable[str] = ()) -> None:
     """Refuse entries of absorbed layers, whichever module of the model they are loaded into.
 
     Args:
         model: the deployed model.
         absorbed: keys of its original's state that it has no more.
+        grown: keys of its state that its original has not.
     """
+    grown = frozenset(grown)
     held: dict[nn.Module, set[str]] = {}
     for key in absorbed:
         held.setdefault(model, set()).add(key)
@@ -52,10 +73,30 @@ def guard_state(model: nn.Module, absorbed: Iterable[str]) -> None:
             module, rest = inner, rest.partition(".")[2]
         if not isinstance(module, Absorbed):  # which refuses by itself
             held.setdefault(module, set()).add(rest)
+    folded = frozenset(_folded(model))
+    if folded:
+        held.setdefault(model, set())
     for module, keys in held.items():
         for hook in [k for k, h in module._load_state_dict_pre_hooks.items() if isinstance(_plain(h), LoadGuard)]:
-            keys |= _plain(module._load_state_dict_pre_hooks.pop(hook)).absorbed
-        module.register_load_state_dict_pre_hook(LoadGuard(frozenset(keys)))
+            earlier = _plain(module._load_state_dict_pre_hooks.pop(hook))
+            keys |= earlier.absorbed
+            grown = grown or earlier.grown
+        whole = (grown, folded) if module is model else ()
+        module.register_load_state_dict_pre_hook(LoadGuard(frozenset(keys), *whole))
+
+
+def forget_folded(module: nn.Module) -> None:
+    """Take plain dictionaries again, whatever their tensors mean."""
+    for hook in module._load_state_dict_pre_hooks.values():
+        if isinstance(_plain(hook), LoadGuard):
+            _plain(hook).folded = frozenset()
+
+
+def _folded(model: nn.Module) -> Iterator[str]:
+    """Keys of the state whose tensors mean more than they did."""
+    for path, module in model.named_modules():
+        for folded in module.__dict__.get(FOLDED, ()):
+            yield from (f"{path}.{name}" if path else name for name in folded.names)
 
 
 def _plain(hook: Any) -> Any:

@@ -10,9 +10,9 @@ from torch import Tensor, fx, nn
 from reptool.ir.computed_weights import set_bare, set_plain
 from reptool.models.copies import as_values
 from reptool.rewrite.lower import new_layer, set_values
-from reptool.rewrite.method_source import refusing_method
+from reptool.rewrite.method_source import refusing_methods
 from reptool.rewrite.other_graphs import graphs_of, settle
-from reptool.runtime.absorbed import Absorbed
+from reptool.runtime.absorbed import Absorbed, public_names
 from reptool.runtime.expect import FUSED, KEPT
 from reptool.runtime.hooks import set_guard
 from reptool.runtime.originals import keep
@@ -36,7 +36,11 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
     memo = as_values(root) if surgery.keeping else {}
     kept = {p: keep(root.get_submodule(p), k.whole, k.parts, memo) for p, k in surgery.keeping.items()}
     asked = {p: _attributes(root.get_submodule(p), names) for p, names in surgery.read.items()}
+    slots = {s.slot: s.reuse for s in surgery.sites if s.slot is not None}
+    earlier = {p: list(public_names(root.get_submodule(p))) for p, reuse in slots.items() if not reuse}
     _put_layers(root, surgery, values, paths)
+    for path in slots:
+        vars(root.get_submodule(path))[FUSED] = True
     _put_markers(root, surgery, traced, paths)
     for path, attributes in asked.items():
         for name, value in attributes.items():
@@ -46,6 +50,10 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
     for path, rank in surgery.guards.items():
         set_guard(root.get_submodule(path), rank)
     _put_methods(root, surgery)
+    for path, names in earlier.items():
+        layer = root.get_submodule(path)
+        if gone := sorted(n for n in names if not hasattr(layer, n)):
+            set_class(layer, derive(type(layer), refusing_methods(gone)))
     for path, originals in kept.items():
         root.get_submodule(path).add_module(KEPT, originals)
     set_gates(root, traced, surgery)
@@ -71,8 +79,6 @@ def _put_layers(
             set_values(layer, weight, bias, layer.weight)  # type: ignore[arg-type]
         else:
             _put(root, paths, site.slot, new_layer(site.shape, weight, bias))
-    for fused in (s.slot for s in surgery.sites if s.slot is not None):
-        vars(root.get_submodule(fused))[FUSED] = True
 
 
 def _put_markers(root: nn.Module, surgery: Surgery, traced: Traced, paths: dict[str, list[str]]) -> None:
@@ -95,7 +101,7 @@ def _put_methods(root: nn.Module, surgery: Surgery) -> None:
         if isinstance(module, fx.GraphModule):
             rewrite_graph_module(module, tuple(methods.values()))
         else:
-            written = (*methods.values(), *([refusing_method(dropped)] if dropped else []))
+            written = (*methods.values(), *(refusing_methods(dropped) if dropped else ()))
             set_class(module, derive(type(module), written, path in surgery.plain))
 
 
@@ -104,9 +110,11 @@ def _attributes(module: nn.Module, names: set[str]) -> dict[str, Any]:
 
 
 def _tensor_names(root: nn.Module, surgery: Surgery) -> dict[Site, set[str]]:
-    """The parameters that the module at each place has."""
+    """The parameters and buffers that the module at each place has."""
     modules = {s: root.get_submodule(s.owner if s.slot is None else s.slot) for s in surgery.sites}
-    return {s: {n for n, p in m._parameters.items() if p is not None} for s, m in modules.items()}
+    return {
+        s: {n for n, t in (*m._parameters.items(), *m._buffers.items()) if t is not None} for s, m in modules.items()
+    }
 
 
 def _say_what_is_folded(root: nn.Module, site: Site, traced: Traced, before: set[str]) -> None:

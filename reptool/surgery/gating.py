@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
-from reptool.ir.ops import Affine
+from reptool.ir.ops import Affine, View
 from reptool.ir.trace import Event, lowest_call
 from reptool.runtime.gates.calls import kind_of
-from reptool.runtime.gates.chain import Chain, Gate, Link, Path
+from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Link, Path
 from reptool.runtime.gates.gate import set_gate
 from reptool.runtime.gates.in_place import hooks_on
 from reptool.surgery.site import Calls, Site, Surgery
@@ -31,7 +32,8 @@ def calls(traced: Traced, surgery: Surgery, sites: Iterable[tuple[Site, Site]]) 
             continue
         absorbed = _absorbed(site, surgery)
         inside = {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors() if lowest in e.ancestors()}
-        watched = tuple(sorted(p for p in inside - {lowest.path} if not _is_replaced(p, surgery)))
+        passed = inside | _handing_on(site, traced)
+        watched = tuple(sorted(p for p in passed - {lowest.path} if not _is_replaced(p, surgery)))
         gated = site.slot is not None and changes(traced, site)
         chain = Chain(
             (),
@@ -49,6 +51,16 @@ def calls(traced: Traced, surgery: Surgery, sites: Iterable[tuple[Site, Site]]) 
             yield Calls(event.path, known, lowest.path, _chain(traced, event.path, event.parent, lowest, chain), ())
         for path, caller in absorbed.items():
             yield Calls(path, known, lowest.path, _chain(traced, path, caller, lowest, chain), watched)
+
+
+def _handing_on(site: Site, traced: Traced) -> set[str]:
+    """Modules that hand a value inside of a region on as it is; behind the last layer they give the region's value."""
+    ops, last = site.region.form.ops, site.region.value
+    found = {n for n in ops if n.op == "call_module" and is_plain_identity(traced.found.ops[n], n)}
+    while last in found:
+        found.remove(last)
+        last = traced.found.ops[last].sources[0]
+    return {str(n.target) for n in found}
 
 
 def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
@@ -69,7 +81,45 @@ def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
         region = dict.fromkeys(traced.trace.place(o) for _, op in ops for o in op.owners)
         norms = len({o for _, op in ops if op.paradigm == "bn" for o in op.owners[:1]})
         chains = tuple(dict.fromkeys(_together([_counted(c, modules) for c in held])))
-        set_gate(modules[path], Gate(own, tuple(r for r in region if r != own), chains, norms))
+        ranks = _own_ranks(traced, path) if path in surgery.identities else _ranks(traced, sites)
+        set_gate(modules[path], Gate(own, tuple(r for r in region if r != own), chains, norms, ranks=ranks))
+
+
+def _ranks(traced: Traced, sites: Iterable[Site]) -> frozenset[int]:
+    """The numbers of axes that the norms of some regions take, as they say themselves; none where they take any."""
+    found = frozenset(RANKS)
+    for op, node in ((traced.found.ops[n], n) for s in sites for n in s.region.form.ops):
+        if isinstance(op, View):
+            return frozenset()
+        found &= ranks_taken(node)
+    return found if found < frozenset(RANKS) else frozenset()
+
+
+def _own_ranks(traced: Traced, path: str) -> frozenset[int]:
+    """The numbers of axes that an absorbed norm takes, where code still hands it a value."""
+    nodes = [c for c in traced.calls.get(path, ()) if isinstance(c, fx.Node)]
+    found = frozenset(RANKS).intersection(*map(ranks_taken, nodes))
+    return found if found < frozenset(RANKS) else frozenset()
+
+
+def ranks_taken(node: fx.Node) -> frozenset[int]:
+    """The numbers of axes of its input that the module around an operation takes."""
+    module = node.meta.get("module") if node.op == "call_module" else node.meta["event"].module
+    asks = getattr(module, "_check_input_dim", None)
+    if not isinstance(module, nn.modules.batchnorm._NormBase) or asks is None:
+        return frozenset(RANKS)
+    return frozenset(r for r in RANKS if _takes(asks, r))
+
+
+def _takes(asks: Callable[[Tensor], object], rank: int) -> bool:
+    try:
+        asks(torch.empty((1,) * rank, device="meta"))
+    except ValueError:
+        return False
+    return True
+
+
+RANKS = range(1, 7)
 
 
 def _together(chains: list[Chain]) -> list[Chain]:
@@ -97,7 +147,10 @@ def _counted(one: Calls, modules: dict[str, nn.Module]) -> Chain:
     """A chain with the hooks that there are now."""
     places = {p: _below(p, one.lowest) for p in one.watched}
     counts = tuple((place, hooks_on(modules[p])) for p, place in places.items() if place is not None and p in modules)
-    return replace(one.chain, hooks=counts)
+    for path in places:
+        if path in modules:
+            vars(modules[path])[WITHIN] = True
+    return replace(one.chain, hooks=counts, marked=True)
 
 
 def _lowest(site: Site) -> Event | None:

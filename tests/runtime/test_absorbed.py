@@ -197,3 +197,12 @@ def test_a_model_without_norms_says_nothing() -> None:
         warnings.simplefilter("error")
         deployed.train()
         deployed(X)
+
+
+def test_a_module_inside_of_what_was_absorbed_is_gone() -> None:
+    model = ready(nn.Sequential(Branches(), nn.ReLU()))
+    deployed = reptool.deploy(model)
+    path = next(p for p, m in deployed.named_modules() if type(m) is Absorbed and len(model.get_submodule(p)._modules))
+    name = next(iter(model.get_submodule(path)._modules))
+    with pytest.raises(SpecializedError, match=f"the module '{name}' in it is gone"):
+        deployed.get_submodule(f"{path}.{name}")

@@ -103,3 +103,27 @@ def test_the_same_model_deployed_in_another_way_is_told_apart(model: Any, deploy
     less = reptool.deploy(model, exclude="narrow")
     with pytest.raises(AbsorbedStateError):
         deployed.load_state_dict(less.state_dict(), strict=False)
+
+
+class Kept(nn.Module):
+    """Every name of its state is left, and means more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.point = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.register_buffer("scale", torch.rand(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.point(self.conv(x) * self.scale).relu() * self.scale
+
+
+def test_a_plain_dict_that_may_be_of_the_original_is_refused() -> None:
+    model = ready(Kept())
+    deployed = reptool.deploy(model)
+    for state in (dict(model.state_dict()), {"conv.weight": model.conv.weight}):
+        with pytest.raises(AbsorbedStateError):
+            deployed.load_state_dict(state, strict=False)
+    with pytest.raises(AbsorbedStateError, match="plain dict does not say"):
+        deployed.load_state_dict(dict(deployed.state_dict()))
+    deployed.load_state_dict(deployed.state_dict())
+    reptool.release(deployed).load_state_dict(dict(deployed.state_dict()))

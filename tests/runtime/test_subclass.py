@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import reptool
+from reptool.errors import SpecializedError
 from reptool.runtime.method import Method
 from reptool.runtime.subclass import derive, original_class
 from reptool.testing import randomize
@@ -124,3 +125,24 @@ def test_a_buffer_that_is_still_read_stays() -> None:
     model, x = randomize(nn.Sequential(nn.Conv2d(3, 8, 1), Norm(8)), 0).eval(), torch.rand(2, 3, 8, 8)
     made = reptool.deploy(model, x)
     torch.testing.assert_close(made(x), model(x))
+
+
+def test_a_tensor_that_was_folded_says_so_where_it_is_read_or_set() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.gamma = nn.Conv2d(3, 3, 1), nn.Parameter(torch.rand(3, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) * self.gamma
+
+    deployed = reptool.deploy(Scaled().eval())
+    assert not hasattr(deployed, "gamma")
+    with pytest.raises(SpecializedError, match="'gamma' of this Scaled was folded"):
+        deployed.gamma  # noqa: B018 - it is read
+    with pytest.raises(SpecializedError, match="'gamma' of this Scaled was folded"):
+        deployed.gamma = nn.Parameter(torch.rand(3, 1, 1))
+    with pytest.raises(AttributeError, match="no attribute 'delta'"):
+        deployed.delta  # noqa: B018 - it is read
+    compiled = torch.compile(deployed, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.ones(1, 3, 2, 2)), deployed(torch.ones(1, 3, 2, 2)))

@@ -24,7 +24,7 @@ from reptool.rewrite.codegen.body import Body
 from reptool.rewrite.codegen.edits import Edits, is_dead
 from reptool.rewrite.codegen.rewritable import check_rewritable
 from reptool.rewrite.constants import CannotCutError, Constants
-from reptool.rewrite.method_source import Check, FusedCheck, checks, header_of, signature_of
+from reptool.rewrite.method_source import AbsorbedCheck, Check, FusedCheck, checks, header_of, signature_of
 from reptool.rewrite.own_mode import decides_nothing
 from reptool.rewrite.printer import Printer, read_item
 from reptool.rewrite.setting_checks import path_text, setting_checks, settings_of
@@ -60,6 +60,7 @@ class Cutter:
         self.fallback, self.specialized = fallback, False
         self.settings: list[Setting | Outside] = []
         self.fused: tuple[str, ...] = ()  # paths of layers that stand for regions which the method ran
+        self.absorbed: tuple[str, ...] = ()  # paths of modules whose work the method does itself
         self.body = Body(event, edits, reads, prefix)
         self.header: str = ""
         self.parameters: tuple[str, ...] = ()
@@ -90,7 +91,11 @@ class Cutter:
             self.specialized, guards = bool(guards or questions or self.settings), []
         else:
             guards += setting_checks(self.event, self._settings())
-        guards += [FusedCheck(text) for p in self.fused if (text := path_text(self.event.path, p)) is not None]
+        lead = self.event.path
+        texts = {p: text for p in self.fused if (text := path_text(lead, p)) is not None}
+        guards += [FusedCheck(text, p[len(lead) :].lstrip(".")) for p, text in texts.items()]
+        gone = [p[len(lead) :].lstrip(".") for p in self.absorbed]
+        guards += [AbsorbedCheck(gone)] if gone else []
         self.body.now = max((self.reads.position[n] + 1 for n in self.event.nodes()), default=self.body.now)
         self.body.graph.output(self.body.lookup_all(self.event.output))
         return self._print(guards)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Path = tuple[str, ...]
+WITHIN = "_reptool_within"
+"""The mark of a module whose values are inside of a region: another one in its place is not what was fused."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Chain:
         series: whether the region is modules that run one behind the other.
         slots: places of the fused layers that do its work, as far as they have gates.
         written: places of the region's modules whose methods were written anew.
+        marked: whether modules whose values are inside of the region say so; in pickles of reptool 0.1 they do not.
     """
 
     links: tuple[Link, ...]
@@ -46,6 +49,7 @@ class Chain:
     series: bool = False
     slots: tuple[Path, ...] = ()
     written: tuple[Path, ...] = ()
+    marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Gate:
         chains: any of these.
         norms: how many norms are in the region.
         geometry: what the layer's attributes say of its window.
+        ranks: numbers of axes that the norms in it take; none where they take any.
     """
 
     name: str
@@ -65,6 +70,7 @@ class Gate:
     chains: tuple[Chain, ...]
     norms: int = 0
     geometry: tuple[tuple[str, Any], ...] = ()
+    ranks: frozenset[int] = frozenset()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
         return self

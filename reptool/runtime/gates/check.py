@@ -7,26 +7,36 @@ import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from types import CodeType, FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from reptool.errors import SpecializedError
 from reptool.runtime.gates.calls import MACHINERY, MAX_KNOWN, Calls, first_argument, is_kind, method_of
-from reptool.runtime.gates.chain import Chain, Gate, Path
+from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Path
 from reptool.runtime.gates.in_place import are_written, has_slots, inside, is_shaped, is_whole
 from reptool.runtime.gates.marker import GATE, TOLD, Marker, tell_of_norms
 from reptool.runtime.gates.whole import runs_all, traced_through
 
 
-def check(layer: nn.Module) -> None:
+def check(layer: nn.Module, given: tuple[Any, ...] = ()) -> None:
     """Raise where a gated layer is called from code that does not run its region.
+
+    Args:
+        layer: that is called.
+        given: its positional arguments.
 
     Raises:
         SpecializedError: with what the layer stands for and what to do.
     """
     gate = layer.__dict__.get(GATE)
-    if gate is not None and (layer.training or not _is_called_as_before(layer, gate, sys._getframe(2))):
+    if gate is None:
+        return
+    if gate.ranks and given and isinstance(given[0], Tensor):
+        rank = given[0].dim()
+        if type(rank) is int and rank not in gate.ranks:  # code that is followed gives what stands for one
+            _refuse_rank(gate, rank)
+    if layer.training or not _is_called_as_before(layer, gate, sys._getframe(2)):
         _check_all(layer, gate, Calls(sys._getframe(2)))
 
 
@@ -35,6 +45,8 @@ def _check_all(layer: nn.Module, gate: Gate, calls: Calls) -> None:
     if layer.training and gate.norms and TOLD not in own:
         own[TOLD] = True
         tell_of_norms(calls.outermost() or layer)
+    if not _OPEN.get() and not is_shaped(layer, gate):
+        _refuse(gate)
     for chain in gate.chains:
         if _follows(layer, chain, calls):
             return
@@ -87,6 +99,8 @@ def _is_called_as_before(layer: nn.Module, gate: Gate, frame: FrameType | None) 
             return False
     for path, count in chain.hooks:  # as `_hooks` counts them, without its call
         held = (layer if path == chain.place else inside(lowest, path) or lowest).__dict__
+        if chain.marked and WITHIN not in held:
+            return False
         found = len(held["_forward_hooks"]) + len(held["_forward_pre_hooks"])
         if found + len(held["_backward_hooks"]) + len(held["_backward_pre_hooks"]) != count:
             return False
@@ -131,7 +145,15 @@ def _follows(layer: nn.Module, chain: Chain, calls: Calls) -> bool:
             return False
     if isinstance(layer, Marker):  # the layer itself looks after the rest
         return has_slots(lowest, chain)
-    return is_shaped(layer, layer.__dict__[GATE]) and is_whole(lowest, chain)
+    return is_whole(lowest, chain)
+
+
+def _refuse_rank(gate: Gate, rank: int) -> NoReturn:
+    wanted = " or ".join(map(str, sorted(gate.ranks)))
+    raise SpecializedError(
+        f"{gate.name!r} was fused by deploy() with a norm that takes inputs of {wanted} dimensions, and got one of "
+        f"{rank}"
+    )
 
 
 def _refuse(gate: Gate) -> NoReturn:

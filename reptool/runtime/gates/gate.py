@@ -26,7 +26,7 @@ def runs_in_its_region(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: 
     if torch.jit.is_scripting() or torch.compiler.is_compiling():
         pass
     else:
-        check(self)
+        check(self, input)
 
 
 def set_gate(module: nn.Module, gate: Gate) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from reptool.runtime.gates.chain import Chain, Gate, Path
+from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Path
 from reptool.runtime.gates.marker import GATE, Marker
 
 
@@ -17,11 +17,13 @@ def is_whole(lowest: nn.Module, chain: Chain) -> bool:
     for path in chain.absorbed:
         if not isinstance(inside(lowest, path), Marker):
             return False
-    for path, count in chain.hooks:
-        inner = inside(lowest, path)
-        if inner is None or hooks_differ(inner, count):
-            return False
-    return True
+    return all(is_watched(lowest, path, count, chain) for path, count in chain.hooks)
+
+
+def is_watched(lowest: nn.Module, path: Path, count: int, chain: Chain) -> bool:
+    """Whether the module at a path is the one that was there, and has no hook more or less."""
+    inner = inside(lowest, path)
+    return inner is not None and (not chain.marked or WITHIN in inner.__dict__) and not hooks_differ(inner, count)
 
 
 def has_slots(lowest: nn.Module, chain: Chain) -> bool:

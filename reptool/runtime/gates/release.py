@@ -10,8 +10,9 @@ from torch import nn
 
 from reptool.runtime.absorbed import Absorbed, plain_attributes
 from reptool.runtime.gates.gate import drop_gate
+from reptool.runtime.hooks import forget_folded
 from reptool.runtime.state import drop_folded
-from reptool.runtime.subclass import derive
+from reptool.runtime.subclass import derive, has_own_conversions
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,6 +43,7 @@ def release(deployed: M) -> M:
     for module in list(deployed.modules()):
         drop_gate(module)
         drop_folded(module)
+        forget_folded(module)
         _drop_checks(module)
         for name, inner in module._modules.items():
             if isinstance(inner, Absorbed):
@@ -50,11 +52,14 @@ def release(deployed: M) -> M:
 
 
 def _drop_checks(module: nn.Module) -> None:
-    """Let a method that was written anew call whatever is in the place of a fused layer."""
+    """Let methods that were written anew call whatever is there, and let every name be set again."""
     cls, methods, plain = getattr(type(module), "_reptool_derived", (None, (), False))
-    made = tuple(replace(m, source=re.sub(r"(?m)^( *)_expect_fused\(.*$", r"\1pass", m.source)) for m in methods)
+    check = r"(?m)^( *)_expect_(fused|absorbed)\(.*$"
+    kept = [m for m in methods if not re.search(r"(?m)^ *_not_(set|there)\(", m.source)]
+    made = tuple(replace(m, source=re.sub(check, r"\1pass", m.source)) for m in kept)
     if cls is not None and made != methods:
-        object.__setattr__(module, "__class__", derive(cls, made, plain))
+        is_own = not made and not plain and not has_own_conversions(cls)
+        object.__setattr__(module, "__class__", cls if is_own else derive(cls, made, plain))
 
 
 def _identity(absorbed: Absorbed) -> nn.Identity:

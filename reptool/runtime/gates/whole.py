@@ -10,7 +10,7 @@ from torch import nn
 
 from reptool.runtime.gates.calls import Calls
 from reptool.runtime.gates.chain import Chain, Gate, Path
-from reptool.runtime.gates.in_place import hooks_differ, inside
+from reptool.runtime.gates.in_place import hooks_differ, inside, is_watched
 from reptool.runtime.gates.marker import GATE, Marker
 
 
@@ -40,25 +40,28 @@ def _in_a_row(layer: nn.Module, chain: Chain, holder: nn.Module) -> bool:
         named = holder.return_layers
     else:
         return False
-    if (
-        chain.place is None
-        or not chain.place
-        or any(hooks_differ(layer, c) for p, c in chain.hooks if p == chain.place)
-    ):
+    if not chain.place:
         return False
     if chain.slots and chain.place not in chain.slots and not _is_done_in(holder, layer):
         return False
     parts: dict[str, list[Path]] = {chain.place[0]: []}
     for path in chain.absorbed:
         parts.setdefault(path[0], []).append(path[1:])
+    for path in chain.written if chain.marked else ():
+        parts.setdefault(path[0], [])
     children = [(n, m) for n, m in holder._modules.items() if m is not None]
-    rows = [_part_of(m, parts, layer, chain.place) for _, m in children]
+    rows = [_part_of(m, parts, layer, chain) for _, m in children]
     at = [i for i, row in enumerate(rows) if row is not None]
     if {rows[i] for i in at} != set(parts) or len(at) != len(parts):
         return False
     between = range(at[0], at[-1])
-    plain = all(rows[i] is not None or isinstance(children[i][1], (nn.Identity, nn.Dropout)) for i in between)
+    plain = all(rows[i] is not None or _hands_on(children[i][1]) for i in between)
     return plain and not any(children[i][0] in named for i in between)
+
+
+def _hands_on(module: nn.Module) -> bool:
+    """Whether a module between the parts of a region gives what it is given, and nobody sees it."""
+    return isinstance(module, (nn.Identity, nn.Dropout)) and not hooks_differ(module, 0)
 
 
 def _is_done_in(holder: nn.Module, layer: nn.Module) -> bool:
@@ -68,11 +71,14 @@ def _is_done_in(holder: nn.Module, layer: nn.Module) -> bool:
     return any(r == mine or r.startswith(f"{mine}.") for g in gates if g is not None for r in g.region)
 
 
-def _part_of(module: nn.Module, parts: dict[str, list[Path]], layer: nn.Module, place: Path) -> str | None:
+def _part_of(module: nn.Module, parts: dict[str, list[Path]], layer: nn.Module, chain: Chain) -> str | None:
     """Which part of a region a module is."""
+    place: Path = chain.place or ()
     for name, absorbed in parts.items():
         held = [inside(module, path) for path in absorbed]
         if not all(isinstance(m, Marker) for m in held):
+            continue
+        if not all(is_watched(module, p[1:], count, chain) for p, count in chain.hooks if p[0] == name):
             continue
         if inside(module, place[1:]) is layer if name == place[0] else all(m._layer == held[0]._layer for m in held):
             return name

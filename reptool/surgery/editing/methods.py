@@ -14,6 +14,7 @@ from reptool.rewrite.codegen.cutter import Cutter
 from reptool.rewrite.codegen.edits import gives_back, is_dead
 from reptool.runtime.method import Method
 from reptool.surgery.editing.draft import Draft
+from reptool.surgery.editing.idle import absorbed_in
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced, is_plain_identity
 
@@ -112,6 +113,8 @@ def _regenerate(draft: Draft, event: Event, touched: list[fx.Node]) -> None:
     )
     mine = dict.fromkeys([*(draft.blame[n] for n in touched if n in draft.blame), *_held_by(draft, event)])
     cutter.fused = tuple(s.slot for s in mine if s.slot is not None)
+    if any(s.slot is None for s in mine):  # no layer has a gate that looks after what was absorbed
+        cutter.absorbed = absorbed_in(draft, event)
     made = refusal or cutter.method()
     known = draft.surgery.methods.get(event.path, {}).get(event.method)
     if isinstance(made, Method) and known is not None and known.source != made.source:

@@ -25,6 +25,7 @@ from reptool.testing._perturbing.values import last_name
 
 MOVED = 100.0
 """An error is no difference if rounding of the inputs moves the original's output by a hundredth of it."""
+_COARSE = (torch.bfloat16, torch.float16)
 _OFTEN = {"attribute": 3.0, "container": 2.0, "config": 2.0, "global": 2.0, "argument": 2.0, "method": 2.0, "copy": 0.5}
 
 
@@ -142,6 +143,7 @@ class Session:
             "hooked": lambda value: mapped(value, lambda t: t * 1.5 if t.is_floating_point() else t),
             "mapped": lambda value, change: mapped(value, lambda t: change(t) if t.is_floating_point() else t),
             "resized": resized,
+            "move": _move_weights,
             "renewed": self._renewed,
             "weights": self._weights,
             "inputs_of": self._inputs_of,
@@ -225,13 +227,13 @@ class Session:
         return next(differences(self.before.value, wanted.value, torch.float64), None) is None
 
     def _is_rounding(self, statements: Sequence[str], wanted: Outcome, given: Outcome) -> bool:
-        """Whether the outputs depend on the rounding of the inputs as much as the two differ."""
+        """Whether the outputs depend on the rounding of inputs and weights as much as the two differ."""
         if wanted.error is not None or given.error is not None:
             return False
         found = [error for _, error in differences(wanted.value, given.value, self.dtype)]
-        if max(found) > 0.05:
+        if max(found) > 0.05 and all(t.dtype not in _COARSE for _, t in tensors_in(wanted.value)):
             return False
-        moved = self._run(self.model, statements, [], moved=True)
+        moved = self._run(self.model, [*statements, "move(m)"], [], moved=True)
         if moved.error is not None:
             return False
         errors = [_error(a, b) for a, b in zip(_tensors(wanted.value[2]), _tensors(moved.value[2]), strict=False)]
@@ -295,6 +297,11 @@ def _moved(tensor: Tensor) -> Tensor:
         return tensor.clone()
     step = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
     return (tensor.double() * (1 + 2 * torch.finfo(tensor.dtype).eps * step)).to(tensor.dtype)
+
+
+def _move_weights(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data = _moved(parameter.data)
 
 
 def _tensors(value: Any) -> list[Tensor]:

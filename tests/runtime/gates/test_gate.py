@@ -18,6 +18,7 @@ import reptool
 from reptool.errors import SpecializedError
 from reptool.runtime.gates.calls import method_names
 from reptool.runtime.gates.marker import GATE
+from reptool.testing import perturb
 from tests.traps import assert_same, ready
 
 
@@ -275,6 +276,93 @@ def test_what_a_call_holds_is_not_kept_alive() -> None:
         alive.clear()
         deployed(Y)
     assert not any(alive)
+
+
+# --- what is inside of a region
+class NormAct(nn.BatchNorm2d):
+    """A norm with an activation in it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(super().forward(x))
+
+
+def in_a_row(*behind: nn.Module) -> Any:
+    return ready(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), *behind))
+
+
+@pytest.mark.parametrize("path", ["0", "1", "2"])
+def test_another_module_inside_of_a_region_raises(path: str) -> None:
+    model = in_a_row(nn.Identity(), NormAct(4))
+    deployed = reptool.deploy(model)
+    assert_same(model(X), deployed(X))
+    deployed.register_module(path, nn.Tanh() if path == "1" else copy.deepcopy(model[int(path)]))
+    with pytest.raises(SpecializedError, match=r"deploy\(\)"):
+        deployed(X)
+
+
+def test_a_hook_on_an_identity_inside_of_a_region_raises() -> None:
+    deployed = reptool.deploy(in_a_row(nn.Identity(), nn.BatchNorm2d(4)))
+    deployed[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(SpecializedError, match="watched"):
+        deployed(X)
+
+
+def test_a_hook_on_an_identity_behind_a_region_sees_its_value() -> None:
+    model = in_a_row(nn.BatchNorm2d(4), nn.Identity(), nn.Identity())
+    for seen, wanted in zip(collected(reptool.deploy(model), "2"), collected(model, "2"), strict=True):
+        assert_same(wanted, seen)
+
+
+def test_another_window_raises_in_a_container_too() -> None:
+    deployed = reptool.deploy(in_a_row(nn.BatchNorm2d(4)))
+    deployed[0].padding = (1, 1)
+    with pytest.raises(SpecializedError):
+        deployed(X)
+
+
+def test_inputs_that_a_folded_norm_does_not_take_raise(model: Any, deployed: Any) -> None:
+    with pytest.raises(ValueError, match="expected 4D input"):
+        model(X[0])
+    with pytest.raises(SpecializedError, match="dimensions"):
+        deployed(X[0])
+
+
+def test_a_norm_that_takes_two_ranks_is_asked_for_both() -> None:
+    deployed = reptool.deploy(ready(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))))
+    assert deployed[0].__dict__[GATE].ranks == {2, 3}
+
+
+class Weighted(nn.Module):
+    """A layer that computes its weight from parameters of other names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.scale = nn.Parameter(torch.rand(4, 3, 3, 3)), nn.Parameter(torch.rand(4, 1, 1, 1))
+        self.power = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.base * self.scale**self.power)
+
+
+@pytest.mark.parametrize("change", ["m[0].base = nn.Parameter(torch.rand(4, 3, 3, 3))", "m[0].power = 2"])
+def test_what_a_layer_has_no_use_for_any_more_raises_where_it_is_set(change: str) -> None:
+    model = ready(nn.Sequential(Weighted(), nn.ReLU()))
+    found = perturb(model, reptool.deploy(model), X, changes=[change])
+    assert found.raised.total() == 1
+
+
+def test_what_a_layer_has_no_use_for_any_more_is_gone() -> None:
+    deployed = reptool.deploy(ready(nn.Sequential(Weighted(), nn.ReLU())))
+    assert not hasattr(deployed[0], "scale")
+    with pytest.raises(SpecializedError, match="'scale' of this Conv2d was folded"):
+        deployed[0].scale  # noqa: B018 - it is read
+    assert repr(deployed[0]) == "Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1), bias=False)"
+
+
+def test_released_any_name_can_be_set() -> None:
+    released = reptool.release(reptool.deploy(ready(nn.Sequential(Weighted(), nn.ReLU()))))
+    released[0].base = None
+    assert released(X).shape == (2, 4, 7, 7)
 
 
 # --- release
