@@ -238,7 +238,8 @@ class Writing:
         if path is None or not self.stack:
             return
         by_torch = home.partition(".")[0] == "torch"
-        self.stack[-1].settings.append(Setting(path, name, taken(value), self.calls, by_torch))
+        kind = None if name in vars(module) else type(module)
+        self.stack[-1].settings.append(Setting(path, name, taken(value), self.calls, by_torch, kind))
 
     # --- questions
     def ask(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:

@@ -189,11 +189,13 @@ def patched(recorder: Recorder) -> Iterator[None]:
 
 
 def _seen(recorder: Recorder, module: nn.Module, name: str, value: Any, frame: Any) -> None:
-    """Remember that code reads an attribute of a module which is neither data nor a part nor a method of it."""
+    """Remember that code reads an attribute of a module which is neither a weight nor a part nor a method of it."""
     home = str(frame.f_globals.get("__name__"))
-    if home in _BOOKKEEPING or home.startswith(_OURS) or isinstance(value, (nn.Module, Tensor)):
+    if home in _BOOKKEEPING or home.startswith(_OURS) or isinstance(value, nn.Module):
         return
     own = object.__getattribute__(module, "__dict__")
+    if isinstance(value, Tensor) and own.get(name) is not value:  # a weight, which the graph holds
+        return
     if name == "__dict__":  # code that reads all there is
         for other in [n for n in own if n not in STRUCTURE]:
             recorder.setting(module, other, own[other], home)

@@ -45,6 +45,8 @@ class Setting:
         value: a snapshot of what it was.
         time: when it was read, in operations.
         by_torch: whether it was torch's own code that read it, on behalf of a class derived from one of torch's.
+        kind: the class of the module, where the module itself does not hold it.
+        of_class: whether it is read of that class, since the module is gone.
     """
 
     path: str
@@ -52,8 +54,12 @@ class Setting:
     value: Any
     time: int
     by_torch: bool = False
+    kind: type | None = None
+    of_class: bool = False
 
     def __str__(self) -> str:
+        if self.of_class and self.kind is not None:
+            return f"{self.kind.__qualname__}.{self.name}"
         return ".".join(p for p in (self.path, self.name) if p)
 
 

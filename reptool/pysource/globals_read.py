@@ -18,7 +18,7 @@ from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reptool.pysource.functions import behind, codes_in, tree_of
 from reptool.runtime.snapshot import PLAIN, same, snapshot, taken
@@ -158,8 +158,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_silent(value: Any) -> bool:
-    """Whether a value by itself decides nothing: code, a type, a part of a model, data."""
-    kinds = (ModuleType, type, nn.Module, Tensor, torch.dtype, torch.memory_format, torch.layout)
+    """Whether a value by itself decides nothing: code, a type, a part of a model, a weight."""
+    kinds = (ModuleType, type, nn.Module, nn.Parameter, torch.dtype, torch.memory_format, torch.layout)
     return isinstance(value, kinds) or callable(value)
 
 

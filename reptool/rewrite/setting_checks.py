@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import keyword
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from typing import Any
 
 from reptool.ir.trace import Event, Setting
 from reptool.pysource.globals_read import Outside, is_importable, read_outside
-from reptool.rewrite.constants import CannotCutError, Constants
+from reptool.rewrite.constants import CannotCutError, Constants, address
 from reptool.rewrite.method_source import Check
 from reptool.runtime.snapshot import ABSENT, taken
 
@@ -49,6 +50,8 @@ def path_text(base: str, path: str) -> str | None:
 
 
 def _attribute(event: Event, setting: Setting) -> Check:
+    if setting.of_class:
+        return Check(str(setting), functools.partial(_of_class, setting), (setting.value,), exact=True)
     text = path_text(event.path, setting.path)
     if text is None:
         raise CannotCutError(f"it reads {setting}, which lies outside of it")
@@ -63,6 +66,12 @@ def _attribute(event: Event, setting: Setting) -> Check:
         return Check(f"{text}.{setting.name}", f"{text}.{setting.name}", (setting.value,), exact=True)
     read = f"getattr({text}, {setting.name!r}, _absent)"
     return Check(f"{text}.{setting.name}", read, (setting.value,), exact=True)
+
+
+def _of_class(setting: Setting, constants: Constants) -> str:
+    """The text for an attribute of a class, of which no module is left."""
+    kind = constants.text(setting.kind) if address(setting.kind) is not None else constants.keep(setting.kind, "_kind")
+    return f"getattr({kind}, {setting.name!r}, _absent)"
 
 
 def _outside(event: Event, setting: Outside) -> Check:

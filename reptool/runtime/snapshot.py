@@ -1,8 +1,8 @@
 """Snapshots: what a setting was while the model was traced, in a form that a later value is compared with.
 
 A guard compares by value: plain values by ``==`` and type, containers item by item, configuration objects attribute by
-attribute, functions by identity. Modules and tensors inside of them are compared by kind alone: what they compute is
-guarded where it is computed.
+attribute, functions by identity, tensors by their numbers. Modules and parameters inside of them are compared by kind
+alone: what they compute is guarded where it is computed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import hashlib
 import inspect
 import sys
+import weakref
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
+from torch._subclasses.fake_tensor import FakeTensor
 
 MAX_DEPTH = 6
 MAX_ITEMS = 2000
+MAX_NUMBERS = 2**20
 
 
 class Absent(enum.Enum):
@@ -168,7 +171,48 @@ class Array:
         return isinstance(value, np.ndarray) and value.dtype == self.value.dtype and np.array_equal(value, self.value)
 
 
-_SNAPSHOTS = (Kind, Items, Entries, Attributes, Function, Array)
+class Numbers:
+    """A tensor that is no parameter. One that was compared and not written since is not compared again.
+
+    Args:
+        value: the tensor as it was.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value.detach().clone()
+        self._known: tuple[weakref.ref[Tensor], int] | None = None
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value has the same numbers."""
+        if not isinstance(value, Tensor) or _is_followed(value):
+            return isinstance(value, Tensor)
+        known = self._known
+        if known is not None and known[0]() is value and known[1] == value._version:
+            return True
+        if value.dtype != self.value.dtype or value.shape != self.value.shape:
+            return False
+        seen = self.value.to(value.device)
+        equal = bool(((value == seen) | ((value != value) & (seen != seen))).all())
+        self._known = (weakref.ref(value), value._version) if equal and not value.is_inference() else None
+        return equal
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Numbers) and self.holds(other.value)
+
+    def __hash__(self) -> int:
+        return hash((self.value.shape, self.value.dtype))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"value": self.value, "_known": None}
+
+
+def _is_followed(value: Tensor) -> bool:
+    """Whether code is followed rather than run, so that nothing can be decided by numbers."""
+    tracing = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return tracing or isinstance(value, FakeTensor)
+
+
+_SNAPSHOTS = (Kind, Items, Entries, Attributes, Function, Array, Numbers)
 
 
 def snapshot(value: Any) -> Any:
@@ -204,8 +248,10 @@ class _Taking:
             return Function(code, tuple(self.of(v, depth + 1) for v in held_by(value)))
         if isinstance(value, (*_ATOMS, *_IDENTICAL)) or value is ABSENT:
             return value
-        if isinstance(value, (nn.Module, Tensor)):
+        if isinstance(value, (nn.Module, nn.Parameter)):
             return Kind(isinstance(value, Tensor))
+        if isinstance(value, Tensor):
+            return self._tensor(value)
         if isinstance(value, MethodType):
             return Attributes(MethodType, (("__func__", self.of(value.__func__, depth + 1)),))
         if isinstance(value, functools.partial):
@@ -220,6 +266,11 @@ class _Taking:
         if isinstance(value, Mapping):
             return Entries(type(value), tuple((k, self.of(value[k], depth + 1)) for k in value))
         return self._object(value, depth)
+
+    def _tensor(self, value: Tensor) -> Any:
+        if value.numel() > MAX_NUMBERS or value.layout is not torch.strided or value.is_meta:
+            raise IncomparableError("it is a tensor that is too large to be compared")
+        return Numbers(value)
 
     def _object(self, value: Any, depth: int) -> Any:
         found = [(name, self.of(held(value, name, ABSENT), depth + 1)) for name in names_of(value)]

@@ -114,7 +114,10 @@ def _on_the_way(site: Site, slots: Collection[str], surgery: Surgery) -> dict[Ev
 def _after(setting: Setting, slots: Mapping[str, Site], surgery: Surgery) -> Setting | None:
     """A setting as it can be read of the deployed model; None where nothing is left that could be set."""
     path, site = setting.path, slots.get(setting.path)
-    if _is_gone(path.rpartition(".")[0], slots, surgery):
+    inside = _is_gone(path.rpartition(".")[0], slots, surgery)
+    if setting.kind is not None and (inside or path in surgery.identities or (site is not None and not site.reuse)):
+        return replace(setting, of_class=True)
+    if inside:
         fixed = isinstance(setting.value, PLAIN)
         return None if fixed else replace(setting, value=IncomparableError("its module is absorbed in another one"))
     if path in surgery.identities and isinstance(setting.value, PLAIN):

@@ -125,8 +125,29 @@ def test_values_of_a_thread_are_settings_too() -> None:
     assert not same(local, seen)
 
 
-def test_modules_and_tensors_are_compared_by_kind() -> None:
-    assert same([nn.Linear(2, 2), torch.ones(1)], snapshot([nn.ReLU(), torch.zeros(3)]))
+def test_tensors_are_compared_by_their_numbers() -> None:
+    tensor = torch.tensor([1.0, float("nan")])
+    seen = snapshot([tensor])
+    assert same([tensor], seen)
+    assert same([tensor.clone()], pickle.loads(pickle.dumps(seen)))
+    assert seen == snapshot([tensor.clone()])
+    assert not same([tensor.double()], seen)
+    assert not same([tensor[:1]], seen)
+    assert not same([torch.zeros(2)], seen)
+    tensor[0] = 2.0
+    assert not same([tensor], seen)
+    with torch.inference_mode():
+        other = torch.zeros(2)
+        held = snapshot(other)
+        assert same(other, held)
+        other.add_(1)
+        assert not same(other, held)
+    with pytest.raises(IncomparableError, match="too large"):
+        snapshot(torch.zeros(1).expand(2**21))
+
+
+def test_modules_and_parameters_are_compared_by_kind() -> None:
+    assert same([nn.Linear(2, 2), nn.Parameter(torch.ones(1))], snapshot([nn.ReLU(), nn.Parameter(torch.zeros(3))]))
 
 
 def test_what_is_too_large_is_not_compared() -> None:

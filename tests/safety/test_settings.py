@@ -15,6 +15,7 @@ from torch import nn
 
 import reptool
 from reptool.errors import SpecializedError
+from reptool.testing import perturb
 from tests.traps import Branches, ConvBN, assert_same, check, image, norms, ready
 
 
@@ -266,3 +267,64 @@ def test_a_member_as_an_argument_is_the_one_that_was_seen() -> None:
     assert_same(model(image()), deployed(image()))
     with pytest.raises(SpecializedError, match="mode"):
         deployed(image(), Level.HIGH)
+
+
+# --- tensors that are no weights, attributes of classes
+WIDTH = torch.full((4, 1, 1), 0.5)
+
+
+class Tensors(nn.Module):
+    """Tensors that are neither parameters nor buffers: as attributes, in containers, as globals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.scale, self.listed, self.raw = (
+            torch.full((4, 1, 1), 2.0),
+            [torch.full((4, 1, 1), 3.0)],
+            torch.tensor(False),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x) * self.scale * self.listed[0] * WIDTH
+        return y if self.raw else self.norm(y).relu()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "m.scale = m.scale * 2",
+        "m.scale.mul_(2)",
+        "m.listed[0].mul_(2)",
+        "m.listed[0] = m.listed[0] * 2",
+        "m.raw.fill_(True)",
+        "m.raw = ~m.raw",
+        "type(model).forward.__globals__['WIDTH'].mul_(2)",
+    ],
+)
+def test_a_tensor_that_is_no_weight_is_a_setting(change: str) -> None:
+    model = ready(Tensors())
+    deployed = reptool.deploy(model, image())
+    assert perturb(model, deployed, image(), changes=[change]).raised.total() == 1
+    assert_same(model(image()), copy.deepcopy(deployed)(image()))
+
+
+class Powered(nn.Module):
+    """A layer that computes its weight as its class says."""
+
+    power = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.scale = nn.Parameter(torch.rand(4, 3, 3, 3)), nn.Parameter(torch.rand(4, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.base * self.scale**self.power)
+
+
+@pytest.mark.parametrize("behind", [nn.ReLU, lambda: nn.BatchNorm2d(4)])
+def test_an_attribute_of_a_class_that_a_layer_took_the_place_of_is_guarded(behind: Any) -> None:
+    model = ready(nn.Sequential(Powered(), behind()))
+    deployed = reptool.deploy(model)
+    assert_same(model(image()), pickle.loads(pickle.dumps(deployed))(image()))
+    assert perturb(model, deployed, image(), changes=["type(model[0]).power = 2"]).raised.total() == 1

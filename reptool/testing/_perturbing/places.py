@@ -96,7 +96,11 @@ def within(
     kind: str, read: str, value: Any, put: Put, depth: int = 0, owner: tuple[str, Put] | None = None
 ) -> Iterator[Place]:
     """The place of a value, and those of everything in it."""
-    if depth > MAX_DEPTH or isinstance(value, (Tensor, nn.Module, type, types.ModuleType)):
+    if depth > MAX_DEPTH or isinstance(value, (nn.Parameter, nn.Module, type, types.ModuleType)):
+        return
+    if isinstance(value, Tensor):
+        if kind != "argument":
+            yield Place(kind, read, value, put, owner)
         return
     if is_atom(value) or (depth == 0 and kind == "attribute" and isinstance(value, types.FunctionType)):
         yield Place(kind, read, value, put, owner)

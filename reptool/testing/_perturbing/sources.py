@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from reptool.testing._perturbing.change import Change, Place, module_text
 from reptool.testing._perturbing.code import Code, is_own
@@ -71,7 +71,7 @@ def place_source(place: Place, code: Code, weight: int = 1) -> Source:
 
 def _written(place: Place, code: Code, random: Random) -> str:
     value, read = place.value, place.read
-    if is_atom(value):
+    if is_atom(value) or isinstance(value, Tensor):
         return place.put(other_value(value, read, code, random))
     if callable(value):
         return place.put("(lambda *values: values[0])")

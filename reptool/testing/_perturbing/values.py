@@ -23,6 +23,9 @@ def is_atom(value: object) -> bool:
 
 def other_value(value: Any, read: str, code: Code, random: Random) -> str:
     """The text of a value that differs from `value`, which `read` reads."""
+    if isinstance(value, torch.Tensor):
+        other = f"~{read}" if value.dtype == torch.bool else f"{read} * 2 + 1"
+        return random.choice([other, f"{read}.copy_({other})"])
     if isinstance(value, Enum):
         names = [m.name for m in type(value) if m is not value]
         return f"type({read})[{random.choice(names)!r}]" if names else "None"
