@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reptool.algebra.kernel import ZERO_TOLERANCE, Axis, Border, Channels, Kernel, rewindow
+from reptool.algebra.transposed import on_one_lattice
 from reptool.fusions.branch_add import branch_add
 from reptool.fusions.branch_concat import branch_concat
 from reptool.fusions.conv_bn import scale_rows
@@ -111,8 +112,9 @@ def _parallel(
     same = _unify_inputs(unified)
     if isinstance(same, Refusal):
         return same
-    if any(k.transposed != same[0].transposed for k in same):
-        return Refusal(Code.BORDER_UNKNOWN, f"transposed convolutions of different geometry in one {what}")
+    same = on_one_lattice(same, what)
+    if isinstance(same, Refusal):
+        return same
     value = _same_border_value(same)
     if isinstance(value, Refusal):
         return value

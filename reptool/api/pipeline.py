@@ -18,7 +18,7 @@ from reptool.frontends.call_samples import Call, made_up, seen_calls
 from reptool.frontends.inputs import placeholders, unknown_inputs
 from reptool.ir.aliasing import resolve
 from reptool.ir.decisions import decide_for
-from reptool.ir.ops import Affine
+from reptool.ir.ops import Affine, HandedOn
 from reptool.ir.trace import CaptureLimitError, Event, Trace, Unanswerable, all_events
 from reptool.lift.registry import own_functions, own_modules
 from reptool.models.copies import shallow_copy
@@ -263,6 +263,8 @@ def _blocked(recorder: Recorder, trace: Trace) -> dict[fx.Node, Refusal]:
 def _is_cut(found: Analysis, node: fx.Node, refusal: Refusal) -> bool:
     """Whether all that was refused is a layer for each piece of what one layer computes: no more than there was."""
     op = found.ops.get(node)
+    while isinstance(op, HandedOn):
+        op = found.ops.get(op.source)
     free = isinstance(op, Affine) and op.paradigm == "slice" and not op.cost
     return free and refusal.code in (Code.SHARED, Code.READ_ELSEWHERE)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from reptool.algebra.budget import too_large, weight_bytes
+from reptool.algebra.kernel import Kernel
 from reptool.ir.decisions import decided
 from reptool.ir.ops import Affine
 from reptool.plan.candidates import Analysis, out_of_reach
@@ -29,6 +31,8 @@ from reptool.surgery.surgeon import Surgeon
 from reptool.surgery.units import GivenUp
 
 MAX_TRIES = 40
+SAME = 1e-12
+"""How far two weights may be apart, of the largest, to be those of one layer."""
 Problems = dict[Region, Refusal]
 
 
@@ -156,7 +160,34 @@ def _unfit(sites: list[Site]) -> Problems:
         refusal = decided("fits", (form.root, *form.ops), lambda: _cast(site), None)  # noqa: B023 - asked at once
         if refusal is not None:
             out[site.region] = refusal.at(site.region.value.name)
+    return out or _unlike(sites)
+
+
+def _unlike(sites: list[Site]) -> Problems:
+    """Regions of one layer, called in several places, that would need other values than the first of them."""
+    out: dict[Region, Refusal] = {}
+    first: dict[object, Site] = {}
+    for site in sites:
+        one = first.setdefault(site.slot if site.slot is not None else (site.owner, site.names), site)
+        ops = (*one.region.form.ops, *site.region.form.ops)
+        if one is not site and not decided("alike", ops, lambda: _alike(one, site), True):  # noqa: B023 - asked at once
+            where = site.slot if site.slot is not None else f"{site.owner}.{site.names[0]}".lstrip(".")
+            sentence = f"{where!r} is called in places that would need different weights"
+            out[site.region] = Refusal(Code.SHARED, sentence, (site.region.value.name, one.region.value.name))
     return out
+
+
+def _alike(one: Site, other: Site) -> bool:
+    """Whether two layers are the same up to rounding in float64."""
+    kernels = [s.region.form.kernel() for s in (one, other)]
+    known = [(k.weight, k.bias) for k in kernels if isinstance(k, Kernel)]
+    return len(known) == 2 and all(_close(a, b) for a, b in zip(*known, strict=True))
+
+
+def _close(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and torch.allclose(one, other, SAME, SAME * float(one.abs().amax()))
 
 
 def _cast(site: Site) -> Refusal | None:

@@ -12,7 +12,17 @@ from reptool.ir.decisions import decided
 from reptool.ir.nodes import metadata_read
 from reptool.ir.ops import Affine, Concat, Op, Pieces, Sum, View
 from reptool.passages import Passage, crossed
-from reptool.passages.spread import Split, Spread, add_share, origin, over_blocks, over_concat, over_slice, over_sum
+from reptool.passages.spread import (
+    Split,
+    Spread,
+    add_share,
+    origin,
+    over_blocks,
+    over_concat,
+    over_equals,
+    over_slice,
+    over_sum,
+)
 from reptool.plan.candidates import Analysis
 from reptool.pysource.places import listed, named
 from reptool.refusal import Code, Refusal
@@ -70,6 +80,8 @@ class Way:
         self.tree: list[fx.Node] = []
         self.reading: list[fx.Node] = []
         self.parts: list[Part] = []
+        self.beside: dict[fx.Node, int] = {}
+        self.alike = False
         self.any_layer = False
         self.mixed = self.passed = False
         self.keeps_rank = True
@@ -100,6 +112,7 @@ class Way:
             self.norm, self.op, self.op.source, frozenset(self.tree), frozenset(self.reading), self.ahead,
             [self._axes(p) for p in self.parts], [self._width(p.leaf, self._axes(p)) for p in self.parts],
         )  # fmt: skip
+        spread.alike, spread.beside = self.alike, self.beside
         readers = self.found.reads.readers
         for part in self.parts:
             add_share(spread, graph, part.leaf, list(part.at.steps), part.at.shifted, part.at.axes)
@@ -146,6 +159,8 @@ class Way:
         return [r for r in self.found.reads.readers.get(node, ()) if not metadata_read(r)]
 
     def _width(self, node: fx.Node, axes: int) -> int | None:
+        if node in self.through and self.through[node].op.shape.out_channels is not None:
+            return self.through[node].op.shape.out_channels
         forms = self.found.forms.get(node, {}).values()
         written = {f.shape.out_channels for f in forms if f.shape.out_channels is not None}
         if len(written) == 1:
@@ -263,7 +278,27 @@ class Back(Way):
         if one is None:
             return Refusal(Code.DISTRIBUTE, "every summand has a factor of its own")
         count = len(op.sources)
+        if self._shares_layer(op) and op.maps == [None] * count and at.shifted:
+            self.alike, parts = True, [len(self._summands(self.found.ops.get(s))) or 1 for s in op.sources]
+            return [at.then(over_equals(sum(parts), n), at.count, True) for n in parts]
         return [at.then(over_sum(count, i, one), at.count, at.shifted and i == one) for i in range(count)]
+
+    def _shares_layer(self, op: Sum) -> bool:
+        """Whether one layer computes several of these summands: they need the same share."""
+        owners = [o for summand in self._summands(op) for o in self._layers_at(summand)]
+        return len(set(owners)) < len(owners)
+
+    def _summands(self, op: Op | None) -> list[fx.Node]:
+        """What a sum of sums adds up."""
+        out: list[fx.Node] = []
+        for source in op.sources if isinstance(op, Sum) else ():
+            inner = None if source in self.values else self.found.ops.get(source)
+            out += self._summands(inner) or [source]
+        return out
+
+    def _layers_at(self, node: fx.Node) -> set[str]:
+        ops = (self.found.ops[n] for f in self.found.forms.get(node, {}).values() for n in f.ops)
+        return {o for op in ops if isinstance(op, Affine) and op.layer for o in op.owners}
 
     def _concat(self, op: Concat, at: At) -> list[At] | Refusal:
         if at.count is None:
@@ -314,12 +349,15 @@ class Ahead(Way):
     ahead = True
 
     def starts(self) -> bool:
-        """Whether a passage reads the norm."""
-        return any(self._passed(r) or r in self.through for r in self._readers(self.norm))
+        """Whether a passage or a concatenation reads the norm."""
+        return any(self._passed(r) or r in self.through or self._joins(r) for r in self._readers(self.norm))
 
     def collect(self) -> Refusal | None:
         """On to whoever reads what the norm gives."""
         return self._on(self.norm, self._begin(), None)
+
+    def _joins(self, reader: fx.Node) -> bool:
+        return isinstance(self.found.ops.get(reader), Concat)
 
     def _passed(self, reader: fx.Node) -> bool:
         op = self.found.ops.get(reader)
@@ -342,20 +380,53 @@ class Ahead(Way):
                 layers.append((reader, op))
                 continue
             passage = self._passage(reader)
-            if passage is None or passage.source is not node:
+            if isinstance(op, Concat):
+                across = self._beside(node, reader, op, at, joined)
+            elif passage is None or passage.source is not node:
                 first = first or Refusal(Code.DISTRIBUTE, f"{named(reader)}, behind it, is no layer to take it")
                 continue
-            across = self._across(reader, passage, at, joined)
+            else:
+                across = self._across(reader, passage, at, joined)
+                self.keeps_rank &= passage.keeps_rank
             if isinstance(across, Refusal):
                 first = first or across
                 self._on(reader, at.lost(), None)  # whether a layer stands there at all
                 continue
             self.tree.append(reader)
-            self.keeps_rank &= passage.keeps_rank
             first = self._on(reader, *across) or first
         if layers:
             first = self._taken(node, layers, at, joined) or first
         return first
+
+    def _beside(
+        self, node: fx.Node, reader: fx.Node, op: Concat, at: At, joined: bool | None
+    ) -> tuple[At, bool | None] | Refusal:
+        """On to a concatenation, whose other parts are scaled by one and shifted by zero."""
+        if at.axes is None or op.axes != at.axes:
+            return Refusal(Code.LAYOUT, f"{named(reader)} joins along another axis than its channels")
+        parts = [origin(s) for s in op.sources]
+        known = self._widths(reader, op)
+        if at.count is None or known is None or parts.count(node) > 1 or known[parts.index(node)] != at.count:
+            return Refusal(
+                Code.CHANNELS, "how many channels the parts beside it have is not known; give example_inputs"
+            )
+        self.beside |= {p: w for p, w in zip(parts, known, strict=True) if p is not node}
+        start, whole = sum(known[: parts.index(node)]), sum(known)
+        rows = list(range(start, start + at.count))
+        return at.then(over_slice(whole, rows), whole, at.shifted), joined
+
+    def _widths(self, node: fx.Node, op: Concat) -> list[int] | None:
+        """Channels of each part of a concatenation; those of one that says nothing are what is left for its reader."""
+        found = [self._width(s, op.axes) for s in op.sources]
+        known = [w for w in found if w is not None]
+        unknown = [s for s, w in zip(op.sources, found, strict=True) if w is None]
+        expected = self.found.facts.channels_expected(node)
+        if not unknown:
+            return known
+        left = 0 if expected is None else expected - sum(known)
+        if len(set(unknown)) > 1 or left <= 0 or left % len(unknown):
+            return None
+        return [left // len(unknown) if w is None else w for w in found]
 
     def _across(self, node: fx.Node, passage: Passage, at: At, joined: bool | None) -> tuple[At, bool | None] | Refusal:
         blocked = self._blocked(node, passage, at)

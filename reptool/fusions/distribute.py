@@ -2,7 +2,8 @@
 
 ::
 
-    scale * sum_i y_i + shift    =  sum_i (scale * y_i + shift_i)    with shift_j = shift for one j, zero for the others
+    scale * sum_i y_i + shift    =  sum_i (scale * y_i + shift_i)    with shift_j = shift for one j, 0 elsewhere;
+                                                                 or shift_i = shift / n for all n of them
     scale * concat_i(y_i) + shift  =  concat_i(scale[c_i] * y_i + shift[c_i])    with c_i the channels of part i
     scale * y[c] + shift  =  (scale' * y + shift')[c]    with scale' = scale and shift' = shift on c, 1 and 0 elsewhere
     scale * P(y) + shift  =  P(scale' * y + shift')    with the numbers of each channel for all it is made of
@@ -30,14 +31,14 @@ Share = tuple[Tensor, Tensor | None]
 
 
 @takes_tensors
-def distribute_over_sum(scale: Tensor, shift: Tensor | None, parts: int, at: int = 0) -> list[Share]:
-    """Shares of a scale and shift behind a sum: the scale for each summand, the shift for one of them.
+def distribute_over_sum(scale: Tensor, shift: Tensor | None, parts: int, at: int | None = 0) -> list[Share]:
+    """Shares of a scale and shift behind a sum: the scale for each summand, the shift for one, or in equal parts.
 
     Args:
         scale: ``[C]``; never modified.
         shift: ``[C]`` or None for zeros.
         parts: number of summands.
-        at: which one gets the shift.
+        at: which one gets the shift; None where each gets an equal part (summands that one layer computes).
 
     Returns:
         For each summand its scale ``[C]`` and its shift (None for zeros).
@@ -49,6 +50,8 @@ def distribute_over_sum(scale: Tensor, shift: Tensor | None, parts: int, at: int
     >>> [(s.item(), t if t is None else t.item()) for s, t in distribute_over_sum(torch.ones(1), torch.ones(1), 2)]
     [(1.0, 1.0), (1.0, None)]
     """
+    if at is None:
+        return [(scale, None if shift is None else shift / parts)] * parts
     if not 0 <= at < parts:
         raise InputError(f"summand {at} of {parts}: `at` counts from 0")
     return [(scale, shift if i == at else None) for i in range(parts)]

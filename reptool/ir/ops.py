@@ -51,6 +51,10 @@ class Affine:
         return [self.source if self.via is None else self.via]
 
 
+class HandedOn(Affine):
+    """A norm whose scale and shift stand elsewhere: it gives what it reads."""
+
+
 @dataclass(eq=False)
 class Sum:
     """``node = sum of sources``, each through a pointwise map of its own (None: as it is)."""

@@ -43,6 +43,8 @@ class Spread:
         leaves: the parts.
         shares: for each part the node of its share.
         ops: what the shares are.
+        alike: whether all shares are the same, as the parts that one layer computes need them.
+        beside: values of other parts of a concatenation on the way, with their channels.
     """
 
     norm: fx.Node
@@ -56,10 +58,12 @@ class Spread:
     leaves: list[fx.Node] = field(default_factory=list)
     shares: list[fx.Node] = field(default_factory=list)
     ops: list[Affine] = field(default_factory=list)
+    alike: bool = False
+    beside: dict[fx.Node, int] = field(default_factory=dict)
 
     def at(self, share: fx.Node) -> int:
-        """Which of the shares this is: no two are the same."""
-        return self.shares.index(share)
+        """Which of the shares this is: no two are the same, where not all are."""
+        return 0 if self.alike else self.shares.index(share)
 
     def parts(self) -> list[fx.Node]:
         """The leaves in the graph that was captured, where some of them are shares of another spread."""
@@ -113,6 +117,16 @@ class Share(nn.Module):
 def over_sum(parts: int, index: int, at: int) -> Split:
     """The share of summand `index`, where summand `at` gets the shift."""
     return lambda scale, shift: distribute_over_sum(scale, shift, parts, at)[index]
+
+
+def over_equals(parts: int, count: int) -> Split:
+    """The share of `count` of so many summands that all get the same."""
+
+    def split(scale: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        scale, each = distribute_over_sum(scale, shift, parts, None)[0]
+        return scale, None if each is None else each * count
+
+    return split
 
 
 def over_concat(widths: list[int], index: int) -> Split:

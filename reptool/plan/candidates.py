@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
+from reptool.algebra.kernel import identity
 from reptool.ir.aliasing import Reads
 from reptool.ir.nodes import metadata_read, name_of, only_asserted
-from reptool.ir.ops import Affine, Fill, Op, Pieces, Reduced, Stack, Sum, View
+from reptool.ir.ops import Affine, Fill, HandedOn, Op, Pieces, Reduced, Stack, Sum, View
 from reptool.lift import Context, lift
 from reptool.lift.ranks import rank_held
 from reptool.passages import Passage, passage
@@ -103,7 +104,9 @@ def analyse(
                     op = lifted
         if refusal is not None:
             found.refused[node] = refusal
-        if op is not None and node not in norms:
+        if isinstance(op, Affine) and node in norms:
+            op = HandedOn(op.source, identity().shape_only(), identity)
+        if op is not None:
             for spread in spreads:
                 op = spread.rerouted(node, op)
             op = rerouted(op, found.instead) if found.instead and node not in found.passed else op

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from reptool.ir.nodes import metadata_read, name_of
-from reptool.ir.ops import Affine, Op
+from reptool.ir.ops import Affine, HandedOn, Op
 from reptool.ir.trace import Event, Trace, all_events
 from reptool.ir.walk import nodes_in
 from reptool.plan.candidates import Analysis
 from reptool.plan.forms import Form
 from reptool.refusal import Refusal
+from reptool.rewrite.lower import Geometry, geometry
 from reptool.surgery.site import Site
 
 if TYPE_CHECKING:
@@ -141,7 +143,17 @@ class Traced:
 
     def signature(self, site: Site) -> object:
         """What two regions have to have in common to be served by one layer."""
-        return site.slot, site.shape, self.pattern(self.ordered(site.region.form))
+        return site.slot, self._tensors(site), self.pattern(self.ordered(site.region.form))
+
+    def _tensors(self, site: Site) -> object:
+        """The shape of a layer; of a functional one that goes on as it is called, the shape of its tensors."""
+        shape = site.shape
+        own = geometry(self.found.ops[site.carrier].shape) if site.slot is None else None  # type: ignore[union-attr]
+        if isinstance(own, Geometry) and replace(own, in_channels=0, out_channels=0, groups=0) == replace(
+            shape, in_channels=0, out_channels=0, groups=0
+        ):
+            return shape.kind, shape.in_channels, shape.out_channels, shape.kernel_size, shape.groups
+        return shape
 
     def ordered(self, form: Form) -> list[fx.Node]:
         """The operations of a form in the order in which they run."""
@@ -158,4 +170,5 @@ class Traced:
 
 def is_plain_identity(op: Op | None, node: fx.Node) -> bool:
     """An operation that hands its input on as it is: it may stay where it stands."""
-    return isinstance(op, Affine) and op.paradigm == "identity" and not op.owners
+    handed = isinstance(op, HandedOn) and node.op != "call_module"  # it is what it was until it is left out
+    return isinstance(op, Affine) and op.paradigm == "identity" and not op.owners and not handed

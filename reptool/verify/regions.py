@@ -18,7 +18,7 @@ from reptool.algebra.budget import BYTES, check_bytes, is_out_of_memory, smalles
 from reptool.algebra.kernel import Kernel
 from reptool.errors import InputError
 from reptool.ir.aliasing import Reads
-from reptool.ir.ops import Affine, Op, View
+from reptool.ir.ops import Affine, HandedOn, Op, View
 from reptool.passages.spread import origin
 from reptool.plan.inference import Facts
 from reptool.plan.rules import rules_of
@@ -79,11 +79,15 @@ class Reference(Originals):
         position = self.reads.position
         with torch.no_grad():
             for node in sorted(self.region.form.ops, key=position.__getitem__):
-                memo[node] = self._of_some(node, memo) if "parts" in node.meta else self.run(node, memo)
+                memo[node] = self._of_some(node, memo) if "parts" in node.meta else self._of(node, memo)
         out = memo[self.region.value]
         assert isinstance(out, Tensor)
         inner = (v for n, v in memo.items() if n is not self.region.root and isinstance(v, Tensor) and v.numel())
         return out, max((float(v.abs().max()) for v in inner), default=0.0)
+
+    def _of(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
+        op = self.ops[node]
+        return memo[op.source] if isinstance(op, HandedOn) else self.run(node, memo)
 
     def _of_some(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
         """An addition of some of its operands: the others are zero."""
@@ -96,7 +100,7 @@ class Reference(Originals):
             while "share_of" in value.meta and "parts" not in value.meta:
                 value = self.ops[value].sources[0]
                 given[value] = given[source]
-        return self.run(whole, given)
+        return self._of(whole, given)
 
     def views(self, y: Tensor) -> Tensor:
         """The layer's output through the views that stay behind it."""

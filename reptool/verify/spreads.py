@@ -11,8 +11,9 @@ from torch import Tensor, fx
 
 from reptool.ir.aliasing import Reads
 from reptool.ir.nodes import metadata_read
+from reptool.ir.ops import Concat
 from reptool.ir.trace import Unanswerable
-from reptool.passages.spread import Spread
+from reptool.passages.spread import Spread, origin
 from reptool.plan.inference import Facts
 from reptool.verify.originals import Originals
 
@@ -127,6 +128,7 @@ def _ahead(spread: Spread, norms: set[fx.Node], originals: Originals, sizes: lis
 
     def values(memo: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
         for node in order:
+            _make_up_beside(spread, node, memo, originals)
             memo[node] = memo[_read(node, reads)] if node in norms else originals.run(node, memo)
         return memo
 
@@ -136,6 +138,18 @@ def _ahead(spread: Spread, norms: set[fx.Node], originals: Originals, sizes: lis
         (wanted[part], originals.run(share, {leaf: plain[part]}))
         for part, leaf, share in zip(spread.parts(), spread.leaves, spread.shares, strict=True)
     ]
+
+
+def _make_up_beside(spread: Spread, node: fx.Node, memo: dict[fx.Node, Any], originals: Originals) -> None:
+    """Values for the other parts of a concatenation, of the sizes of the one that is known."""
+    op = originals.facts.ops.get(node)
+    parts = [origin(s) for s in op.sources] if isinstance(op, Concat) else []
+    for seed, part in enumerate(parts):
+        if part not in memo and isinstance(op, Concat):
+            size = list(next(memo[p] for p in parts if p in memo).shape)
+            size[len(size) - 1 - op.axes] = spread.beside[part]
+            generator = torch.Generator().manual_seed(seed + 1)
+            memo[part] = torch.randn(size, dtype=torch.float64, generator=generator)
 
 
 def _back(spread: Spread, norms: set[fx.Node], originals: Originals, sizes: list[Size | None]) -> Pairs:

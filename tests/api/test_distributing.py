@@ -310,13 +310,6 @@ def test_a_layer_that_is_called_twice() -> None:
     left(two(forward, conv(3, 8), conv(5, 8, 1), BN8()), Code.SHARED)
 
 
-def test_a_layer_that_is_both_parts() -> None:
-    def forward(self: Any, x: Tensor, y: Tensor) -> Tensor:
-        return torch.relu(self.bn(self.a(x) + self.a(y)))
-
-    left(two(forward, conv(3, 8), nn.Identity(), BN8()), Code.SHARED, pair(3, 3))
-
-
 def test_a_norm_that_is_called_twice() -> None:
     def forward(self: Any, x: Tensor, y: Tensor) -> Tensor:
         return torch.relu(self.bn(self.a(x) + self.b(y))) + self.bn(torch.tanh(self.c(y)))
