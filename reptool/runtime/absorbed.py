@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
 from torch import Tensor, nn
+from torch._C import _get_tracing_state
+from torch.compiler import is_compiling
 
 from reptool.errors import AbsorbedStateError, SpecializedError
 from reptool.runtime.gates.check import check
@@ -64,12 +65,13 @@ class Absorbed(Marker):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Hand the input on, where the calls around it are those that were traced."""
-        given = (*args, *kwargs.values())
-        if torch.compiler.is_compiling() or not any(issubclass(type(v), Tensor) for v in given):
+        if is_compiling():
+            return super().__call__(*args, **kwargs)
+        plain = len(args) == 1 and not kwargs and type(args[0]) is Tensor
+        if not plain and not any(issubclass(type(v), Tensor) for v in (*args, *kwargs.values())):
             return super().__call__(*args, **kwargs)  # code that is followed
         check(self, args)
-        traced = torch._C._get_tracing_state() is not None or len(args) != 1 or bool(kwargs)
-        return super().__call__(*args, **kwargs) if traced else args[0]
+        return args[0] if plain and _get_tracing_state() is None else super().__call__(*args, **kwargs)
 
     # --- what would have no effect
     def _refuse(self, what: str) -> NoReturn:

@@ -26,11 +26,12 @@ MACHINERY = {
 class Calls:
     """The calls of modules' methods in a stack, innermost first; read as far as they are asked for."""
 
-    __slots__ = ("found", "frame")
+    __slots__ = ("found", "frame", "frames")
 
     def __init__(self, frame: FrameType | None) -> None:
         self.frame = frame
         self.found: list[tuple[nn.Module, str]] = []
+        self.frames: list[FrameType] = []
 
     def at(self, index: int) -> tuple[nn.Module, str] | None:
         """One call; None beyond the last."""
@@ -45,6 +46,7 @@ class Calls:
                     name = method_of(module, code)
                     if name is not None:
                         found.append((module, name))
+                        self.frames.append(frame)
             self.frame = frame = frame.f_back
         return found[index]
 

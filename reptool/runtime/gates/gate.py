@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Tuple  # noqa: UP035 - TorchScript reads this annotation
 
-import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.jit import is_scripting
 
 from reptool.runtime.gates.chain import Gate
 from reptool.runtime.gates.check import check
@@ -23,7 +24,7 @@ _GEOMETRY = ("padding", "stride", "dilation", "groups", "padding_mode", "output_
 
 def runs_in_its_region(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
     """A forward pre-hook of a layer that stands for a region."""
-    if torch.jit.is_scripting() or torch.compiler.is_compiling():
+    if is_scripting() or is_compiling():
         pass
     else:
         check(self, input)

@@ -1,0 +1,135 @@
+"""Known calls: a layer that was found to be called rightly is not looked at in full again by the same calls.
+
+What a check found out about the code around a layer is remembered: how many calls up each method of the chain runs, and
+of which code. The next call only compares these, and looks whether the modules are still in their places.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from operator import itemgetter
+from sys import _getframe
+from types import CodeType, FrameType
+from typing import Any
+
+from torch import nn
+
+from reptool.runtime.gates.calls import MAX_KNOWN
+from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Path
+from reptool.runtime.gates.in_place import are_written, inside
+from reptool.runtime.gates.marker import GATE, Marker
+
+_hooks_of: Callable[[Any], tuple[Any, ...]] = itemgetter(
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+)
+_KNOWN: dict[int, Known] = {}
+"""By the address of a layer, which may be that of another one by now."""
+
+
+class Known:
+    """One way in which a layer was called rightly.
+
+    Args:
+        layer: that was called.
+        gate: of it.
+        chain: that its call followed.
+        calls: of the chain, innermost first: how many frames above the first one that is looked at, and its code.
+        lowest: the module of the last.
+    """
+
+    __slots__ = ("absorbed", "calls", "chain", "first", "gate", "kind", "layer", "place", "slots", "watched", "window")
+
+    def __init__(
+        self, layer: nn.Module, gate: Gate, chain: Chain, calls: list[tuple[int, CodeType]], lowest: nn.Module
+    ) -> None:
+        self.layer, self.gate, self.chain, self.calls = weakref.ref(layer), gate, chain, calls
+        self.kind, self.first = type(lowest), calls[-1][1].co_varnames[0]
+        self.place = _short(chain.place or ())
+        self.slots = tuple(_short(p) for p in chain.slots if p != chain.place or isinstance(layer, Marker))
+        self.absorbed = () if isinstance(layer, Marker) else tuple(map(_short, chain.absorbed))
+        held = () if isinstance(layer, Marker) else chain.hooks
+        self.watched = tuple((None if p == chain.place else _short(p), count) for p, count in held)
+        names, values = [n for n, _ in gate.geometry], [v for _, v in gate.geometry]
+        self.window = (itemgetter(*names), values[0] if len(values) == 1 else tuple(values)) if names else None
+
+    def holds(self, layer: nn.Module) -> bool:
+        """Whether a layer is called in this way again; a no says nothing."""
+        try:
+            for above, code in self.calls:
+                frame = _getframe(above + _ABOVE)
+                if frame.f_code is not code:
+                    return False
+        except ValueError:  # there are not so many
+            return False
+        held = frame.f_locals
+        lowest = held.get(self.first)
+        if type(held) is dict:
+            held.clear()  # a snapshot, which would keep alive what the code does not hold any more
+        return type(lowest) is self.kind and self._is_whole(layer, lowest)
+
+    def _is_whole(self, layer: nn.Module, lowest: Any) -> bool:
+        modules, chain, own = lowest._modules, self.chain, layer.__dict__
+        place = self.place
+        if (modules.get(place) if type(place) is str else inside(lowest, place)) is not layer:
+            return False
+        for place in self.slots:
+            inner = modules.get(place) if type(place) is str else inside(lowest, place)
+            if inner is None or GATE not in inner.__dict__:
+                return False
+        if self.window is not None and self.window[0](own) != self.window[1]:
+            return False
+        if chain.written and not are_written(lowest, chain):
+            return False
+        for place in self.absorbed:
+            if not isinstance(modules.get(place) if type(place) is str else inside(lowest, place), Marker):
+                return False
+        for at, count in self.watched:
+            inner = layer if at is None else modules.get(at) if type(at) is str else inside(lowest, at)
+            if inner is None:
+                return False
+            seen = inner.__dict__
+            if (chain.marked and WITHIN not in seen) or sum(map(len, _hooks_of(seen))) != count:
+                return False
+        return True
+
+
+_ABOVE = 3
+"""Frames between `Known.holds` and the one from which the calls of a layer are counted."""
+
+
+def _short(path: Path) -> Any:
+    return path[0] if len(path) == 1 else path
+
+
+def is_known(layer: nn.Module, gate: Gate) -> bool:
+    """Whether a layer is called as it was before; only `check` may ask, since calls are counted from there."""
+    known = _KNOWN.get(id(layer))
+    return known is not None and known.layer() is layer and known.gate is gate and known.holds(layer)
+
+
+Followed = list[tuple[FrameType, nn.Module]]
+"""Frames and modules of the calls of a chain, innermost first."""
+
+
+def remember(layer: nn.Module, gate: Gate, chain: Chain, frame: FrameType, found: Followed) -> None:
+    """Remember that a layer was called rightly.
+
+    Args:
+        layer: that was called.
+        gate: of it.
+        chain: that was followed.
+        frame: from where its calls are counted.
+        found: the chain's calls.
+    """
+    if len(_KNOWN) > MAX_KNOWN:
+        _KNOWN.clear()
+    calls: list[tuple[int, CodeType]] = []
+    at: FrameType | None = frame
+    count = 0
+    for call, _ in found:
+        while at is not None and at is not call:
+            at, count = at.f_back, count + 1
+        calls.append((count, call.f_code))
+    if chain.place is not None and found:
+        _KNOWN[id(layer)] = Known(layer, gate, chain, calls, found[-1][1])
