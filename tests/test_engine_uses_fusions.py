@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import reptool
 from reptool import fusions
 from reptool.errors import RegionWarning
+from reptool.rules import DropDeadChannels, PositiveScale, Rule
 from reptool.testing import randomize
+from tests.rules.networks import Scaled
 
 
 class Sum(nn.Module):
@@ -180,7 +182,42 @@ def test_a_wrong_formula_makes_deploy_wrong(monkeypatch: pytest.MonkeyPatch, cas
         assert float((deployed(x) - model(x)).abs().max()) > 1e-4
 
 
+def scaled() -> nn.Module:
+    """A factor behind an activation."""
+    return Scaled(conv(), nn.ReLU(), torch.rand(4, 1, 1) + 0.5)
+
+
+def pruned() -> nn.Module:
+    """A channel between two layers that is a constant."""
+    model: Any = nn.Sequential(conv(), nn.Sigmoid(), nn.Conv2d(4, 4, 3))
+    model[0].weight.data[:1] = 0
+    return model  # type: ignore[no-any-return]
+
+
+REWRITES: list[tuple[str, str, Callable[[], nn.Module], Rule]] = [
+    ("nonlinear.positive_scale", "rules.positive_scale.scale_before_activation", scaled, PositiveScale()),
+    ("nonlinear.dead_channels", "rules.drop_dead.drop_channels", pruned, DropDeadChannels()),
+]
+
+
+@pytest.mark.parametrize("case", REWRITES, ids=lambda c: c[0])
+def test_a_wrong_formula_makes_a_rewrite_wrong(
+    monkeypatch: pytest.MonkeyPatch, case: tuple[str, str, Callable[[], nn.Module], Rule]
+) -> None:
+    file, where, build, rule = case
+    holder, _, name = f"reptool.{where}".rpartition(".")
+    module = importlib.import_module(holder)
+    assert getattr(module, name).__module__ == f"reptool.fusions.{file}"
+    model, x = build().eval(), images()
+    options: dict[str, Any] = {"rules": (*reptool.RULES, rule), "flatten": True}
+    assert reptool.report(reptool.deploy(model, x, **options)).rewritten
+    monkeypatch.setattr(module, name, wrong(getattr(module, name)))
+    with pytest.raises(RegionWarning, match=f"rule '{rule.name}' at .* computes something else"):
+        reptool.deploy(model, x, **options)
+
+
 def test_every_file_of_fusions_is_called_by_the_engine() -> None:
     assert fusions.__file__ is not None
-    files = {p.stem for p in Path(fusions.__file__).parent.glob("*.py")} - {"__init__"}
-    assert {case[0] for case in CASES} == files
+    home = Path(fusions.__file__).parent
+    files = {".".join(p.relative_to(home).with_suffix("").parts) for p in home.rglob("*.py") if p.stem != "__init__"}
+    assert {case[0] for case in (*CASES, *REWRITES)} == files

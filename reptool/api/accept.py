@@ -10,14 +10,14 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from typing_extensions import TypeIs
 
+from reptool.api.rules_given import as_list, chosen_rules
 from reptool.errors import InputError, UnsupportedModelError
 from reptool.frontends.exported import is_exported
 from reptool.frontends.given import check_is_module, check_parts, check_weights, nothing_matches
 from reptool.frontends.inputs import example_arguments
 from reptool.plan.options import Options, matches
-from reptool.plan.rules import RULES
 from reptool.probing.opaque import is_named
-from reptool.rules.lifting import LIFTS, Lift, active_lifts
+from reptool.rules.lifting import active_lifts
 
 FLOAT = ("NonDynamicallyQuantizableLinear", "FloatFunctional")  # float modules that live among the quantized ones
 REQUIREMENTS = ("no_batchnorm", "no_refusals", "all_traced")
@@ -105,7 +105,7 @@ def prepared(
     if model.training:
         raise InputError(f"the {type(model).__name__} is in training mode; call model.eval() first")
     args, kwargs = example_arguments(example_inputs, model)
-    chosen = None if rules is None else _rule_names(rules)
+    chosen, rewrites = (None, ()) if rules is None else chosen_rules(rules)
     wanted = None if include is None else _patterns("include", include, model)
     left = () if exclude is None else _patterns("exclude", exclude, model)
     claimed = _parts("affine", affine, model)
@@ -113,7 +113,7 @@ def prepared(
         if not any(is_named(path, module, name) for path, module in model.named_modules()):
             raise nothing_matches("affine", name, model, [n for n, _ in model.named_modules() if n])
     lifts = active_lifts(chosen)
-    return model, args, kwargs, Options(chosen, force, wanted, left, keep_fallback, claimed, lifts)
+    return model, args, kwargs, Options(chosen, force, wanted, left, keep_fallback, claimed, lifts, rewrites)
 
 
 def is_program(model: Any) -> TypeIs[ExportedProgram | fx.GraphModule]:
@@ -135,12 +135,20 @@ def prepared_program(
     paths = [n for n, _ in (*program.named_parameters(), *program.named_buffers())]
     wanted = None if include is None else _on_paths("include", include, paths)
     left = () if exclude is None else _on_paths("exclude", exclude, paths)
-    options = Options(None if rules is None else _rule_names(rules), force, wanted, left)
+    options = Options(_names_alone(rules), force, wanted, left)
     if example_inputs is None:
         return None, options
     module = program if isinstance(program, fx.GraphModule) else program.module()
     args, kwargs = example_arguments(example_inputs, module)
     return (args or (), kwargs), options
+
+
+def _names_alone(rules: Any) -> frozenset[str] | None:
+    """The names of the rules for a program, of which none rewrites."""
+    names, rewrites = (None, ()) if rules is None else chosen_rules(rules)
+    if rewrites:
+        raise InputError("rules that rewrite are for modules; deploy the module with them, then export it")
+    return names
 
 
 def _on_paths(what: str, given: Any, paths: list[str]) -> tuple[str, ...]:
@@ -151,16 +159,6 @@ def _on_paths(what: str, given: Any, paths: list[str]) -> tuple[str, ...]:
             raise InputError(f"{what} was given {name!r}; parts of a program are known by patterns on paths alone")
         if not any(matches(p, [name]) for p in paths):
             raise InputError(f"{what} pattern {name!r} matches no parameter; there are {', '.join(paths[:3])}, ...")
-    return names
-
-
-def _rule_names(rules: Any) -> frozenset[str]:
-    """The names of the rules that are given, all of them known."""
-    names = frozenset(r.name if isinstance(r, Lift) else r for r in _names(rules))
-    unknown = names - set(RULES) - set(LIFTS)
-    if unknown:
-        known = ", ".join((*RULES, *sorted(LIFTS)))
-        raise InputError(f"unknown rules {sorted(map(str, unknown))}; the rules are {known}")
     return names
 
 
@@ -190,12 +188,8 @@ def _patterns(what: str, given: Any, model: nn.Module) -> tuple[str, ...]:
 
 def required(require: str | Iterable[str] | None) -> list[str]:
     """The requirements, all of them known ones."""
-    needed = _names(require or ())
+    needed = as_list(require or ())
     unknown = set(needed) - set(REQUIREMENTS)
     if unknown:
         raise InputError(f"unknown requirement {sorted(unknown)}; there are {', '.join(REQUIREMENTS)}")
     return needed
-
-
-def _names(value: Any) -> list[Any]:
-    return [value] if isinstance(value, (str, Lift)) else list(value)

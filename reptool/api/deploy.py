@@ -25,6 +25,8 @@ from reptool.api.accept import (
 from reptool.api.flatten import flattened
 from reptool.api.pipeline import make_plan
 from reptool.api.reporting import check_requirements, report, report_of
+from reptool.api.rewriting import name_of_rewrite
+from reptool.api.rules_given import Rules
 from reptool.api.work import Work
 from reptool.errors import InputError, UnsupportedModelError
 from reptool.frontends.given import names_itself
@@ -47,7 +49,7 @@ def deploy(
     *,
     inplace: bool = False,
     verify: bool = True,
-    rules: str | Iterable[str] | None = None,
+    rules: Rules = None,
     force: bool = False,
     include: Patterns = None,
     exclude: Patterns = None,
@@ -66,7 +68,7 @@ def deploy(
     *,
     inplace: bool = False,
     verify: bool = True,
-    rules: str | Iterable[str] | None = None,
+    rules: Rules = None,
     force: bool = False,
     include: Patterns = None,
     exclude: Patterns = None,
@@ -85,7 +87,7 @@ def deploy(
     *,
     inplace: bool = False,
     verify: bool = True,
-    rules: str | Iterable[str] | None = None,
+    rules: Rules = None,
     force: bool = False,
     include: Patterns = None,
     exclude: Patterns = None,
@@ -106,7 +108,7 @@ def deploy(
     *,
     inplace: bool = False,
     verify: bool = True,
-    rules: str | Iterable[str] | None = None,
+    rules: Rules = None,
     force: bool = False,
     include: Patterns = None,
     exclude: Patterns = None,
@@ -127,7 +129,8 @@ def deploy(
         inplace: change `model` itself instead of a copy.
         verify: check every region in float64, before and after the cast.
         rules: names of the rules to apply (see `reptool.RULES`) and rules of your own (see `reptool.lifts`), default
-            all of these.
+            all of these. With `flatten`, also rules that rewrite (`reptool.rules.Rule`, functions from a GraphModule to
+            one, names of rules that installed packages bring); these are on where they are named alone.
         force: apply the rules also where the result is dearer.
         include: module path patterns (``fnmatch``) or classes of modules; only these and what is in them are touched.
         exclude: module path patterns or classes of modules that are left alone.
@@ -188,6 +191,9 @@ def deploy(
         model, example_inputs, rules, force, include, exclude, affine, keep_fallback
     )
     needed = required(require)
+    if options.rewrites and not flatten:
+        names = ", ".join(repr(name_of_rewrite(r)) for r in options.rewrites)
+        raise InputError(f"the rules {names} rewrite the network as one graph, which is what flatten=True hands out")
     if not flatten and is_marked(model, example_inputs, options):
         check_requirements(report(model), needed)
         return model if inplace else independent_copy(model)
@@ -209,7 +215,7 @@ def explain(
     model: nn.Module | ExportedProgram,
     example_inputs: Any = None,
     *,
-    rules: str | Iterable[str] | None = None,
+    rules: Rules = None,
     force: bool = False,
     include: Patterns = None,
     exclude: Patterns = None,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool.api.reporting import report_of
+from reptool.api.rewriting import rewritten
 from reptool.api.work import Work, write_units
 from reptool.capture.replay_check import mark_state
 from reptool.capture.tracer import Recorder
@@ -36,10 +37,12 @@ MAX_FLAT_ROUNDS = 4
 def flattened(model: nn.Module, target: nn.Module, work: Work) -> nn.Module:
     """One GraphModule; what only the borders of modules and methods had kept apart is fused in it too."""
     found = work.found
-    flat: nn.Module = flatten_model(target, work.args, work.kwargs)
+    flat = flatten_model(target, work.args, work.kwargs)
     gone, first = set(model.state_dict()) - set(target.state_dict()), set(flat.state_dict())
     work.given_up = GivenUp()
     for _ in range(MAX_FLAT_ROUNDS):
+        if work.options.rewrites:
+            flat = rewritten(flat, work.options, work.args, work.kwargs, found)
         plan, checked = work.planned(flat)
         if not any(unit.surgery.sites for unit in plan.units):
             break

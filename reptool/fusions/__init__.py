@@ -12,6 +12,8 @@ from reptool.fusions.distribute import distribute_over_sum as distribute_over_su
 from reptool.fusions.kernel_size import align_kernels as align_kernels
 from reptool.fusions.linear import linear_to_pointwise as linear_to_pointwise
 from reptool.fusions.linear import pointwise_to_linear as pointwise_to_linear
+from reptool.fusions.nonlinear.dead_channels import drop_channels as drop_channels
+from reptool.fusions.nonlinear.positive_scale import scale_before_activation as scale_before_activation
 from reptool.fusions.sequential import fuse_1x1_kxk as fuse_1x1_kxk
 from reptool.fusions.sequential import fuse_kxk_1x1 as fuse_kxk_1x1
 from reptool.fusions.sequential import fuse_sequential as fuse_sequential
@@ -27,11 +29,13 @@ __all__ = [
     "dirac_kernel",
     "distribute_over_concat",
     "distribute_over_sum",
+    "drop_channels",
     "fuse_1x1_kxk",
     "fuse_conv_bn",
     "fuse_kxk_1x1",
     "fuse_sequential",
     "linear_to_pointwise",
     "pointwise_to_linear",
+    "scale_before_activation",
     "scale_rows",
 ]

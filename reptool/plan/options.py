@@ -14,6 +14,7 @@ from reptool.plan.forms import Form
 from reptool.plan.rules import rules_of
 from reptool.probing.opaque import Names
 from reptool.refusal import Code, Refusal
+from reptool.rules.rule import Rule
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Options:
     keep_fallback: bool = False
     affine: Names = ()
     lifts: frozenset[str] = frozenset()
+    rewrites: tuple[Rule | Callable[[fx.GraphModule], fx.GraphModule], ...] = ()
 
 
 def allowed_by(options: Options, found: Analysis, trace: Trace) -> Callable[[fx.Node, Form], Refusal | None]:

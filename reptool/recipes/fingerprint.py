@@ -31,6 +31,7 @@ def _print(model: nn.Module, inputs: Any, options: Options) -> str:
     """A fingerprint of structure: classes, code, settings, shapes, hooks; of no parameter's value."""
     chosen = {**vars(options), "rules": None if options.rules is None else sorted(options.rules)}
     chosen["lifts"] = sorted(options.lifts)
+    chosen["rewrites"] = len(options.rewrites)  # those of a flattened model, which is not deployed again
     shown = [(p, tuple(t.shape), t.dtype) for p, t in tensors_in(inputs)]
     out = hashlib.sha256(repr((chosen, shown)).encode())
     first: dict[int, str] = {}

@@ -37,6 +37,23 @@ class FusedRegion:
     at: str = "nominal"
 
 
+@dataclass
+class Rewritten:
+    """What a rule of the caller's own rewrote.
+
+    Args:
+        rule: its name.
+        places: the paths of modules and names of operations, one for each site.
+        error: largest error in float64, relative to the largest value of the model's outputs.
+        inputs: how many inputs were compared.
+    """
+
+    rule: str
+    places: list[str]
+    error: float
+    inputs: int
+
+
 @dataclass(repr=False)
 class Found:
     """What a report holds: what `deploy` did or `explain` would do.
@@ -45,6 +62,7 @@ class Found:
         model: the model's class name.
         regions: what was fused.
         refusals: what was left alone, and why.
+        rewritten: what rules of the caller's own rewrote.
         names: new parameter name -> the old names it was made of.
         layers: convolution and linear layers, before and after.
         norms: batch normalizations that run, before and after.
@@ -73,6 +91,7 @@ class Found:
     regions: list[FusedRegion] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     names: dict[str, list[str]] = field(default_factory=dict)
+    rewritten: list[Rewritten] = field(default_factory=list)
     layers: tuple[int, int] = (0, 0)
     norms: tuple[int, int] = (0, 0)
     norms_left: list[str] = field(default_factory=list)

@@ -73,6 +73,9 @@ def notes(report: Found) -> Iterator[str]:
         yield f"could not follow {path or 'the model itself'}: {why}"
     for path, how in report.impulses.items():
         yield f"{path}: {how}"
+    for one in report.rewritten:
+        where = f"{'; '.join(one.places)}: off by {one.error:.1e} at {counted(one.inputs, 'input')}"
+        yield f"rewritten by the rule {one.rule!r}: {where}"
     for method, calls in report.fallbacks.items():
         given = " or ".join(calls) or "no call"
         yield f"{method} is specialized for {given}; otherwise the original code and layers run"

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from reptool.api.deploy import deploy
+from reptool.frontends.examples import example_for as example_for
 from reptool.models.copies import full_copy
 from reptool.models.nested import Inputs
 from reptool.probing.operations import count_operations as count_operations
 from reptool.testing._equivalence import _cast, assert_equivalent
-from reptool.testing._examples import example_for as example_for
 from reptool.testing._randomize import randomize
 
 

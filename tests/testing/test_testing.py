@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from reptool.algebra.kernel import Axis, Border, Channels, Kernel
 from reptool.blocks import RepVGGBlock
 from reptool.errors import InputError
+from reptool.frontends.examples import example_for
 from reptool.testing import (
     apply_kernel,
     assert_collapses,
@@ -25,7 +26,6 @@ from reptool.testing import (
     randomize,
     tensors_in,
 )
-from reptool.testing._examples import example_for
 
 
 # --- apply_kernel, against torch's own layers

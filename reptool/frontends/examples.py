@@ -1,18 +1,20 @@
-"""Inputs for a block of which nobody says what it takes: found by trying what its layers read."""
+"""Inputs that a block runs on, found by trying what its layers read, where nobody says; inputs of other sizes."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reptool.models.copies import full_copy
-from reptool.models.nested import Inputs, call
+from reptool.models.nested import Inputs, call, mapped, tensors_in
 
+OTHER_SIZES = ((13, 10), (16, 19), (8, 9), (5, 7), (2, 3), (1, 1))
 SIZES = ((12, 9, 7), (16, 16, 16), (32, 36, 8), (64, 64, 8))
 
 
@@ -81,3 +83,38 @@ def _taken(module: nn.Module) -> int:
 def _dtype(module: nn.Module) -> torch.dtype:
     tensors: Iterator[Tensor] = itertools.chain(module.parameters(), module.buffers())
     return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+
+
+def other_sizes(inputs: Inputs, seed: int = 0) -> list[Inputs]:
+    """`inputs` with other batch and image sizes: H != W, N >= 2, down to images of one pixel.
+
+    Only batch and image sizes change; images of half the size stay half as large.
+
+    Args:
+        inputs: a tensor, a tuple of positional or a mapping of keyword arguments.
+        seed: equal seeds give equal values.
+
+    >>> [tuple(x.shape) for x in other_sizes(torch.zeros(1, 3, 8, 8))][:2]
+    [(2, 3, 13, 10), (3, 3, 16, 19)]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    floating = [t for _, t in tensors_in(inputs) if t.is_floating_point() and t.dim() >= 2]
+    if not floating:
+        return []
+    axes = max(t.dim() for t in floating) - 2
+    largest = [max(t.shape[2 + i] for t in floating if t.dim() > 2 + i) for i in range(axes)]
+    batch = len(floating[0])
+
+    def resized(t: Tensor, sizes: Sequence[int], wanted: int) -> Tensor:
+        if t.dim() < 1 or len(t) != batch:
+            return t
+        if not t.is_floating_point():
+            return t[torch.arange(wanted) % batch]
+        image = [max(1, -(-size * own // most)) for size, own, most in zip(sizes, t.shape[2:], largest, strict=False)]
+        shape = (wanted, *t.shape[1:2], *image)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(t.dtype)
+
+    return [
+        mapped(inputs, partial(resized, sizes=(*sizes, *sizes), wanted=2 + count % 2))
+        for count, sizes in enumerate(OTHER_SIZES if axes else OTHER_SIZES[:2])
+    ]

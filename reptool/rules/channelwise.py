@@ -1,0 +1,103 @@
+"""What an operation between two layers does to its channels, measured: does it scale with them, treat each by itself?
+
+Both are laws of functions, and an operation is asked whether it obeys them, whatever it is called::
+
+    homogeneous     f(s x) = s f(x)             for every s >= 0, one for each channel
+    by itself       f(x)[:, some] = f(x[:, some])   for every choice of channels
+
+in float64, at random values of every third decade from 1e-30 to 1e30.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+
+from reptool.models.copies import full_copy
+from reptool.models.running import users_code
+from reptool.rules.rule import Site
+
+DECADES = range(-30, 31, 3)
+SIZES = (7, 6, 5)
+EXACT = 1e-13
+
+Function = Callable[[Tensor], Tensor]
+
+
+def through(site: Site, first: fx.Node, last: fx.Node) -> Function | None:
+    """The operations from behind one node of a site to another one, as a function; None where one reads other data."""
+    nodes = [n for n in site.nodes if site.nodes.index(first) < site.nodes.index(n) <= site.nodes.index(last)]
+    graph = fx.Graph()
+    known = {first: graph.placeholder("x")}
+    for node in nodes:
+        for read in node.all_input_nodes:
+            if read not in known:
+                if read.op != "get_attr":
+                    return None
+                known[read] = graph.node_copy(read)
+        known[node] = graph.node_copy(node, known.__getitem__)
+    graph.output(known[last])
+    run = fx.GraphModule(full_copy(site.graph), graph).double()
+
+    def function(x: Tensor) -> Tensor:
+        with torch.no_grad(), users_code():
+            found: Tensor = run(x.clone())
+            return found
+
+    return function
+
+
+def parameters_between(site: Site) -> bool:
+    """Whether an operation between the first and the last node of a site holds tensors, one for each channel maybe."""
+    held = [n for n in site.nodes[1:-1] if n.op == "call_module" and any(True for _ in _tensors(site.module(n)))]
+    return bool(held) or any(r.op == "get_attr" for n in site.nodes[1:-1] for r in n.all_input_nodes)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def is_homogeneous(function: Function, channels: int, axes: int) -> bool:
+    """Whether every scale of the channels that is not negative moves through a function."""
+    generator = torch.Generator().manual_seed(0)
+    for decade in DECADES:
+        x = _values(channels, axes, generator)
+        scale = torch.rand(channels, generator=generator, dtype=torch.float64) * 10.0**decade
+        scale[0] *= bool(decade % 2)
+        column = scale.reshape(-1, *[1] * axes)
+        try:
+            found, wanted = function(x * column), function(x)
+        except Exception:  # it takes nothing of this shape
+            return False
+        same = wanted.dim() == x.dim() and wanted.shape[1] == channels
+        if not same or not _close(found, wanted * column):
+            return False
+    return True
+
+
+def is_by_itself(function: Function, channels: int, axes: int) -> bool:
+    """Whether a function treats each channel by itself, and all alike."""
+    generator = torch.Generator().manual_seed(0)
+    for decade in DECADES:
+        x = _values(channels, axes, generator) * 10.0**decade
+        some = torch.randperm(channels, generator=generator)[: max(channels // 2, 1)]
+        try:
+            found, wanted = function(x[:, some]), function(x)
+        except Exception:  # it takes nothing of this shape
+            return False
+        same = wanted.dim() == x.dim() and wanted.shape[1] == channels
+        if not same or not _close(found, wanted[:, some]):
+            return False
+    return True
+
+
+def _values(channels: int, axes: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(2, channels, *SIZES[:axes], generator=generator, dtype=torch.float64)
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    if found.shape != wanted.shape:
+        return False
+    return bool(((found - wanted).abs() <= EXACT * wanted.abs()).all())
