@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool.errors import RegionWarning, RuleError, warn
+from reptool.ir.nodes import metadata_read
 from reptool.models.copies import full_copy
 from reptool.plan.options import Options
 from reptool.refusal import Code, Refusal
@@ -223,8 +224,12 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 # --- copies ---------------------------------------------------------------------------------------------------------
 def copied(flat: fx.GraphModule) -> fx.GraphModule:
-    """A GraphModule with a graph, modules and tensors of its own."""
-    made = fx.GraphModule(full_copy(flat), copy.deepcopy(flat.graph), type(flat).__name__)
+    """A GraphModule with a graph, modules and tensors of its own, without sizes that nobody uses."""
+    graph = copy.deepcopy(flat.graph)
+    for node in reversed(list(graph.nodes)):
+        if not node.users and metadata_read(node):
+            graph.erase_node(node)
+    made = fx.GraphModule(full_copy(flat), graph, type(flat).__name__)
     for module in made.modules():  # modules keep their own mode: a norm in training mode stays in it
         if module is made or type(module) is nn.Module:
             module.training = flat.training
