@@ -16,6 +16,8 @@ from reptool.report.data import Report as Report
 from reptool.rules.lifting import lifts as lifts
 from reptool.runtime.gates.release import release as release
 from reptool.runtime.legacy import keep_old_addresses
+from reptool.ship.export import Exported as Exported
+from reptool.ship.export import export as export
 from reptool.ship.saving import load as load
 from reptool.ship.saving import save as save
 
@@ -26,6 +28,7 @@ __all__ = [
     "RULES",
     "Code",
     "Expansion",
+    "Exported",
     "Refocusing",
     "Refusal",
     "Report",
@@ -34,6 +37,7 @@ __all__ = [
     "expand",
     "expansion_report",
     "explain",
+    "export",
     "lifts",
     "load",
     "load_deployed",

@@ -23,7 +23,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m reptool.demo", description="Train, collapse, check, export, compare."
     )
     add = options.add_argument
-    add("--model", metavar="SPEC", help="timm:NAME, torchvision:NAME or package.module:callable")
+    add(
+        "--model",
+        metavar="SPEC",
+        help="timm:NAME, torchvision:NAME, hf:NAME or package.module:callable",
+    )
     add("--epochs", type=int, default=20, help="passes over the training images (default: %(default)s)")
     add("--seed", type=int, default=0, help="chooses weights, split and images (default: %(default)s)")
     add("--threads", type=int, default=2, help="threads that PyTorch may use (default: %(default)s)")

@@ -1,56 +1,14 @@
-"""Somebody else's model, by name, with batch-norm statistics that a trained one could have."""
-
-import importlib
-from collections.abc import Callable
+"""Somebody else's model, with batch-norm statistics that a trained one could have."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["DemoError", "calibrate", "input_shape", "load"]
+__all__ = ["DemoError", "calibrate"]
 
 
 class DemoError(Exception):
     """What was asked of the demo cannot be done; the message says why and what to do."""
-
-
-def load(spec: str) -> nn.Module:
-    """Build the model that `spec` names, with random weights, in eval mode.
-
-    Args:
-        spec: `timm:NAME`, `torchvision:NAME` or `package.module:callable`, the callable taking no arguments.
-    """
-    source, colon, name = spec.partition(":")
-    if not (source and colon and name):
-        raise DemoError(f"model {spec!r}: expected timm:NAME, torchvision:NAME or package.module:callable")
-    try:
-        model = _builder(source, name)()
-    except ImportError as error:
-        hint = "timm and torchvision come with: pip install 'reptool[models]'"
-        raise DemoError(f"model {spec!r}: {error}; {hint}") from error
-    except (AttributeError, RuntimeError, ValueError) as error:
-        raise DemoError(f"model {spec!r}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise DemoError(f"model {spec!r}: expected a torch.nn.Module, found {type(model).__name__}")
-    return model.eval()
-
-
-def _builder(source: str, name: str) -> Callable[[], object]:
-    if source == "timm":
-        timm = importlib.import_module("timm")
-        return lambda: timm.create_model(name, pretrained=False)
-    if source == "torchvision":
-        models = importlib.import_module("torchvision.models")
-        return lambda: models.get_model(name, weights=None)
-    builder: Callable[[], object] = getattr(importlib.import_module(source), name)
-    return builder
-
-
-def input_shape(model: nn.Module) -> tuple[int, int, int]:
-    """Channels, height and width that `model` says it was made for, or (3, 224, 224)."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    channels, height, width = config.get("input_size") or (3, 224, 224)
-    return int(channels), int(height), int(width)
 
 
 @torch.no_grad()

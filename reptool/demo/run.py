@@ -10,11 +10,13 @@ from torch import Tensor, nn
 import reptool
 from reptool.demo import show
 from reptool.demo.data import load_digits
-from reptool.demo.export import export_onnx, onnx_operators, run_onnx
 from reptool.demo.measure import measure, outputs_of, predictions
 from reptool.demo.network import DigitNet
-from reptool.demo.others import DemoError, calibrate, input_shape, load
+from reptool.demo.others import DemoError, calibrate
 from reptool.demo.train import train
+from reptool.frontends.spec import Spec, input_shape
+from reptool.ship.export import export
+from reptool.ship.runtimes import RUNTIMES
 
 __all__ = ["collapse_and_compare", "run_digits", "run_model"]
 
@@ -36,7 +38,7 @@ def run_model(console: Console, onnx_path: Path, spec: str, *, images: int = 16,
     """Collapse the model `spec` names, return whether its predictions for random images stayed the same."""
     torch.manual_seed(seed)
     console.rule(spec)
-    model = load(spec)
+    model = Spec.of(spec).build()
     batch = torch.randn(images, *input_shape(model))
     console.print(f"random weights, batch norms calibrated on random images; input {tuple(batch.shape)}")
     calibrate(model, batch, seed=seed)
@@ -67,12 +69,16 @@ def collapse_and_compare(
 
     console.rule("Compare")
     same = compare(console, "PyTorch", before, predictions(outputs_of(deployed, images)))
-    export_onnx(deployed, example, onnx_path)
-    exported = predictions(run_onnx(onnx_path, images))
-    same &= compare(console, "ONNX Runtime", before, exported)
-    console.print(f"{onnx_path.name} holds {show.operators(onnx_operators(onnx_path))}")
+    made = export(deployed, example, onnx_path, overwrite=True)
+    same &= compare(console, made.runtime, before, predictions(run_onnx(onnx_path, images)))
+    console.print(made)
     console.print(show.comparison(*measure(model, deployed, example), batch=len(example)))
     return same
+
+
+def run_onnx(path: Path, images: Tensor) -> list[Tensor]:
+    """The outputs of the file at `path` for `images` (N, C, H, W)."""
+    return RUNTIMES[".onnx"].open(path)([images])
 
 
 def compare(console: Console, what: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:

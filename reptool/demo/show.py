@@ -1,8 +1,6 @@
 """How the demo's results look: tables in, nothing computed but ratios."""
 
 import platform
-from collections import Counter
-from collections.abc import Mapping
 
 import torch
 from rich.console import Console
@@ -10,7 +8,7 @@ from rich.table import Table
 
 from reptool.demo.measure import Measurement
 
-__all__ = ["comparison", "environment", "operators", "verdict"]
+__all__ = ["comparison", "environment", "verdict"]
 
 
 def environment(console: Console) -> None:
@@ -44,11 +42,6 @@ def comparison(before: Measurement, after: Measurement, batch: int) -> Table:
 
 def _ratio(before: float, after: float) -> str:
     return f"{after / before:.2f}" if before else "-"
-
-
-def operators(counts: Mapping[str, int]) -> str:
-    """The operators of an ONNX file in one line, the most frequent first."""
-    return ", ".join(f"{number} {name}" for name, number in Counter(counts).most_common())
 
 
 def verdict(console: Console, what: str, same: int, total: int) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,7 +109,9 @@ def _pickled(file: Path) -> Any:
                 "torch.save(model.state_dict(), ...), or a deployed model with reptool.save(model, 'm.safetensors')"
             ) from error
         raise FileError(f"{str(file)!r} is no checkpoint: neither safetensors nor a file of torch.save") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever torch makes of bytes that are none of its own
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise FileError(f"{str(file)!r} is damaged or no checkpoint: {said}") from error
 

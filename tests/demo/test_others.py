@@ -1,36 +1,7 @@
-import pytest
 import torch
 from torch import nn
 
-from reptool.demo.others import DemoError, calibrate, input_shape, load
-
-
-def test_a_callable_of_any_module_is_called():
-    model = load("torch.nn:Identity")
-    assert isinstance(model, nn.Identity)
-    assert not model.training
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("repvgg_a0", "expected timm:NAME"),
-        ("timm:", "expected timm:NAME"),
-        ("no_such_package:model", "no_such_package"),
-        ("torch.nn:NoSuchLayer", "NoSuchLayer"),
-        ("torch:get_num_threads", "found int"),
-    ],
-)
-def test_what_cannot_be_built_is_said(spec, message):
-    with pytest.raises(DemoError, match=message):
-        load(spec)
-
-
-def test_the_input_shape_is_the_models_own_or_the_usual_one():
-    model = nn.Identity()
-    assert input_shape(model) == (3, 224, 224)
-    model.pretrained_cfg = {"input_size": (1, 32, 48)}
-    assert input_shape(model) == (1, 32, 48)
+from reptool.demo.others import calibrate
 
 
 def test_calibrated_norms_standardize_and_stay_in_eval_mode():
@@ -51,19 +22,3 @@ def test_calibrated_norms_standardize_and_stay_in_eval_mode():
     assert norm.bias.abs().min() > 0
     assert standardized.mean((0, 2, 3)).abs().max() < 0.2
     assert (standardized.std((0, 2, 3)) - 1).abs().max() < 0.2
-
-
-@pytest.mark.models
-@pytest.mark.parametrize("spec", ["timm:test_resnet", "torchvision:mobilenet_v3_small"])
-def test_public_models_are_built_by_name(spec):
-    model = load(spec)
-    calibrate(model, torch.randn(2, *input_shape(model)), batches=1)
-    with torch.no_grad():
-        assert model(torch.randn(2, *input_shape(model))).shape == (2, 1000)
-
-
-@pytest.mark.models
-@pytest.mark.parametrize("spec", ["timm:no_such_model", "torchvision:no_such_model"])
-def test_unknown_names_are_said(spec):
-    with pytest.raises(DemoError, match="no_such_model"):
-        load(spec)

@@ -36,7 +36,3 @@ def test_the_verdict_is_what_it_says(console):
     assert same == "PyTorch: 3 of 3 predictions are the same"
     assert "2 of 3" in different
     assert "differ" in different
-
-
-def test_operators_come_most_frequent_first():
-    assert show.operators({"Relu": 2, "Conv": 3}) == "3 Conv, 2 Relu"

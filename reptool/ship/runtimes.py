@@ -1,0 +1,152 @@
+"""Runtimes that a deployed model is exported to: each writes a file, runs it, and counts what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_unflatten
+
+from reptool.errors import InputError
+from reptool.models.nested import tensors_in
+
+Run = Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One kind of file.
+
+    Args:
+        name: what runs it.
+        needs: packages that have to be there, with the extra or package to install.
+        write: an exported program to a file.
+        open: the file, as a function of the inputs in order.
+        operators: what the file holds, by type.
+    """
+
+    name: str
+    needs: tuple[tuple[str, str], ...]
+    write: Callable[[ExportedProgram, Path], None]
+    open: Callable[[Path], Run]
+    operators: Callable[[Path], Counter[str]]
+
+    def check(self) -> None:
+        """Raise where a package is missing.
+
+        Raises:
+            InputError: with what to install.
+        """
+        for package, install in self.needs:
+            if importlib.util.find_spec(package) is None:
+                raise InputError(f"{self.name} needs {package}, which is not installed; pip install '{install}'")
+
+
+@contextlib.contextmanager
+def without_chatter() -> Iterator[None]:
+    """Silence what exporters say about themselves: packages they could do without, their own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+# --- torch.export
+def _write_program(program: ExportedProgram, path: Path) -> None:
+    torch.export.save(program, path)
+
+
+def _open_program(path: Path) -> Run:
+    program = torch.export.load(path)
+    module, spec = program.module(), program.call_spec.in_spec
+    assert spec is not None
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        args, kwargs = tree_unflatten(list(inputs), spec)
+        with torch.no_grad():
+            return [t for _, t in tensors_in(module(*args, **kwargs))]
+
+    return run
+
+
+def _operators_of_program(path: Path) -> Counter[str]:
+    graph = torch.export.load(path).graph
+    return Counter(str(n.target).removeprefix("aten.") for n in graph.nodes if n.op == "call_function")
+
+
+# --- ONNX
+def _write_onnx(program: ExportedProgram, path: Path) -> None:
+    with without_chatter():
+        torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False)
+
+
+def _open_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        held: dict[str, Any] = {n: t.detach().numpy() for n, t in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(out) for out in session.run(None, held)]
+
+    return run
+
+
+def onnx_operators(path: Path) -> Counter[str]:
+    """The operators of an ONNX file by type.
+
+    Args:
+        path: the file.
+    """
+    import onnx
+
+    return Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
+
+
+_ONNX = (("onnx", "reptool[onnx]"), ("onnxscript", "reptool[onnx]"), ("onnxruntime", "reptool[onnx]"))
+RUNTIMES = {
+    ".pt2": Runtime("torch.export", (), _write_program, _open_program, _operators_of_program),
+    ".onnx": Runtime("ONNX Runtime", _ONNX, _write_onnx, _open_onnx, onnx_operators),
+}
+INSTEAD = {
+    ".xml": "OpenVINO reads ONNX: export to *.onnx, then openvino.convert_model(path) and openvino.save_model",
+    ".pte": "ExecuTorch takes what torch.export makes: export to *.pt2, then executorch.exir.to_edge",
+    ".pt": "TorchScript is made by torch.jit.trace(deployed, inputs); a whole model is saved with *.safetensors",
+    ".safetensors": "weights and recipe are written by reptool.save",
+}
+"""What to do for other kinds of files."""
+
+
+def runtime_of(path: Path) -> Runtime:
+    """The runtime of a file, by its name.
+
+    Raises:
+        InputError: there is none for it, or a package is missing.
+
+    >>> runtime_of(Path("m.pt2")).name
+    'torch.export'
+    """
+    found = RUNTIMES.get(path.suffix)
+    if found is None:
+        hint = INSTEAD.get(path.suffix, "")
+        kinds = " and ".join(f"*{s}" for s in RUNTIMES)
+        raise InputError(f"{str(path)!r}: export writes {kinds}{'; ' + hint if hint else ''}")
+    found.check()
+    return found
