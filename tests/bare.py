@@ -25,8 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ABSENT = ("pytest", "hypothesis", "sklearn", "onnx", "timm", "torchvision", "matplotlib")
-WITH_MORE = ("reptool.testing._strategies", "reptool.analysis.plots")
+ABSENT = ("pytest", "hypothesis", "sklearn", "onnx", "timm", "torchvision", "matplotlib", "typer")
+WITH_MORE = ("reptool.testing._strategies", "reptool.analysis.plots", "reptool.cli.app")
 
 
 def nothing_else_is_installed() -> None:
@@ -79,6 +79,8 @@ def what_needs_more_says_so() -> None:
     done = subprocess.run([sys.executable, "-I", "-m", "reptool.demo"], capture_output=True, text=True)
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert "reptool[demo]" in done.stdout, done.stdout
+    done = subprocess.run([sys.executable, "-I", "-m", "reptool", "doctor"], capture_output=True, text=True)
+    assert (done.returncode, "reptool[cli]" in done.stderr) == (2, True), done
 
 
 def source_archive_is_whole(archive: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,26 @@ def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name, found in names.items():
         if name.startswith("test_") and callable(found):
             found()
+
+
+def commands_of(page: str) -> list[str]:
+    """The commands of reptool on a page, without what is said of them."""
+    return re.findall(r"^\$ reptool (.*?)(?:\s+#.*)?$", (DOCS / page).read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", ["cli.md"])
+def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reptool.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(code_of(page)[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = (DOCS / page).read_text()
+    assert len(commands_of(page)) > 5
+    for command in commands_of(page):
+        line = next(line for line in text.splitlines() if command in line)
+        assert main(shlex.split(command)) == ("exit code 1" in line), line
+    assert {"net.safetensors", "net.onnx", "net.html", "grown.safetensors"} <= {p.name for p in tmp_path.iterdir()}
 
 
 def test_three_new_blocks_take_less_than_ten_lines_each() -> None:

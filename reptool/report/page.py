@@ -28,7 +28,7 @@ def markdown(report: Found) -> str:
     Args:
         report: what to say.
     """
-    parts = [f"### reptool: {report.model}", _table(("", "before", "after"), summary(report))]
+    parts = [f"### reptool: {_plain(report.model)}", _table(("", "before", "after"), summary(report))]
     if report.regions:
         parts += [f"**{counted(len(report.regions), 'region')} fused**", _table(HEADINGS, _regions(report, "`"))]
     if report.refusals:

@@ -1,0 +1,78 @@
+"""What the command line writes: models and reports, by the ending of the file's name."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from reptool.errors import InputError
+from reptool.report.data import Report
+from reptool.report.page import html
+from reptool.ship.export import export
+from reptool.ship.files import check_free, replacing
+from reptool.ship.runtimes import RUNTIMES, runtime_of
+from reptool.ship.saving import save
+
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;padding:0 1rem;max-width:72rem}"
+    "div{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0}"
+    "td,th{padding:.3rem .7rem;border-bottom:1px solid #8884;text-align:left}"
+    "@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}}"
+)
+PAGE = "<!doctype html>\n<html lang=en><head>{head}</head><body>{body}</body></html>\n"
+
+
+def check_out(path: Path | None, inputs: Any, overwrite: bool) -> None:
+    """Raise for a file that could not be written, before the work.
+
+    Args:
+        path: the file, None for none.
+        inputs: example inputs, which an export needs.
+        overwrite: whether it may be there already.
+    """
+    if path is None:
+        return
+    if path.suffix != ".safetensors":
+        runtime_of(path)
+        if inputs is None:
+            raise InputError(f"to export to {str(path)!r}, say what goes into the model: --inputs 1,3,224,224")
+    check_free(path, overwrite)
+
+
+def check_report(path: Path | None, overwrite: bool) -> None:
+    """Raise for a report that could not be written, before the work."""
+    if path is None:
+        return
+    if path.suffix not in (".html", ".json", ".md"):
+        raise InputError(f"{str(path)!r}: a report is *.html, *.json or *.md")
+    check_free(path, overwrite)
+
+
+def write_out(path: Path, deployed: nn.Module, inputs: Any, original: nn.Module, overwrite: bool) -> Any:
+    """Write a deployed model; what an export found, None for a file of weights and recipe."""
+    if path.suffix in RUNTIMES:
+        return export(deployed, inputs, path, original=original, overwrite=overwrite)
+    save(deployed, path, overwrite=overwrite)
+    return None
+
+
+def write_report(path: Path, report: Report, overwrite: bool) -> None:
+    """Write a report in the form that the file's name asks for."""
+    title = escape(f"reptool: {report.model}")
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    text = {
+        ".json": lambda: report.to_json() + "\n",
+        ".md": report.to_markdown,
+        ".html": lambda: PAGE.format(head=f"{head}<style>{STYLE}</style>", body=html(report)),
+    }[path.suffix]()
+    with replacing(path, overwrite) as beside:
+        beside.write_text(text, "utf-8")
+
+
+def as_json(value: Any) -> str:
+    """Data as JSON, for programs."""
+    return json.dumps(value, indent=2, default=str)
