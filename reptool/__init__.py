@@ -8,6 +8,8 @@ from reptool.expansion import Expansion as Expansion
 from reptool.expansion import expand as expand
 from reptool.expansion import expansion_report as expansion_report
 from reptool.name_maps import load_deployed as load_deployed
+from reptool.norms import insert_norms as insert_norms
+from reptool.norms import is_deployed as is_deployed
 from reptool.plan.rules import RULES as RULES
 from reptool.refocus import Refocusing as Refocusing
 from reptool.refusal import Code as Code
@@ -38,6 +40,8 @@ __all__ = [
     "expansion_report",
     "explain",
     "export",
+    "insert_norms",
+    "is_deployed",
     "lifts",
     "load",
     "load_deployed",
