@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from reptool.demo.export import export_onnx, onnx_operators, run_onnx
 from torch import Tensor, nn
 
 import reptool
-from reptool.demo.export import export_onnx, onnx_operators, run_onnx
 from reptool.demo.others import calibrate
 from reptool.testing import count_operations, randomize, tensors_in, unnamed_sites
 from tests.pysource.test_places import assert_no_graph_names

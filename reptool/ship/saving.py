@@ -25,6 +25,7 @@ from reptool.recipes.step import RECIPE, Step
 from reptool.ship.checkpoints import read_checkpoint
 from reptool.ship.files import replacing
 from reptool.ship.header import Header, digest_of, read_file, versions
+from reptool.ship.pickles import write_plain
 from reptool.ship.tensors import Held, assign, on_meta, state_of, tensors_of
 
 Build = Callable[[], nn.Module] | nn.Module
@@ -37,6 +38,7 @@ def save(deployed: nn.Module, path: str | os.PathLike[str], *, overwrite: bool =
     Args:
         deployed: a model that `reptool.deploy` returned, with whatever weights it has by now.
         path: the file, ``*.safetensors``. It is there whole or not at all, and an earlier one stays until then.
+            ``*.pt`` is a pickle that loads without reptool, where no method was written anew.
         overwrite: whether the file may be there already.
 
     Returns:
@@ -44,7 +46,7 @@ def save(deployed: nn.Module, path: str | os.PathLike[str], *, overwrite: bool =
 
     Raises:
         InputError: it was not deployed, was changed since in more than its weights, holds what no tensor can hold, or
-            the file is there already.
+            the file is there already; for ``*.pt``, something of reptool has to run in it.
         FileError: the file cannot be written.
 
     >>> import reptool, tempfile
@@ -62,8 +64,12 @@ def save(deployed: nn.Module, path: str | os.PathLike[str], *, overwrite: bool =
 
     check_is_module(deployed, "save")
     model = unwrap(deployed)
+    if Path(path).suffix == ".pt":
+        with replacing(path, overwrite) as beside:
+            write_plain(model, beside)
+        return Path(path)
     if Path(path).suffix != ".safetensors":
-        raise InputError(f"{str(path)!r} is no name of a file that save writes; it writes *.safetensors")
+        raise InputError(f"{str(path)!r} is no name of a file that save writes; it writes *.safetensors and *.pt")
     held = tensors_of(model)
     header = Header(type(model).__qualname__, versions(model), recipe_of(model), held.same, held.strides)
     text = header.text()

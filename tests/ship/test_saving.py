@@ -261,7 +261,7 @@ def test_models_that_have_no_recipe_are_refused(tmp_path: Path) -> None:
         reptool.save(changed, path)
     with pytest.raises(InputError, match="changed after deploying"):
         reptool.save(reptool.release(reptool.deploy(branches().eval())), path)
-    with pytest.raises(InputError, match=r"writes \*.safetensors"):
+    with pytest.raises(InputError, match=r"writes \*.safetensors and \*.pt"):
         reptool.save(reptool.deploy(branches().eval()), tmp_path / "m.bin")
     with pytest.raises(reptool.ReptoolError, match="save takes a model, got"):
         reptool.save({"a": torch.ones(1)}, path)  # type: ignore[arg-type]
