@@ -75,8 +75,8 @@ def _not_rebuilt(cls: type, *_: Any, **__: Any) -> Any:
     """``from_pretrained`` of a deployed class: it would build the original layers and leave some of them random."""
     raise SpecializedError(
         f"{cls.__name__}.{REBUILDS} builds the layers that deploy() fused, which weights saved after it do not fit; "
-        "load the original checkpoint with the original class and deploy again, or pickle the deployed model, or load "
-        "the saved state_dict into a deployed model"
+        "save it with reptool.save(model, 'm.safetensors') and load it with reptool.load('m.safetensors', into=...), "
+        "or load the original checkpoint with the original class and deploy again"
     )
 
 
