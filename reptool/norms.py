@@ -24,10 +24,10 @@ from reptool.expansion.calibrate import Batches
 from reptool.expansion.where import CONVS, Conv, Where, select
 from reptool.frontends.given import check_is_module, names_itself
 from reptool.models.copies import independent_copy
-from reptool.models.nested import call, tensors_in
 from reptool.recipes.fingerprint import MARK
 from reptool.recipes.step import RECIPE
 from reptool.report.data import Report
+from reptool.runtime.containers import leaves, mapped
 from reptool.runtime.gates.marker import TOLD
 from reptool.runtime.gates.release import release
 
@@ -89,10 +89,10 @@ def insert_norms(deployed: M, batches: Batches, *, where: Where = None) -> M:
     mode = model.training
     model.eval()
     measured = _measured(model, paths, inputs)
-    before = call(model, inputs[0])
+    before = _run(model, inputs[0])
     for path, (mean, variance) in measured.items():
         _insert(model, path, mean, variance)
-    _check(before, call(model, inputs[0]))
+    _check(before, _run(model, inputs[0]))
     for name in ("_reptool_report", RECIPE, MARK):
         model.__dict__.pop(name, None)
     model.__dict__[TOLD] = True  # there are norms again: train() has nothing to tell
@@ -128,7 +128,7 @@ def _measured(model: nn.Module, paths: list[str], inputs: list[Any]) -> dict[str
     ]
     try:
         for given in inputs:
-            call(model, given if isinstance(given, (Tensor, tuple, Mapping)) else (given,))
+            _run(model, given)
     finally:
         for handle in handles:
             handle.remove()
@@ -140,6 +140,15 @@ def _measured(model: nn.Module, paths: list[str], inputs: list[Any]) -> dict[str
         mean = first / count
         out[path] = mean, (second / count - mean**2).clamp_min(0)
     return out
+
+
+@torch.no_grad()
+def _run(model: nn.Module, given: Any) -> list[Tensor]:
+    """The tensors that a model gives for a copy of one input: it may write into that."""
+    given = mapped(given, lambda v: v.clone() if isinstance(v, Tensor) else v)
+    args = () if isinstance(given, Mapping) else given if isinstance(given, tuple) else (given,)
+    out = model(*args, **(given if isinstance(given, Mapping) else {}))
+    return [leaf for leaf in leaves(out) if isinstance(leaf, Tensor)]
 
 
 def _axes(model: nn.Module, path: str) -> int:
@@ -172,13 +181,13 @@ def _norm(conv: Conv, mean: Tensor, variance: Tensor) -> _BatchNorm:
     return norm
 
 
-def _check(before: Any, after: Any) -> None:
+def _check(before: list[Tensor], after: list[Tensor]) -> None:
     """Raise where an output is another one."""
-    for (path, a), (_, b) in zip(tensors_in(before), tensors_in(after), strict=True):
+    for i, (a, b) in enumerate(zip(before, after, strict=True)):
         if a.is_floating_point() and a.numel():
             off = float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp_min(1e-30))
             if not off <= max(CLOSE, 40 * torch.finfo(a.dtype).eps):
                 raise VerificationError(
-                    f"with norms behind its layers, {path} of the model is off by {off:.3g} of its largest value: "
+                    f"with norms behind its layers, output {i} of the model is off by {off:.3g} of its largest value: "
                     "other code reads what a layer gives or holds; choose other layers with where"
                 )

@@ -125,7 +125,7 @@ def test_what_cannot_get_norms_is_told() -> None:
         reptool.insert_norms(Reads().eval(), IMAGES, where="unused")
     with pytest.raises(InputError, match="deploy made no convolution"):
         reptool.insert_norms(reptool.deploy(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()), IMAGES)
-    with pytest.raises(VerificationError, match=r"output of the model is off by .* choose other layers"):
+    with pytest.raises(VerificationError, match=r"output 0 of the model is off by .* choose other layers"):
         reptool.insert_norms(Reads().eval(), IMAGES, where="conv")
     with pytest.raises(reptool.ReptoolError, match="insert_norms takes a model"):
         reptool.insert_norms({}, IMAGES)  # type: ignore[type-var]

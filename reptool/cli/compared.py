@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from reptool.cli.given import inputs_of, model_of
 from reptool.errors import InputError
 from reptool.frontends.spec import Spec
-from reptool.models.nested import tensors_in
 from reptool.ship.export import difference
 from reptool.ship.files import replacing
 from reptool.ship.runtimes import RUNTIMES, runtime_of
 from reptool.ship.saving import load
-from reptool.ship.tensors import tensors_of
+from reptool.ship.tensors import outputs_of, tensors_of
 
 
 @dataclass
@@ -89,7 +88,7 @@ def _runner(
 def _run(model: nn.Module) -> Callable[[list[Tensor], Any], list[Tensor]]:
     def run(tensors: list[Tensor], given: Any) -> list[Tensor]:
         with torch.no_grad():
-            return [t for _, t in tensors_in(model(**given) if isinstance(given, dict) else model(*given))]
+            return outputs_of(model(**given) if isinstance(given, dict) else model(*given))
 
     return run
 

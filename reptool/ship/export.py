@@ -24,10 +24,10 @@ from torch.export import Dim, ExportedProgram
 from reptool.errors import InputError, VerificationError
 from reptool.frontends.given import check_is_module, names_itself
 from reptool.frontends.inputs import example_arguments
-from reptool.models.nested import tensors_in
 from reptool.models.running import users_code
 from reptool.ship.files import check_free, replacing
 from reptool.ship.runtimes import Runtime, runtime_of, without_chatter
+from reptool.ship.tensors import outputs_of
 
 ALLOWED = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest difference to PyTorch, as a fraction of the largest output; 0.05 for narrower dtypes."""
@@ -246,7 +246,7 @@ def _fixed(axes: tuple[int | str, ...], tensor: Tensor, what: str) -> tuple[int 
 def _outputs(model: nn.Module, given: _Given, tensors: Sequence[Tensor]) -> list[Tensor]:
     args, kwargs = given.like([t.clone() for t in tensors])
     with torch.no_grad(), users_code():
-        return [t for _, t in tensors_in(model(*args, **kwargs))]
+        return outputs_of(model(*args, **kwargs))
 
 
 def difference(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
 from reptool.errors import InputError
-from reptool.models.nested import tensors_in
+from reptool.ship.tensors import outputs_of
 
 Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -80,7 +80,7 @@ def _open_program(path: Path) -> Run:
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         args, kwargs = tree_unflatten(list(inputs), spec)
         with torch.no_grad():
-            return [t for _, t in tensors_in(module(*args, **kwargs))]
+            return outputs_of(module(*args, **kwargs))
 
     return run
 

@@ -133,6 +133,15 @@ def _kind(tensor: Tensor) -> str:
     return "float" if tensor.is_floating_point() else "complex" if tensor.is_complex() else str(tensor.dtype)
 
 
+def outputs_of(value: Any) -> list[Tensor]:
+    """The tensors that a model returned, whatever they are nested in.
+
+    >>> [len(t) for t in outputs_of({"a": torch.ones(1), "b": [torch.ones(2)]})]
+    [1, 2]
+    """
+    return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
+
+
 def on_meta(model: nn.Module) -> bool:
     """Whether some tensor of a model has no values, also in a plain attribute."""
     held = (value for module in model.modules() for value in leaves(dict(vars(module))))
