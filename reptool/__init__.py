@@ -11,6 +11,7 @@ from reptool.name_maps import load_deployed as load_deployed
 from reptool.norms import insert_norms as insert_norms
 from reptool.norms import is_deployed as is_deployed
 from reptool.plan.rules import RULES as RULES
+from reptool.programs.onnx import save_onnx as save_onnx
 from reptool.refocus import Refocusing as Refocusing
 from reptool.refusal import Code as Code
 from reptool.refusal import Refusal as Refusal
@@ -48,4 +49,5 @@ __all__ = [
     "release",
     "report",
     "save",
+    "save_onnx",
 ]

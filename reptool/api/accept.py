@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -119,6 +120,33 @@ def prepared(
 def is_program(model: Any) -> TypeIs[ExportedProgram | fx.GraphModule]:
     """Whether this is an exported program, or a graph module that was made of one."""
     return isinstance(model, ExportedProgram) or is_exported(model)
+
+
+class OnnxModel(Protocol):
+    """An ONNX model: an `onnx.ModelProto` or an `onnx_ir.Model`."""
+
+    ir_version: int
+
+
+def is_onnx(model: Any) -> TypeIs[OnnxModel | str | os.PathLike[str]]:
+    """Whether this is an ONNX model, or the path of a file that is called one."""
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model).endswith(".onnx")
+    kind = type(model)
+    return kind.__module__.startswith(("onnx_ir", "onnx.")) and kind.__name__ in ("Model", "ModelProto")
+
+
+def prepared_onnx(rules: Any, force: bool, include: Any, exclude: Any, **others: Any) -> Options:
+    """The options for an ONNX model; `others` are options that are for modules alone."""
+    given = next((name for name, value in others.items() if value is not None and value is not False), None)
+    if given is not None:
+        raise InputError(f"{given}= is for modules; an ONNX model has no code that it could concern")
+    names = [(v,) if isinstance(v, (str, type)) else tuple(v) for v in (include or (), exclude or ())]
+    for name in (n for some in names for n in some):
+        if not isinstance(name, str):
+            raise InputError(f"{name!r} was given; parts of an ONNX model are known by patterns on names alone")
+    rules = _names_alone(rules)
+    return Options(rules, force, None if include is None else names[0], names[1])
 
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]

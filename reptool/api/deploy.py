@@ -6,6 +6,7 @@ write -> compare methods and the whole model -> report                 on the co
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, overload
 
@@ -15,16 +16,19 @@ from torch.export import ExportedProgram
 
 from reptool.api.accept import (
     Affine,
+    OnnxModel,
     Patterns,
     check_model,
+    is_onnx,
     is_program,
     prepared,
+    prepared_onnx,
     prepared_program,
     required,
 )
 from reptool.api.flatten import flattened
 from reptool.api.pipeline import make_plan
-from reptool.api.reporting import check_requirements, report, report_of
+from reptool.api.reporting import check_requirements, keep_report, report, report_of
 from reptool.api.rewriting import name_of_rewrite
 from reptool.api.rules_given import Rules
 from reptool.api.work import Work
@@ -33,13 +37,14 @@ from reptool.frontends.given import names_itself
 from reptool.models.copies import independent_copy
 from reptool.models.running import own_code
 from reptool.programs.exported import deploy_program, planned
+from reptool.programs.onnx import deploy_onnx, explain_onnx
 from reptool.recipes.fingerprint import is_marked, mark
 from reptool.report.data import Report
 from reptool.report.progress import phase, watched
 from reptool.runtime.gates.check import open_gates
 from reptool.verify.whole_model import reference_of
 
-M = TypeVar("M", bound=nn.Module | ExportedProgram)
+M = TypeVar("M", bound=nn.Module | ExportedProgram | OnnxModel)
 
 
 @overload
@@ -59,6 +64,21 @@ def deploy(
     affine: Affine = None,
     progress: bool | None = None,
 ) -> fx.GraphModule: ...
+
+
+@overload
+def deploy(
+    model: str | os.PathLike[str],
+    example_inputs: None = None,
+    *,
+    verify: bool = True,
+    rules: str | Iterable[str] | None = None,
+    force: bool = False,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    require: str | Iterable[str] | None = None,
+    progress: bool | None = None,
+) -> Any: ...
 
 
 @overload
@@ -103,7 +123,7 @@ def deploy(
 @torch.inference_mode(mode=False)  # layers made inside of it could not be trained afterwards
 @own_code()
 def deploy(
-    model: nn.Module | ExportedProgram,
+    model: nn.Module | ExportedProgram | OnnxModel | str | os.PathLike[str],
     example_inputs: Any = None,
     *,
     inplace: bool = False,
@@ -117,12 +137,12 @@ def deploy(
     keep_fallback: bool = False,
     affine: Affine = None,
     progress: bool | None = None,
-) -> nn.Module | ExportedProgram:
+) -> Any:
     """Collapse every affine region of a model into one layer, exactly, and say what was done.
 
     Args:
-        model: any `nn.Module` in eval mode, a `torch.export.ExportedProgram`, or a graph module made of one. It stays
-            as it is unless `inplace`.
+        model: any `nn.Module` in eval mode; a `torch.export.ExportedProgram`, or a graph module made of one; an ONNX
+            model as the path of a file, an `onnx.ModelProto` or an `onnx_ir.Model`. It stays as it is unless `inplace`.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments. Never needed
             for correctness; they answer what the model's code asks about shapes, and the whole model is compared
             on them.
@@ -145,8 +165,8 @@ def deploy(
 
     Returns:
         The user's model (same class or a subclass of it, same attributes, methods and parameter names as far as the
-        layers still exist) with fewer layers; of a program, a program with the same inputs and outputs. Its report is
-        ``reptool.report(result)``.
+        layers still exist) with fewer layers; of a program, a program with the same inputs and outputs; of an ONNX
+        file, an `onnx_ir.Model`. Its report is ``reptool.report(result)``.
 
     Raises:
         UnsupportedModelError: not a plain module (scripted, quantized, lazy, on the meta device), or a program that is
@@ -167,17 +187,22 @@ def deploy(
       (2): ReLU()
     )
     """
+    if is_onnx(model):
+        chosen = prepared_onnx(
+            rules, force, include, exclude, example_inputs=example_inputs, inplace=inplace, flatten=flatten,
+            keep_fallback=keep_fallback, affine=affine,
+        )  # fmt: skip
+        with watched("deploy an ONNX model", progress) as watch:
+            written, found = deploy_onnx(model, chosen, verify)
+        return _handed_out(written, found, watch.seconds, required(require))
     if is_program(model):
         given, options = prepared_program(
             model, example_inputs, rules, force, include, exclude, inplace=inplace, flatten=flatten,
             keep_fallback=keep_fallback, affine=affine,
         )  # fmt: skip
         with watched(f"deploy {type(model).__name__}", progress) as watch:
-            written, found = deploy_program(model, given, options, verify)
-        found.seconds = watch.seconds
-        check_requirements(found, required(require))
-        written.__dict__["_reptool_report"] = found
-        return written
+            made, found = deploy_program(model, given, options, verify)
+        return _handed_out(made, found, watch.seconds, required(require))
     check_model(model)
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise UnsupportedModelError(
@@ -209,10 +234,18 @@ def deploy(
     return target
 
 
+def _handed_out(written: Any, found: Report, seconds: dict[str, float], needed: list[str]) -> Any:
+    """What was written of a program, with its report, once it meets what was required."""
+    found.seconds = seconds
+    check_requirements(found, needed)
+    keep_report(written, found)
+    return written
+
+
 @names_itself
 @own_code()
 def explain(
-    model: nn.Module | ExportedProgram,
+    model: nn.Module | ExportedProgram | OnnxModel | str | os.PathLike[str],
     example_inputs: Any = None,
     *,
     rules: Rules = None,
@@ -237,6 +270,8 @@ def explain(
     >>> [(r.layer, r.rules) for r in report.regions]
     [('0', ['conv_bn'])]
     """
+    if is_onnx(model):
+        return explain_onnx(model, prepared_onnx(rules, force, include, exclude, affine=affine))
     if is_program(model):
         chosen = prepared_program(
             model, None, rules, force, include, exclude, keep_fallback=keep_fallback, affine=affine

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 from torch import fx, nn
 from torch.export import ExportedProgram
@@ -23,6 +25,8 @@ from reptool.surgery.site import Site
 from reptool.surgery.units import Plan, Unit, layer_name
 from reptool.verify.regions import Checked
 from reptool.verify.whole_model import Reference
+
+KEY = "_reptool_report"
 
 
 def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked], reference: Reference | None = None) -> Report:
@@ -89,22 +93,31 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked], refere
     return out
 
 
+def keep_report(deployed: Any, found: Report) -> None:
+    """Keep the report of a program with it: as an attribute, or among what an `onnx_ir.Model` holds beside the file."""
+    if isinstance(deployed, (nn.Module, ExportedProgram)):
+        deployed.__dict__[KEY] = found
+    elif hasattr(deployed, "meta"):
+        deployed.meta[KEY] = found
+
+
 @names_itself
-def report(deployed: nn.Module | ExportedProgram) -> Report:
+def report(deployed: Any) -> Report:
     """What `deploy` did to a model it returned, with the errors it measured.
 
     Args:
-        deployed: a model returned by `deploy`.
+        deployed: a model or program returned by `deploy`.
 
     Raises:
-        InputError: the model was not deployed by reptool.
+        InputError: it was not deployed by reptool, or is a `ModelProto`, which holds nothing beside the model.
 
     >>> import reptool
     >>> model = reptool.deploy(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval())
     >>> report(model).norms
     (1, 0)
     """
-    found = getattr(deployed, "_reptool_report", None)
+    meta = getattr(deployed, "meta", None)
+    found = getattr(deployed, KEY, None) or (meta.get(KEY) if isinstance(meta, Mapping) else None)
     if not isinstance(found, Report):
         raise InputError(
             f"this {type(deployed).__name__} was not returned by reptool.deploy; use reptool.explain for a plan"

@@ -34,13 +34,15 @@ class Read:
         writing: what evaluates its constants and tells shapes.
         trace: its operations.
         reads: the version of a value that each operation sees.
-        origins: a node of the trace -> the nodes of the graph that hold its value.
+        one_dtype: whether an operation takes operands of one dtype alone.
+        origins: a node of the trace -> what holds its value in the graph (nodes of fx, values of ONNX).
     """
 
     writing: GraphTrace
     trace: Trace
     reads: Reads
-    origins: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
+    origins: dict[fx.Node, list[Any]] = field(default_factory=dict)
+    one_dtype: bool = False
 
 
 def read_exported(program: ExportedProgram | fx.GraphModule) -> Read:
@@ -105,7 +107,7 @@ class _Reader:
                 continue
             made = self._read(node)
             self.known[node] = made
-            if isinstance(made, fx.Node):
+            if isinstance(made, fx.Node) and not gives_first_alone(node):
                 self.origins.setdefault(made, []).append(node)
         trace = self.writing.done(outputs)
         return Read(self.writing, trace, resolve(trace.graph), self.origins)

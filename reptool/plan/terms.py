@@ -64,6 +64,15 @@ class Tree:
         op = self.ops[node]
         return op.maps[op.sources.index(source)] if isinstance(op, Sum) else None
 
+    def maps(self) -> dict[fx.Node, Kernel | None]:
+        """What each addition and term goes through on its way to the sum; None for nothing."""
+        out: dict[fx.Node, Kernel | None] = {self.top: None}
+        for node, op in self.ops.items():
+            for source in op.sources:
+                behind, own = out[node], self.scale(node, source)
+                out[source] = own if behind is None else behind if own is None else _scaled(behind, own)
+        return out
+
     def handed_on(self, node: fx.Node) -> list[fx.Node]:
         """What an identity between two additions gives."""
         op = self.ops.get(node)
@@ -189,7 +198,7 @@ def regroup(found: Analysis, extend: Callable[[fx.Node, Op], None]) -> None:
 
 def _candidates(found: Analysis, tree: Tree) -> list[Terms]:
     """Terms of one root that cost less as one layer, and all that can be one; not those that the code adds alone."""
-    maps = _maps(tree)
+    maps = tree.maps()
     known = set(tree.below.values())
     out: dict[Terms, None] = {}
     roots = dict.fromkeys(r for t in tree.terms for r in (*found.forms.get(t, {}), t))
@@ -232,16 +241,6 @@ def _cheaper(found: Analysis, root: fx.Node, shapes: dict[fx.Node, tuple[Form, K
         yield parts[-1]
     if len(shapes) > 1 and price(frozenset(shapes)) < float("inf"):
         yield frozenset(shapes)
-
-
-def _maps(tree: Tree) -> dict[fx.Node, Kernel | None]:
-    """What each term goes through on its way to the sum; None for nothing."""
-    out: dict[fx.Node, Kernel | None] = {tree.top: None}
-    for node, op in tree.ops.items():
-        for source in op.sources:
-            behind, own = out[node], tree.scale(node, source)
-            out[source] = own if behind is None else behind if own is None else _scaled(behind, own)
-    return out
 
 
 def _scaled(behind: Kernel, own: Kernel) -> Kernel:

@@ -16,6 +16,7 @@ from reptool.errors import InputError, RegionWarning, warn
 from reptool.frontends.exported import Read
 from reptool.ir.nodes import name_of, weight_argument
 from reptool.ir.ops import Affine
+from reptool.ir.trace import Unanswerable
 from reptool.plan.candidates import Analysis, analyse
 from reptool.plan.forms import Form
 from reptool.plan.inference import Facts
@@ -131,7 +132,13 @@ class _Collapse:
 
     def _written(self, region: Region) -> Refusal | None:
         """Whether something outside of a region sees what is written in it, or the region what is written outside."""
+        group = self.found.groups.get(region.value)
         reads, ops = self.reads, region.form.ops
+        value = region.value if group is None else group.tree.top
+        if region.root not in self.read.origins or value not in self.read.origins:
+            return Refusal(Code.METHOD, "it is a part of what one operation of the graph computes")
+        if group is not None:
+            ops |= group.tree.ops.keys()
         outside = [
             n for n in ops if n in reads.mutates and reads.storage.get(reads.mutates[n], reads.mutates[n]) not in ops
         ]
@@ -166,11 +173,22 @@ class _Collapse:
 
     def _place(self, region: Region) -> Place | Refusal:
         """Dtype and device of a region, which are those of all that it reads and gives."""
-        shown = [self.read.writing.known.fakes.get(n) for n in (region.root, region.value)]
+        value = region.value.meta.get("share_of", region.value)
+        shown = [self._shown(n) for n in (region.root, value)]
+        if self.read.one_dtype:
+            constants = [n for op in region.form.ops for n in op.all_input_nodes if n.meta["const"]]
+            shown = [t for n in constants if isinstance(t := self._shown(n), Tensor) and t.is_floating_point()]
         kinds = {(v.dtype, v.device) for v in shown if isinstance(v, Tensor)}
         if len(kinds) != 1 or not all(isinstance(v, Tensor) for v in shown):
             return Refusal(Code.DTYPE, "it gives another dtype than it reads, or one that is not known")
         return Place(*kinds.pop())
+
+    def _shown(self, node: fx.Node) -> object:
+        """A fake of a value, None where nothing is known of it."""
+        try:
+            return self.read.writing.evaluate(node)
+        except Unanswerable:
+            return None
 
     def _left(self, layers: list[Layer]) -> dict[fx.Node, Refusal]:
         """Why the rest stays."""
@@ -185,13 +203,17 @@ class _Collapse:
     def _alive(self, layers: list[Layer]) -> set[fx.Node]:
         """The operations that are still computed."""
         forms = {layer.region.value: layer.region.root for layer in layers}
+        groups = [g for v, g in self.found.groups.items() if v in forms]
+        instead = {(n, t): g.value for g in groups for n in g.tree.ops for t in g.terms}
         todo, seen = list(self.found.wanted), set[fx.Node]()
         while todo:
             node = todo.pop()
             if node in seen or node not in self.found.ops:
                 continue
             seen.add(node)
-            todo += [forms[node]] if node in forms else self.found.ops[node].sources
+            todo += (
+                [forms[node]] if node in forms else [instead.get((node, s), s) for s in self.found.ops[node].sources]
+            )
         return seen - forms.keys()
 
 

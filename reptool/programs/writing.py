@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 
+from reptool.algebra.kernel import Kernel
 from reptool.ir.nodes import weight_argument
 from reptool.ir.ops import Affine, View
+from reptool.plan.terms import Tree
 from reptool.programs.collapse import Collapsed, Layer
-from reptool.programs.operators import dense, emitted
+from reptool.programs.operators import aten, dense, emitted
 
+T = TypeVar("T")
 _SAID = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "from_node")
 """What an exporter notes beside an operation."""
 
@@ -54,26 +57,34 @@ class Writer:
         self.mine = {k: [twins[n] for n in v] for k, v in collapsed.read.origins.items()}
         self.fakes = detect_fake_mode([n.meta.get("val") for n in graph.nodes])
         self._said: dict[str, Any] = {}
-        self._count = 0
+        self._count, self._new = 0, set[fx.Node]()
         paths = (holder.path(n) for n in graph.nodes if n.users)
         self._owners = {_owner(p) for p in paths if p is not None}  # modules of which something is read
 
     def write(self) -> dict[Layer, str]:
         """The path of each layer: of its weight, without the last name."""
-        made = {layer: self._layer(layer) for layer in self.collapsed.layers}
+        made: dict[Layer, tuple[fx.Node, fx.Node | None]] = {}
+        for layer in self.collapsed.layers:
+            group = self.collapsed.found.groups.get(layer.region.value)
+            if group is None:
+                y, weight, bias = self._emitted(layer, layer.region.value)
+                made[layer] = weight, bias
+                self._handed_on(layer.region.value, layer.region.form.ops, y)
+            elif layer not in made:
+                made |= self._sum(group.tree)
         self._erase()
         out = {}
         for layer, (weight, bias) in made.items():
-            path = self.holder.name(weight, _weight_path(layer, self.collapsed))
+            path = self.holder.name(weight, weight_path(layer, self.collapsed))
             lead, _, name = path.rpartition(".")
             if bias is not None:
                 self.holder.name(bias, f"{lead}.bias" if name == "weight" and lead else f"{path}_bias")
             out[layer] = lead if name == "weight" else path
         return out
 
-    def _layer(self, layer: Layer) -> tuple[fx.Node, fx.Node | None]:
-        """Write one layer; the nodes of its weight and bias."""
-        last = self.mine[layer.region.value][-1]
+    def _emitted(self, layer: Layer, at: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None]:
+        """Write one layer where a value is computed; its output, its weight and its bias."""
+        last = self.mine[at][0]
         learns = self._learns(layer)
         weight = self._parameter(layer.weight, learns)
         bias = None if layer.bias is None else self._parameter(layer.bias, learns)
@@ -82,10 +93,37 @@ class Writer:
             y = emitted(layer, self.mine[layer.region.root][-1], weight, bias, self._emit, self.core)
             y = self._viewed(layer, y)
             if self.fakes is not None and last.meta["val"].is_contiguous():
-                with self.fakes:
-                    y = dense(y, self._emit)
-        self._handed_on(layer, y)
-        return weight, bias
+                y = dense(y, self._emit)
+        return y, weight, bias
+
+    def _sum(self, tree: Tree) -> dict[Layer, tuple[fx.Node, fx.Node | None]]:
+        """Write the layers of a sum's groups of terms, and the sum of these and of the other terms."""
+        found = self.collapsed.found
+        of_groups = {found.groups.get(layer.region.value): layer for layer in self.collapsed.layers}
+        chosen = {g: layer for g, layer in of_groups.items() if g is not None and g.tree is tree}
+        made: dict[Layer, tuple[fx.Node, fx.Node | None]] = {}
+        maps, terms = tree.maps(), list[tuple[fx.Node, float]]()
+        for group, layer in chosen.items():
+            y, weight, bias = self._emitted(layer, tree.top)
+            made[layer] = weight, bias
+            terms.append((y, factor(maps[group.value.meta["share_of"]])))
+        terms += [(self.mine[t][-1], factor(maps[t])) for t in tree.rest(list(chosen))]
+        with self.graph.inserting_before(self.mine[tree.top][0]):
+            total = self._added(ordered(terms))
+        self._handed_on(tree.top, frozenset(tree.ops), total)
+        return made
+
+    def _added(self, terms: list[tuple[fx.Node, float]]) -> fx.Node:
+        """The sum of terms, each times its number."""
+        total: fx.Node | None = None
+        for value, factor in terms:
+            if total is not None and factor == -1:
+                total = self._emit(aten.sub.Tensor, total, value)
+                continue
+            value = value if factor == 1 else self._emit(aten.mul.Scalar, value, factor)
+            total = value if total is None else self._emit(aten.add.Tensor, total, value)
+        assert total is not None
+        return total
 
     def _learns(self, layer: Layer) -> bool:
         """Whether one of the parameters that went into a layer is trained."""
@@ -103,6 +141,7 @@ class Writer:
         node = self.graph.call_function(target, args)
         node.meta.update({k: v for k, v in self._said.items() if k in _SAID})
         self._tell(node)
+        self._new.add(node)
         return node
 
     def _tell(self, node: fx.Node) -> None:
@@ -118,18 +157,18 @@ class Writer:
         for node in sorted(layer.region.form.ops, key=position.__getitem__):
             op = self.collapsed.found.ops[node]
             if isinstance(op, View):
-                old = self.mine[node][-1]
+                old = self.mine[node][0]
                 read = set(self.mine[op.source]) | set(self.mine.get(node.all_input_nodes[0], ()))
                 copied = self.graph.node_copy(old, lambda n, read=read, y=y: y if n in read else n)  # type: ignore[misc]
                 self._tell(copied)
+                self._new.add(copied)
                 y = copied
         return y
 
-    def _handed_on(self, layer: Layer, y: fx.Node) -> None:
-        """All that read a value read the layer's."""
-        value, reads = layer.region.value, self.collapsed.read.reads
-        for (user, read), seen in reads.value.items():
-            if seen is value and user not in layer.region.form.ops:
+    def _handed_on(self, value: fx.Node, ops: frozenset[fx.Node], y: fx.Node) -> None:
+        """All that read a value, but for the operations that computed it, read another node."""
+        for (user, read), seen in self.collapsed.read.reads.value.items():
+            if seen is value and user not in ops:
                 for mine in self.mine.get(user, [self.graph.output_node()] if user.op == "output" else []):
                     for old in self.mine[read]:
                         mine.replace_input_with(old, y)
@@ -172,13 +211,29 @@ class Writer:
 
     def _replaced(self) -> set[fx.Node]:
         """What was computed for what is a layer now."""
-        seen = self._constants(n for layer in self.collapsed.layers for n in layer.region.form.ops)
-        written = {layer.region.value: self.mine[layer.region.value][-1] for layer in self.collapsed.layers}
-        return {m for n in seen for m in self._with_tuples(n) if m is not written.get(n)}
+        found = self.collapsed.found
+        ops = {n for layer in self.collapsed.layers for n in layer.region.form.ops}
+        trees = [
+            found.groups[layer.region.value].tree
+            for layer in self.collapsed.layers
+            if layer.region.value in found.groups
+        ]
+        seen = self._constants((*ops, *(n for tree in trees for n in tree.ops)))
+        return {m for n in seen for m in self._with_tuples(n) if m not in self._new}
 
     def _with_tuples(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that hold a value, and the operator of several values of which it is the first."""
         return [m for n in self.mine.get(node, ()) for m in (n, *(i for i in n.all_input_nodes if _is_tuple(i)))]
+
+
+def factor(by: Kernel | None) -> float:
+    """The number by which a term enters a sum."""
+    return 1.0 if by is None or by.weight is None else float(by.weight)
+
+
+def ordered(terms: list[tuple[T, float]]) -> list[tuple[T, float]]:
+    """Terms with those that are added as they are in front."""
+    return sorted(terms, key=lambda term: term[1] != 1)
 
 
 def _owner(path: str) -> str:
@@ -189,7 +244,7 @@ def _is_tuple(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), (tuple, list))
 
 
-def _weight_path(layer: Layer, collapsed: Collapsed) -> str:
+def weight_path(layer: Layer, collapsed: Collapsed) -> str:
     """The name under which the weight of a region is kept: that of one of its layers, of the same shape if there is."""
     position = collapsed.read.reads.position
     paths: list[tuple[bool, float, str]] = []

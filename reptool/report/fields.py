@@ -82,6 +82,8 @@ class Found:
         kept: weights and bytes kept for that, which are not among `parameters`.
         rehearsed: modules with regenerated methods that were run beside the original ones on made-up inputs.
         model_error: whole-model error on the example inputs: (deployed, original) against float64.
+        model_difference: largest difference of the whole from the original in the runtime in which both were run, for
+            what has no float64 (ONNX).
         model_error_float64: that of the model deployed in float64, where `model_error` alone tells nothing, as in
             outputs that hang on rounding.
         seconds: how long each phase took.
@@ -107,6 +109,7 @@ class Found:
     rehearsed: int = 0
     model_error: tuple[float, float] | None = None
     model_error_float64: float | None = None
+    model_difference: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 

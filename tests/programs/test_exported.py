@@ -198,6 +198,29 @@ def test_what_is_written_in_place_is_another_value(ir: str) -> None:
         assert codes(reptool.report(made)) <= {"mutated", "no-layer", "read-elsewhere", "dearer"}
 
 
+class Terms(nn.Module):
+    """A sum in which two terms of one value are apart, and some are taken away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1)
+        self.d, self.e = nn.Conv2d(3, 3, 5, padding=2), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.sigmoid()
+        return self.a(x) - self.b(x).relu() + self.c(x) - (self.d(y) - self.e(y))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("ir", IRS)
+def test_terms_of_one_value_are_one_layer(ir: str) -> None:
+    model = ready(Terms())
+    given = IRS[ir](program(model, image()))
+    made = reptool.deploy(given, None if isinstance(given, ExportedProgram) else image())
+    assert reptool.report(made).layers == (5, 3)
+    assert len(targets(made.graph, "conv")) == 3
+    same(made, model, image())
+
+
 def test_options_mean_what_they_mean_for_modules() -> None:
     given = program(ready(Net()), image())
     assert not reptool.report(reptool.deploy(given, exclude="stages.*")).regions

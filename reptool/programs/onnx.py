@@ -1,0 +1,201 @@
+"""`deploy` of an ONNX model: a file, a `ModelProto` or an `onnx_ir.Model`; the same kind of object comes back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from reptool.errors import InputError, UnsupportedModelError, VerificationError
+from reptool.plan.options import Options
+from reptool.programs.collapse import Collapsed, collapse
+from reptool.programs.onnx_compare import compared
+from reptool.programs.reporting import name_layers, report_on
+from reptool.report.data import Report
+from reptool.report.progress import phase
+
+ALIKE = {"FLOAT16": 5e-2, "BFLOAT16": 2e-1}
+"""Largest difference of two runs, relative to the largest value of an output, by its type; 1e-3 for all others."""
+
+
+def deploy_onnx(given: Any, options: Options, verify: bool) -> tuple[Any, Report]:
+    """The model with fewer layers, and the report.
+
+    Args:
+        given: a path, a `ModelProto` or an `onnx_ir.Model`; it stays as it is.
+        options: what the caller asked for.
+        verify: whether each layer is measured, and the whole compared where ONNX Runtime is installed.
+
+    Returns:
+        For a path an `onnx_ir.Model`, otherwise what was given.
+
+    Raises:
+        InputError: no ONNX model, or one that is damaged; onnx-ir is not installed.
+        UnsupportedModelError: a model without nodes, or of an opset below 7.
+        VerificationError: the whole of it computes something else.
+    """
+    ir = _library()
+    model, original = _loaded(given, ir), _loaded(given, ir)
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
+    if opset is None or opset < 7 or not len(model.graph):
+        why = "it has no nodes" if not len(model.graph) else f"its opset is {opset}; 7 and newer are read"
+        raise UnsupportedModelError(f"this ONNX model cannot be collapsed: {why}")
+    with phase("plan"):
+        report, parts = Report("ONNX model"), list(_parts(model.graph))
+        inferred = _inferred(model, ir)
+        made = [(graph, _collapsed(graph, opset, inferred, outer, options, verify)) for graph, outer in parts]
+    with phase("write"):
+        for graph, one in made:
+            _written(graph, one, opset, model, report)
+        _check(original, model, ir)
+    if verify:
+        with phase("compare"):
+            _compare(original, model, report, ir)
+    return _as_given(model, given, ir), report
+
+
+def explain_onnx(given: Any, options: Options) -> Report:
+    """The plan without the work."""
+    ir = _library()
+    model = _loaded(given, ir)
+    opset, inferred = model.opset_imports.get("", 0), _inferred(model, ir)
+    report = Report("ONNX model")
+    for graph, outer in _parts(model.graph):
+        _add(report, report_on("", _collapsed(graph, opset, inferred, outer, options, False)))
+    return report
+
+
+def save_onnx(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a model to a file at once: whole, or not at all.
+
+    Args:
+        model: an `onnx_ir.Model` or `ModelProto`.
+        path: of the file.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        InputError: there is a file already, or the folder cannot be written.
+    """
+    ir, path = _library(), Path(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is there already; give overwrite=True to replace it")
+    held = model if isinstance(model, ir.Model) else ir.from_proto(model)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        ir.save(held, part)
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _library() -> Any:
+    try:
+        import onnx_ir
+    except ImportError as error:
+        raise InputError('ONNX models are read by onnx-ir: pip install "reptool[onnx]"') from error
+    return onnx_ir
+
+
+def _loaded(given: Any, ir: Any) -> Any:
+    """A model of its own."""
+    if isinstance(given, (str, os.PathLike)):
+        if not Path(given).is_file():
+            raise InputError(f"there is no file {os.fspath(given)!r}")
+        try:
+            model = ir.load(given)
+            for value in model.graph.initializers.values():
+                value.const_value.numpy()  # what lies in another file is there
+        except Exception as error:  # whatever a file that is no model makes a parser raise
+            raise InputError(f"{os.fspath(given)!r} is no ONNX model that can be read: {error}") from error
+        return model
+    return ir.from_proto(ir.to_proto(given) if isinstance(given, ir.Model) else given)
+
+
+def _inferred(model: Any, ir: Any) -> dict[str, Any]:
+    """The values of a model by name, with the shapes and types that inference adds to those of the file."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    try:
+        copied = ir.from_proto(ir.to_proto(model))
+        ShapeInferencePass()(copied)
+    except Exception:  # a model too large for a message, or custom operators
+        return {}
+    return {str(v.name): v for n in copied.graph.all_nodes() for v in n.outputs}
+
+
+def _parts(graph: Any, outer: dict[str, Any] | None = None) -> Any:
+    """A graph and the bodies in it, each with the constants around it."""
+    from reptool.frontends.onnx_graph import bodies, tensor_of
+
+    held = dict(outer or {})
+    yield graph, outer
+    constants = [*graph.initializers.values(), *(v for n in graph for v in n.outputs if n.op_type == "Constant")]
+    held |= {str(v.name): t for v in constants if (t := tensor_of(v)) is not None}
+    for node in graph:
+        for body in bodies(node):
+            yield from _parts(body, held)
+
+
+def _collapsed(graph: Any, opset: int, inferred: Any, outer: Any, options: Options, verify: bool) -> Collapsed:
+    from reptool.frontends.onnx_graph import read_onnx
+    from reptool.programs.onnx_writing import why_not
+
+    return collapse(read_onnx(graph, opset, inferred, outer), options, verify, lambda shape: why_not(shape, opset))
+
+
+def _written(graph: Any, made: Collapsed, opset: int, model: Any, report: Report) -> None:
+    from reptool.programs.onnx_writing import OnnxWriter
+
+    part = report_on("", made)
+    name_layers(part, made, OnnxWriter(graph, made, opset, model.ir_version < 4).write())
+    _add(report, part)
+
+
+def _add(report: Report, part: Report) -> None:
+    report.regions += part.regions
+    report.refusals += part.refusals
+    report.names |= part.names
+    report.layers = report.layers[0] + part.layers[0], report.layers[1] + part.layers[1]
+    report.norms = report.norms[0] + part.norms[0], report.norms[1] + part.norms[1]
+    report.norms_left += part.norms_left
+
+
+def _check(original: Any, model: Any, ir: Any) -> None:
+    """Let onnx's own checker look at the result, where onnx is installed and the checker takes the original.
+
+    Raises:
+        VerificationError: it does not take the result.
+    """
+    try:
+        import onnx
+    except ImportError:
+        return
+    try:
+        onnx.checker.check_model(ir.to_proto(original))
+    except Exception:  # too large for a message, or not what the checker wants
+        return
+    try:
+        onnx.checker.check_model(ir.to_proto(model))
+    except Exception as error:
+        raise VerificationError(f"the deployed ONNX model is not valid: {error}; nothing was changed") from error
+
+
+def _compare(original: Any, model: Any, report: Report, ir: Any) -> None:
+    """Compare the whole with the original at several sizes.
+
+    Raises:
+        VerificationError: they differ by more than rounding.
+    """
+    for size, error, dtype in compared(original, model, ir):
+        report.model_difference = max(report.model_difference or 0.0, error)
+        if not error <= ALIKE.get(dtype, 1e-3):
+            raise VerificationError(
+                f"the deployed ONNX model is off by {error:.3g} at input sizes {size}; nothing was changed. Each layer "
+                "was exact by itself; exclude parts to find it and report this"
+            )
+
+
+def _as_given(model: Any, given: Any, ir: Any) -> Any:
+    return model if isinstance(given, (str, os.PathLike, ir.Model)) else ir.to_proto(model)

@@ -1,0 +1,248 @@
+"""Writes layers into an ONNX graph: new initializers and nodes, and nothing left of what they replace."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx
+
+from reptool.algebra.kernel import Border
+from reptool.ir.ops import View
+from reptool.plan.terms import Tree
+from reptool.programs.collapse import Collapsed, Layer
+from reptool.programs.writing import factor, ordered, weight_path
+from reptool.refusal import Code, Refusal
+from reptool.rewrite.lower import Geometry
+
+_MODES = {"reflect": ("reflect", 1), "replicate": ("edge", 1), "circular": ("wrap", 19)}
+"""The modes of Pad, and the opset from which on it has them."""
+PADS_AS_INPUT = 11
+
+
+def why_not(shape: Geometry, opset: int) -> Refusal | None:
+    """Why a layer of this geometry is no sequence of ONNX operators; None where it is."""
+    if shape.kind == "deformable":
+        return Refusal(Code.LAYOUT, "a deformable convolution is no operator that is written")
+    mode = next((m for m in (shape.padding_mode, shape.outer_mode) if m in _MODES), None)
+    if mode is not None and opset < _MODES[mode][1]:
+        return Refusal(Code.BORDER_MODE, f"opset {opset} has no {mode} padding")
+    return None
+
+
+class OnnxWriter:
+    """Writes what was worked out into the graph that was read.
+
+    Args:
+        graph: the `onnx_ir.Graph`.
+        collapsed: what is to be written.
+        opset: version of the default domain.
+        listed: whether initializers are listed among the inputs, as files before IR version 4 do.
+    """
+
+    def __init__(self, graph: Any, collapsed: Collapsed, opset: int, listed: bool) -> None:
+        self.graph, self.collapsed, self.opset, self.listed = graph, collapsed, opset, listed
+        self.mine: dict[fx.Node, list[Any]] = {k: list(v) for k, v in collapsed.read.origins.items()}
+        self.new = set[Any]()
+        self.taken = {str(v.name) for n in graph.all_nodes() for v in n.outputs}
+        self.taken |= {str(v.name) for v in graph.inputs} | set(graph.initializers)
+        self.at: Any = None
+
+    def write(self) -> dict[Layer, str]:
+        """The name of each layer's weight."""
+        made: dict[Layer, tuple[Any, Any]] = {}
+        for layer in self.collapsed.layers:
+            group = self.collapsed.found.groups.get(layer.region.value)
+            if group is None:
+                y, weight, bias = self._emitted(layer, layer.region.value)
+                made[layer] = weight, bias
+                self._handed_on(layer.region.value, y)
+            elif layer not in made:
+                made |= self._sum(group.tree)
+        self._erase()
+        return {layer: self._named(layer, *pair) for layer, pair in made.items()}
+
+    # --- layers
+    def _emitted(self, layer: Layer, value: fx.Node) -> tuple[Any, Any, Any]:
+        """Write one layer where a value is computed; its output, weight and bias."""
+        self.at = self.mine[value][0].producer()
+        x = self.mine[layer.region.root][-1]
+        weight, bias = self._tensor(layer.weight), None if layer.bias is None else self._tensor(layer.bias)
+        kind = layer.shape.kind
+        if kind == "linear":
+            y, weight = self._linear(layer, x, weight, bias)
+        elif kind == "transposed":
+            y = self._transposed(layer, x, weight, bias)
+        else:
+            y = self._conv(layer, x, weight, bias)
+        return self._viewed(layer, y), weight, bias
+
+    def _linear(self, layer: Layer, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
+        if self.collapsed.facts.rank(layer.region.root) == 2:
+            return self._node("Gemm", [x, weight, *([] if bias is None else [bias])], transB=1), weight
+        del self.graph.initializers[weight.name]
+        turned = self._tensor(layer.weight.t().contiguous())
+        y = self._node("MatMul", [x, turned])
+        return (y if bias is None else self._node("Add", [y, bias])), turned
+
+    def _transposed(self, layer: Layer, x: Any, weight: Any, bias: Any) -> Any:
+        shape = layer.shape
+        return self._node(
+            "ConvTranspose", [x, weight, *([] if bias is None else [bias])], kernel_shape=list(shape.kernel_size),
+            strides=list(shape.stride), dilations=list(shape.dilation), group=shape.groups,
+            pads=[*_ints(shape.padding), *_ints(shape.padding)], output_padding=list(shape.output_padding),
+        )  # fmt: skip
+
+    def _conv(self, layer: Layer, x: Any, weight: Any, bias: Any) -> Any:
+        shape, axes = layer.shape, layer.region.form.shape.axes or ()
+        mode = next((a.border.value for a in axes if a.reads_outside and a.border is not Border.ZEROS), "")
+        before, after = [a.before for a in axes], [a.after for a in axes]
+        if mode or min(before + after) < 0:
+            x = self._padded(x, before, after, mode)
+            before = after = [0] * len(axes)
+        return self._node(
+            "Conv", [x, weight, *([] if bias is None else [bias])], kernel_shape=list(shape.kernel_size),
+            strides=list(shape.stride), dilations=list(shape.dilation), group=shape.groups, pads=[*before, *after],
+        )  # fmt: skip
+
+    def _padded(self, x: Any, before: list[int], after: list[int], mode: str) -> Any:
+        pads = [0, 0, *before, 0, 0, *after]
+        name = _MODES[mode][0] if mode else "constant"
+        if self.opset < PADS_AS_INPUT:
+            return self._node("Pad", [x], pads=pads, mode=name)
+        return self._node("Pad", [x, self._tensor(torch.tensor(pads))], mode=name)
+
+    def _viewed(self, layer: Layer, y: Any) -> Any:
+        """The views that stay behind a layer."""
+        position = self.collapsed.read.reads.position
+        for node in sorted(layer.region.form.ops, key=position.__getitem__):
+            op = self.collapsed.found.ops[node]
+            if isinstance(op, View):
+                old = self.mine[node][0].producer()
+                read = set(self.mine[op.source]) | set(self.mine.get(node.all_input_nodes[0], ()))
+                inputs = [y if v in read else v for v in old.inputs]
+                y = self._node(old.op_type, inputs, attributes=list(old.attributes.values()))
+        return y
+
+    # --- sums of groups of terms
+    def _sum(self, tree: Tree) -> dict[Layer, tuple[Any, Any]]:
+        found = self.collapsed.found
+        groups = {found.groups.get(layer.region.value): layer for layer in self.collapsed.layers}
+        chosen = {g: layer for g, layer in groups.items() if g is not None and g.tree is tree}
+        made: dict[Layer, tuple[Any, Any]] = {}
+        maps, terms = tree.maps(), list[tuple[Any, float]]()
+        for group, layer in chosen.items():
+            y, weight, bias = self._emitted(layer, tree.top)
+            made[layer] = weight, bias
+            terms.append((y, factor(maps[group.value.meta["share_of"]])))
+        terms += [(self.mine[t][-1], factor(maps[t])) for t in tree.rest(list(chosen))]
+        self.at = self.mine[tree.top][0].producer()
+        dtype = next(iter(chosen.values())).weight.dtype
+        total: Any = None
+        for value, number in ordered(terms):
+            if total is not None and number == -1:
+                total = self._node("Sub", [total, value])
+                continue
+            if number != 1:
+                value = self._node("Mul", [value, self._tensor(torch.tensor(number, dtype=dtype))])
+            total = value if total is None else self._node("Add", [total, value])
+        self._handed_on(tree.top, total)
+        return made
+
+    # --- the graph
+    def _node(self, kind: str, inputs: list[Any], attributes: Iterable[Any] = (), **given: Any) -> Any:
+        """A new node in front of the one that is replaced; its output."""
+        made = ir.Node(
+            "", kind, inputs, [*attributes, *ir.convenience.convert_attributes(given)],
+            name=self._free(f"{self.at.name or self.at.op_type}_{kind}"),
+        )  # fmt: skip
+        (y,) = made.outputs
+        y.name = self._free(f"{made.name}_output")
+        y.type = self.mine_type
+        self.graph.insert_before(self.at, made)
+        self.new.add(made)
+        return y
+
+    @property
+    def mine_type(self) -> Any:
+        """The type of what is replaced, which is that of all that is written for it."""
+        return self.at.outputs[0].type
+
+    def _tensor(self, tensor: Tensor) -> Any:
+        """A new initializer."""
+        name = self._free("reptool")
+        held = ir.tensor_adapters.TorchTensor(tensor.contiguous(), name=name)
+        value = ir.Value(name=name, const_value=held, shape=ir.Shape(tensor.shape), type=ir.TensorType(held.dtype))
+        self.graph.register_initializer(value)
+        if self.listed:
+            self.graph.inputs.append(value)
+        return value
+
+    def _free(self, name: str) -> str:
+        found = next(n for i in itertools.count() if (n := f"{name}_{i}" if i else name) not in self.taken)
+        self.taken.add(found)
+        return found
+
+    def _handed_on(self, value: fx.Node, y: Any) -> None:
+        """All that read a value read another one, which takes its name where the graph gives it out."""
+        for old in self.mine[value]:
+            y.shape = y.shape or old.shape
+            if not old.is_graph_output():
+                old.replace_all_uses_with(y)
+                continue
+            out = y if not y.is_graph_output() else self._node("Identity", [y])
+            name, old.name = old.name, self._free(f"{old.name}_replaced")
+            old.replace_all_uses_with(out, replace_graph_outputs=True)
+            out.name, out.shape, out.type = name, old.shape, old.type
+        self.mine[value] = [*self.mine[value], y]
+
+    def _erase(self) -> None:
+        """Take out nodes that nobody reads any more, of those that were replaced and of constants they were made of."""
+        found = self.collapsed.found
+        ops = {n for layer in self.collapsed.layers for n in layer.region.form.ops}
+        values = [layer.region.value for layer in self.collapsed.layers]
+        sums = {n for v in values if v in found.groups for n in found.groups[v].tree.ops}
+        todo, seen = [*ops, *sums], set[fx.Node]()
+        while todo:
+            node = todo.pop()
+            if node not in seen:
+                seen.add(node)
+                todo += [n for n in node.all_input_nodes if n.meta["const"] or n.meta.get("kind") == "sequence"]
+        gone = {v for n in seen for v in self.mine.get(n, ())}
+        for node in reversed(list(self.graph)):
+            if node in self.new or not gone & set(node.outputs):
+                continue
+            if all(not v.uses() and not v.is_graph_output() for v in node.outputs):
+                self.graph.remove(node, safe=True)
+        for value in [v for v in self.graph.initializers.values() if v in gone and not v.uses()]:
+            if not value.is_graph_output():
+                self._drop(value)
+
+    def _drop(self, value: Any) -> None:
+        del self.graph.initializers[value.name]
+        if value in self.graph.inputs:
+            self.graph.inputs.remove(value)
+        self.taken.discard(value.name)
+
+    def _named(self, layer: Layer, weight: Any, bias: Any) -> str:
+        """Give new initializers the names of those that went into them, where these are free."""
+        path = weight_path(layer, self.collapsed)
+        lead = path.removesuffix("weight")
+        self._rename(weight, path)
+        if bias is not None:
+            self._rename(bias, f"{lead}bias" if lead != path else f"{path}_bias")
+        return str(weight.name).removesuffix(".weight")
+
+    def _rename(self, value: Any, name: str) -> None:
+        self.graph.initializers.pop(value.name)
+        self.taken.discard(value.name)
+        value.name = self._free(name)
+        value.const_value.name = value.name
+        self.graph.initializers[value.name] = value
+
+
+def _ints(padding: Any) -> list[int]:
+    return [int(p) for p in padding]
