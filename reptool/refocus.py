@@ -29,7 +29,7 @@ from reptool.blocks.parametrizations import Refocus
 from reptool.blocks.ref_conv import Factory, Init, MapGroups, Transform
 from reptool.errors import InputError
 from reptool.expansion import expand
-from reptool.expansion.kinds import Refocusing as RefocusingAdapter
+from reptool.expansion.blocks.kinds import Refocusing as RefocusingAdapter
 from reptool.expansion.where import Where
 
 __all__ = ["Refocusing", "load_refconv_checkpoint", "once_per_step"]

@@ -200,7 +200,7 @@ class _Rows(Channels):
 
 
 # --- compose --------------------------------------------------------------------------------------------------------
-def _compose_axis(g: Axis, f: Axis, f_biased: bool, position: int) -> Axis | Refusal:
+def _compose_axis(g: Axis, f: Axis, f_biased: bool, position: int) -> Axis | Refusal:  # long: the border, side by side
     """Geometry of ``g`` after ``f`` along one axis, exact at the border or refused."""
     span = f.stride * g.span + f.span
     taps = [f.stride * g.dilation] * (g.kernel_size > 1) + [f.dilation] * (f.kernel_size > 1)

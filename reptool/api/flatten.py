@@ -19,7 +19,7 @@ from reptool.capture.replay_check import mark_state
 from reptool.capture.tracer import Recorder
 from reptool.errors import InputError
 from reptool.frontends.inputs import placeholders, unknown_inputs
-from reptool.ir.trace import Event, all_events
+from reptool.ir.trace import Event, Trace, all_events
 from reptool.ir.walk import nodes_in
 from reptool.pysource.module_info import calls_itself, foreign_hooks
 from reptool.pysource.places import asked, said
@@ -68,37 +68,7 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
     Raises:
         InputError: the code asks about its inputs, or something in it cannot be put into a graph.
     """
-    if calls_itself(type(model)) is not None:
-        raise InputError(f"flatten=True would lose the __call__ of {type(model).__name__}; deploy without flatten")
-    recorder = Recorder(model)
-    inputs = unknown_inputs(model) if args is None else (placeholders(args, "input"), placeholders(kwargs, ""))
-    try:
-        trace = recorder.run(*inputs)
-        mark_state(trace, Recorder(model).run(*inputs))
-    except Exception as error:  # the user's forward may raise anything
-        raise InputError(
-            f"flatten=True cannot follow the model ({said(error)}); give example_inputs, or deploy without flatten"
-        ) from error
-    questions = [q for e in all_events(trace.top) for q in e.questions]
-    if questions:
-        raise InputError(
-            f"flatten=True would fix {asked(questions[0])} ({questions[0].answer!r}); deploy without flatten"
-        )
-    hooked = next(
-        (e.path for e in all_events(trace.top) if e.hooked or (e is trace.top and foreign_hooks(model))), None
-    )
-    if hooked is not None:
-        raise InputError(
-            f"flatten=True would lose the hooks of {hooked or '<root>'}; remove them, or deploy without flatten"
-        )
-    if recorder.unsettled:
-        written = next(iter(recorder.unsettled.values()))
-        raise InputError(
-            f"flatten=True would lose that the forward sets {written!r} of a layer; deploy without flatten"
-        )
-    if trace.opaque:
-        path, why = next(iter(trace.opaque.items()))
-        raise InputError(f"flatten=True cannot follow {path!r} ({why}); deploy without flatten")
+    trace = _followed(model, args, kwargs)
     graph, holder = fx.Graph(), nn.Module()
     holder.__dict__.update(
         {
@@ -125,6 +95,47 @@ def flatten_model(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[s
         if module is made or type(module) is nn.Module:
             module.training = model.training
     return made
+
+
+def _followed(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any]) -> Trace:
+    """The run of a model, if a graph can stand for it."""
+    if calls_itself(type(model)) is not None:
+        raise InputError(f"flatten=True would lose the __call__ of {type(model).__name__}; deploy without flatten")
+    recorder = Recorder(model)
+    inputs = unknown_inputs(model) if args is None else (placeholders(args, "input"), placeholders(kwargs, ""))
+    try:
+        trace = recorder.run(*inputs)
+        mark_state(trace, Recorder(model).run(*inputs))
+    except Exception as error:  # the user's forward may raise anything
+        raise InputError(
+            f"flatten=True cannot follow the model ({said(error)}); give example_inputs, or deploy without flatten"
+        ) from error
+    _check(model, trace, recorder)
+    return trace
+
+
+def _check(model: nn.Module, trace: Trace, recorder: Recorder) -> None:
+    """Raise where a graph would lose something that the code does."""
+    questions = [q for e in all_events(trace.top) for q in e.questions]
+    if questions:
+        raise InputError(
+            f"flatten=True would fix {asked(questions[0])} ({questions[0].answer!r}); deploy without flatten"
+        )
+    hooked = next(
+        (e.path for e in all_events(trace.top) if e.hooked or (e is trace.top and foreign_hooks(model))), None
+    )
+    if hooked is not None:
+        raise InputError(
+            f"flatten=True would lose the hooks of {hooked or '<root>'}; remove them, or deploy without flatten"
+        )
+    if recorder.unsettled:
+        written = next(iter(recorder.unsettled.values()))
+        raise InputError(
+            f"flatten=True would lose that the forward sets {written!r} of a layer; deploy without flatten"
+        )
+    if trace.opaque:
+        path, why = next(iter(trace.opaque.items()))
+        raise InputError(f"flatten=True cannot follow {path!r} ({why}); deploy without flatten")
 
 
 class _Named:

@@ -54,7 +54,7 @@ def make_plan(
     values: bool,
     cast: bool = False,
     given_up: GivenUp = NOTHING,
-) -> Plan:
+) -> Plan:  # long: the phases for one module after another
     """Work out everything for `model`, which stays untouched.
 
     Args:
@@ -194,7 +194,7 @@ def _unit(
     responses: Responses,
     stated: Stated,
     given_up: GivenUp,
-) -> Unit:
+) -> Unit:  # long: the phases of one module, in order
     values, cast = known
     reads = resolve(trace.graph)
     trace.escaped |= handed_out(trace.top, reads)

@@ -23,7 +23,7 @@ from reptool.report.totals import is_layer, totals
 from reptool.report.words import counted
 from reptool.surgery.site import Site
 from reptool.surgery.units import Plan, Unit, layer_name
-from reptool.verify.regions import Checked
+from reptool.verify.regions import Checked, Measured
 from reptool.verify.whole_model import Reference
 
 KEY = "_reptool_report"
@@ -41,47 +41,20 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked], refere
     out = Report(type(model).__name__, untraced=dict(plan.untraced), refusals=list(plan.unseen))
     found = running(model, plan)
     out.norms, out.norms_left, out.unused = (len(found.before), len(found.after)), found.after, found.unused
-    saved: int | None = 0
+    saved: list[int | None] = []
     for unit in plan.units:
         out.specialized += unit.questions
         _add_fallbacks(out, unit)
         out.refusals += placed(unit.trace.graph, unit.refusals.values())
-        seen: set[str] = set()
+        named: set[str] = set()
         for site in unit.surgery.sites:
-            region, form = site.region, site.region.form
-            absorbed = list(
-                dict.fromkeys(
-                    o for n in sorted(form.ops, key=unit.reads.position.__getitem__) for o in unit.found.ops[n].owners
-                )
-            )
-            full = [".".join(p for p in (unit.prefix, o) if p) for o in absorbed]
-            name = layer_name(unit, site)
-            out.impulses.update({p: plan.impulses[p] for p in full if p in plan.impulses})
-            errors = measured.get(unit.prefix, {}).get(site, (None,))[0]
-            shown = _on_examples(unit, site)
-            computed = any(isinstance(op := unit.found.ops[n], Affine) and op.computed for n in form.ops)
-            if shown is None or unit.prefix or computed:  # what computes a weight multiplies as well
-                saved = None
-            elif saved is not None:
-                saved += shown[0] - shown[1]
-            if name in seen:
-                continue
-            seen.add(name)
-            out.regions.append(
-                FusedRegion(
-                    name,
-                    str(site.shape),
-                    full,
-                    sorted(rules_of(form, unit.found)),
-                    shown or (region.before.multiplications, region.after.multiplications),
-                    (region.before.total, region.after.total),
-                    None if errors is None else errors.exact,
-                    None if errors is None else errors.cast,
-                    0 if errors is None else errors.sizes,
-                    "nominal" if shown is None else "example_inputs",
-                )
-            )
-            out.names[name] = full
+            region = _fused(unit, site, measured.get(unit.prefix, {}).get(site, (None,))[0])
+            out.impulses.update({p: plan.impulses[p] for p in region.absorbed if p in plan.impulses})
+            saved.append(_saved(unit, site))
+            if region.layer not in named:
+                named.add(region.layer)
+                out.regions.append(region)
+                out.names[region.layer] = region.absorbed
     layers, parameters = totals(model, plan)
     out.layers = (sum(map(is_layer, model.modules())), layers)
     out.parameters = (sum(p.numel() for p in model.parameters()), parameters)
@@ -89,8 +62,36 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked], refere
     if reference is not None:
         out.changing, before = reference.changing, reference.multiplications
         if before is not None:
-            out.multiplications = (before, None if saved is None else before - saved)
+            out.multiplications = (before, None if None in saved else before - sum(n for n in saved if n is not None))
     return out
+
+
+def _fused(unit: Unit, site: Site, errors: Measured | None) -> FusedRegion:
+    """What the report says of one region."""
+    region, form = site.region, site.region.form
+    owners = (o for n in sorted(form.ops, key=unit.reads.position.__getitem__) for o in unit.found.ops[n].owners)
+    shown = _on_examples(unit, site)
+    return FusedRegion(
+        layer_name(unit, site),
+        str(site.shape),
+        [".".join(p for p in (unit.prefix, o) if p) for o in dict.fromkeys(owners)],
+        sorted(rules_of(form, unit.found)),
+        shown or (region.before.multiplications, region.after.multiplications),
+        (region.before.total, region.after.total),
+        None if errors is None else errors.exact,
+        None if errors is None else errors.cast,
+        0 if errors is None else errors.sizes,
+        "nominal" if shown is None else "example_inputs",
+    )
+
+
+def _saved(unit: Unit, site: Site) -> int | None:
+    """The multiplications that a region saves on the example inputs; None where that is not known."""
+    shown = _on_examples(unit, site)
+    ops = (unit.found.ops[n] for n in site.region.form.ops)
+    if shown is None or unit.prefix or any(isinstance(op, Affine) and op.computed for op in ops):
+        return None  # what computes a weight multiplies as well
+    return shown[0] - shown[1]
 
 
 def keep_report(deployed: Any, found: Report) -> None:

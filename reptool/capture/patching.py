@@ -60,7 +60,7 @@ _INSIDE: Any = torch.autograd.function._SingleLevelFunction
 
 
 @contextmanager
-def patched(recorder: Recorder) -> Iterator[None]:
+def patched(recorder: Recorder) -> Iterator[None]:  # long: the patches, one after another, share what they save
     """While tracing: module calls, parameter reads, attribute writes and a few functions go through the recorder.
 
     The patches stand for the whole process; what other threads run meanwhile, and what runs while the recorder is not

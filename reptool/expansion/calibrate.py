@@ -19,11 +19,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptool.blocks import BNAndPad
 from reptool.errors import InputError
+from reptool.expansion.blocks.adapter import Adapter
+from reptool.expansion.inherit import restate
+from reptool.expansion.where import Conv
 from reptool.models.copies import full_copy
-
-from .adapter import Adapter
-from .inherit import restate
-from .where import Conv
 
 CONSTANT = 1e-6
 """A variance below this part of a norm's eps is that of rounding; a training step sees none of it."""

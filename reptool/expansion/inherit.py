@@ -22,8 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptool.blocks import Parallel
 from reptool.errors import InputError
-
-from .where import CONVS, Conv
+from reptool.expansion.where import CONVS, Conv
 
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 

@@ -12,18 +12,17 @@ from torch.nn.utils import parametrize
 from reptool.api.accept import check_model
 from reptool.blocks.behind import Behind
 from reptool.errors import InputError
+from reptool.expansion.blocks.adapter import Adapter, Branches
+from reptool.expansion.blocks.own_forward import OwnForward, inside
+from reptool.expansion.blocks.table import EVERYWHERE, adapter_for
+from reptool.expansion.calibrate import Batches, calibrate
+from reptool.expansion.inherit import difference
+from reptool.expansion.report import Expansion, Replaced
+from reptool.expansion.structure import Structure, structure_of, tail_of
+from reptool.expansion.where import Conv, Where, ancestors, convolutions, select
 from reptool.frontends.given import names_itself
 from reptool.ir.computed_weights import has_weight_property
 from reptool.models.copies import independent_copy
-
-from .adapter import Adapter, Branches
-from .adapters import EVERYWHERE, adapter_for
-from .calibrate import Batches, calibrate
-from .inherit import difference
-from .own_forward import OwnForward, inside
-from .report import Expansion, Replaced
-from .structure import Structure, structure_of, tail_of
-from .where import Conv, Where, ancestors, convolutions, select
 
 GEOMETRY = (
     "in_channels",

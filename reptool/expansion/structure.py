@@ -20,13 +20,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptool.api.pipeline import make_plan
 from reptool.blocks.behind import Behind
+from reptool.expansion.where import CONVS, ancestors
 from reptool.frontends.inputs import example_arguments
 from reptool.models.copies import shallow_copy
 from reptool.plan.options import Options
 from reptool.safety.ownership import Ownership, ownership
 from reptool.surgery.units import Plan
-
-from .where import CONVS, ancestors
 
 PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

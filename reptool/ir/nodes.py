@@ -47,6 +47,10 @@ _ARITHMETIC = {
 }
 
 
+DIVISIONS = {"truediv", "true_divide", "div", "__truediv__"}
+"""What gives floating-point numbers for integers."""
+MADE_LIKE = {"reshape_as", "view_as", "expand_as", "type_as"}
+"""What reads nothing of its second argument but its shape or dtype."""
 FOREIGN: dict[int, Any] = {}
 """Functions that users registered rules for, by id: their names mean nothing."""
 
@@ -78,18 +82,7 @@ def tensor_kind(node: fx.Node) -> str:
     if node.op == "call_module":
         return "tensor"
     if node.target is getattr:
-        attribute = node.args[1]
-        if attribute == "shape":
-            return "size"
-        if attribute in ("dtype", "device", "layout"):
-            return str(attribute)
-        if attribute in ("T", "mT", "H", "mH", "data", "real", "imag", "values", "indices", "grad"):
-            return "tensor"
-        return (
-            "number"
-            if attribute in ("ndim", "requires_grad", "is_cuda", "is_cpu", "is_mps", "is_meta", "itemsize")
-            else "unknown"
-        )
+        return _attribute_kind(node.args[1])
     if node.op == "call_method":
         if name == "size":
             return "size" if len(node.args) == 1 and not node.kwargs else "number"
@@ -107,13 +100,26 @@ def tensor_kind(node: fx.Node) -> str:
         if first == "size":
             return "size" if isinstance(node.args[1], slice) else "number"
         return "tensor" if first in ("tensor", "sequence") else "unknown"
-    if (
-        inputs
-        and all(k in ("number", "size") for k in inputs)
-        and (name in _ARITHMETIC or name in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_"))
-    ):
+    return _result_kind(node, name, inputs)
+
+
+def _attribute_kind(attribute: object) -> str:
+    """The kind of an attribute of a tensor."""
+    if attribute == "shape":
+        return "size"
+    if attribute in ("dtype", "device", "layout"):
+        return str(attribute)
+    if attribute in ("T", "mT", "H", "mH", "data", "real", "imag", "values", "indices", "grad"):
+        return "tensor"
+    numbers = ("ndim", "requires_grad", "is_cuda", "is_cpu", "is_mps", "is_meta", "itemsize")
+    return "number" if attribute in numbers else "unknown"
+
+
+def _result_kind(node: fx.Node, name: str, inputs: list[str | None]) -> str:
+    """The kind of what an operation gives, by the kinds of what it is given."""
+    if inputs and all(k in ("number", "size") for k in inputs) and (name in _ARITHMETIC or name in _COMPARISONS):
         return "size" if "size" in inputs and name == "add" else "number"
-    if name in ("eq", "ne", "lt", "le", "gt", "ge") and any(k in ("number", "size", "dtype", "device") for k in inputs):
+    if name in _COMPARISONS[:6] and any(k in ("number", "size", "dtype", "device") for k in inputs):
         return "number"
     if name == "not_":
         return "number"
@@ -124,6 +130,9 @@ def tensor_kind(node: fx.Node) -> str:
     if "unknown" in inputs and name in _ARITHMETIC and "tensor" not in inputs:
         return "unknown"
     return "tensor"
+
+
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_")
 
 
 def _given(node: fx.Node, name: str) -> int | None:

@@ -19,10 +19,14 @@ SAME_SHAPE = {
     "contiguous", "clone", "detach", "neg", "exp", "sqrt", "rsqrt", "abs", "clamp", "clamp_", "barrier", "to", "float",
     "half", "pow", "square", "sin", "cos", "type_as", "normalize", "setitem",
 }  # fmt: skip
+_BROADCASTS = ("pow", "clamp", "clamp_")
+"""Their other arguments may be tensors, which may have more axes."""
 
 
 def keeps_shape(node: fx.Node) -> bool:
     """Whether an operation gives a value of the shape of its first argument."""
     if node.op == "call_module":
         return isinstance(node.meta.get("module"), SAME_SHAPE_MODULES)
-    return node.op in ("call_function", "call_method") and name_of(node) in SAME_SHAPE
+    if node.op not in ("call_function", "call_method") or name_of(node) not in SAME_SHAPE:
+        return False
+    return name_of(node) not in _BROADCASTS or len(node.all_input_nodes) == 1

@@ -12,9 +12,10 @@ from torch import fx, nn
 
 from reptool.ir.computed_weights import has_weight_property
 from reptool.lift.arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, reduced, stack
-from reptool.lift.convolutions import conv_function, conv_module, linear_function, linear_module
-from reptool.lift.deformable import NAME as DEFORMABLE
-from reptool.lift.deformable import deformable
+from reptool.lift.layers.convolutions import conv_function, conv_module, linear_function, linear_module
+from reptool.lift.layers.deformable import NAME as DEFORMABLE
+from reptool.lift.layers.deformable import deformable
+from reptool.lift.layers.transposed import asks_for_size, convolution, transposed_function, transposed_module
 from reptool.lift.layout.identities import dropout_function, dropout_module, identity_module, passthrough
 from reptool.lift.layout.orders import flip, repeat, repeat_interleave, roll, shuffle_function, shuffle_module
 from reptool.lift.layout.padding import fill, pad_function, pad_module
@@ -38,7 +39,6 @@ from reptool.lift.reading import Context as Context
 from reptool.lift.reading import Lifted as Lifted
 from reptool.lift.reading import source_of
 from reptool.lift.registry import function_entries, module_entries, reads
-from reptool.lift.transposed import asks_for_size, convolution, transposed_function, transposed_module
 
 _PADS = tuple(
     getattr(nn, f"{k}Pad{n}d") for k in ("Zero", "Constant", "Reflection", "Replication", "Circular") for n in (1, 2, 3)

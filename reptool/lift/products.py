@@ -15,7 +15,7 @@ from reptool.ir.decisions import decided
 from reptool.ir.nodes import name_of
 from reptool.lift.arithmetic import channel_map
 from reptool.lift.constants import MAX_AXES
-from reptool.lift.convolutions import layer_of
+from reptool.lift.layers.convolutions import layer_of
 from reptool.lift.reading import (
     Context,
     Lifted,

@@ -53,7 +53,9 @@ def run_as_given(model: nn.Module, copies: dict[int, Any], run: Callable[[nn.Mod
             restore()
 
 
-def _states(model: nn.Module, copies: dict[int, Any]) -> list[Callable[[], None]] | None:
+def _states(
+    model: nn.Module, copies: dict[int, Any]
+) -> list[Callable[[], None]] | None:  # long: a case for each sort of object
     """How to put everything back that the model holds, None where that is not known."""
     found: list[Callable[[], None]] = []
     seen: set[int] = set()

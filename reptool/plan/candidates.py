@@ -9,7 +9,7 @@ from torch import fx
 
 from reptool.algebra.kernel import identity
 from reptool.ir.aliasing import Reads
-from reptool.ir.nodes import metadata_read, name_of, only_asserted
+from reptool.ir.nodes import MADE_LIKE, metadata_read, name_of, only_asserted
 from reptool.ir.ops import Affine, Fill, HandedOn, Op, Pieces, Reduced, Stack, Sum, View
 from reptool.lift import Context, lift
 from reptool.lift.ranks import rank_held
@@ -23,7 +23,6 @@ from reptool.plan.terms import Group, Tree, regroup
 from reptool.refusal import Code, Refusal
 
 MAX_FORMS = 12
-_SHAPE_LIKE = {"reshape_as", "view_as", "expand_as", "type_as"}
 
 
 @dataclass
@@ -63,7 +62,7 @@ def analyse(
     values: bool,
     spreads: Sequence[Spread] = (),
     affines: OwnAffines | None = None,
-) -> Analysis:
+) -> Analysis:  # long: one pass over all nodes
     """Lift every node and keep the forms of every value.
 
     Args:
@@ -201,7 +200,7 @@ def _want_all(found: Analysis, node: fx.Node) -> None:
         if (
             metadata_read(node)
             or _only_measured(node)
-            or (name_of(node) in _SHAPE_LIKE and node.args and node.args[0] is not read)
+            or (name_of(node) in MADE_LIKE and node.args and node.args[0] is not read)
         ):
             if not only_asserted(node):
                 found.soft.setdefault(value, []).append(node)
@@ -265,7 +264,7 @@ def forms_of(found: Analysis, node: fx.Node) -> dict[fx.Node, Form]:
     return {**found.forms.get(node, {}), node: start(node)}
 
 
-def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:
+def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:  # long: a law for each sort of operation
     made: dict[fx.Node, Form] = {}
     first: Refusal | None = None
     if isinstance(op, (Stack, Pieces)) or (isinstance(op, Fill) and op.whole is None):

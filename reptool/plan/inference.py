@@ -13,7 +13,7 @@ from reptool.ir.aliasing import Reads
 from reptool.ir.casts import is_cast, made_of
 from reptool.ir.nodes import name_of, weight_argument
 from reptool.ir.ops import Affine, Concat, Op, Reduced, Sum
-from reptool.ir.shapes import SAME_SHAPE, SAME_SHAPE_MODULES, keeps_shape
+from reptool.ir.shapes import SAME_SHAPE_MODULES, keeps_shape
 from reptool.ir.trace import Unanswerable
 from reptool.lift.reading import Lifted
 from reptool.models.copies import full_copy
@@ -215,7 +215,7 @@ class Facts:
         name = name_of(node)
         first = node.args[0] if node.args else node.kwargs.get("input")
         if node.op in ("call_function", "call_method"):
-            if name in SAME_SHAPE and isinstance(first, fx.Node):
+            if keeps_shape(node) and isinstance(first, fx.Node):
                 return self.rank(first)
             if name in _ARITHMETIC:
                 ranks = [self.rank(n) for n in node.all_input_nodes if n.meta.get("kind") == "tensor"]
@@ -346,9 +346,7 @@ class Facts:
             elif isinstance(op, Concat) and op.axes == behind:
                 parts = [self.channels(s, behind) for s in op.sources]
                 return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)
-            elif (at.op == "call_module" and isinstance(at.meta.get("module"), SAME_SHAPE_MODULES) and at.args) or (
-                at.op in ("call_function", "call_method") and name_of(at) in SAME_SHAPE and at.args
-            ):
+            elif keeps_shape(at) and at.args:
                 at = at.args[0] if isinstance(at.args[0], fx.Node) else None
             else:
                 break

@@ -78,7 +78,7 @@ class Geometry:
         return f"{name}{len(self.kernel_size)}d({self.in_channels}, {self.out_channels}, {size}{extra})"
 
 
-def geometry(kernel: Kernel) -> Geometry | Refusal:
+def geometry(kernel: Kernel) -> Geometry | Refusal:  # long: a kind of layer after the other
     """The layer that holds a kernel of this shape.
 
     Refuses: `LAYOUT` (a grouped linear map), `BORDER_UNKNOWN`, `CONSTANT_VALUE` (constants per channel), `BORDER_MODE`.

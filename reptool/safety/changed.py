@@ -16,7 +16,7 @@ _DEEP_WALKS = {"modules", "named_modules", "get_submodule"}
 class Changed:
     """What a surgery changes, by path."""
 
-    def __init__(self, surgery: Surgery, surgeon: Surgeon) -> None:
+    def __init__(self, surgery: Surgery, surgeon: Surgeon) -> None:  # long: facts of one surgery, in one pass
         self.paths: dict[Site, set[str]] = {}
         self.tensors = set(surgery.dropped)
         self.held: set[str] = set()  # the paths among `paths` that are tensors of a module, not modules

@@ -151,7 +151,7 @@ class Wiring:
                     )
 
     # --- methods that were not called
-    def _methods(self, state: Changed, surgery: Surgery, found: Found) -> None:
+    def _methods(self, state: Changed, surgery: Surgery, found: Found) -> None:  # long: the cases of a method, in order
         called = {(e.path, e.method) for e in all_events(self.trace.top) if not _is_written_out(e, surgery)}
         named = {n for e in all_events(self.trace.top) for n in self.reach.loads_of(type(e.module), e.method).calls}
         for path, module in self.surgeon.modules.items():

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from reptool.algebra.kernel import Kernel
 from reptool.ir.ops import Affine
-from reptool.lift.deformable import BIAS, WEIGHT
+from reptool.lift.layers.deformable import BIAS, WEIGHT
 from reptool.verify.originals import Originals
 
 Values = tuple[Tensor, Tensor | None]

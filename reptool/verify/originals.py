@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from reptool.ir.aliasing import Reads
 from reptool.ir.computed_weights import computed_tensors, exact_tensors, has_computed_weight, set_plain
-from reptool.lift.transposed import asks_for_size
+from reptool.lift.layers.transposed import asks_for_size
 from reptool.models.copies import full_copy
 from reptool.plan.inference import Facts
 

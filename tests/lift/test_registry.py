@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from reptool.lift import lift
-from reptool.lift.convolutions import conv_module
+from reptool.lift.layers.convolutions import conv_module
+from reptool.lift.layers.transposed import transposed_module
 from reptool.lift.registry import FUNCTIONS, MODULES, Entry, module_entries, own_modules
-from reptool.lift.transposed import transposed_module
 
 
 def test_torchs_own_classes_are_in_it() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from reptool.ir.ops import Affine
 from reptool.ir.trace import Event
-from reptool.lift.deformable import BIAS, WEIGHT
+from reptool.lift.layers.deformable import BIAS, WEIGHT
 from reptool.runtime.hooks import guarded_rank
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced

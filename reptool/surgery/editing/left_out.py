@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from reptool.ir.nodes import is_inert, name_of
+from reptool.ir.nodes import DIVISIONS, is_inert, name_of
 from reptool.ir.ops import Affine, Concat, Op, Pieces, Stack, Sum, View
 from reptool.passages.own_affines import Behind
 from reptool.passages.spread import origin
@@ -14,12 +14,9 @@ from reptool.surgery.placing.term import kept_whole, term_of
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced
 
-_DIVISIONS = frozenset({"truediv", "true_divide", "div", "__truediv__"})
-
 
 def leave_out(draft: Draft, site: Site) -> None:
     """Leave out the operations of a region, and note what becomes of their modules."""
-    way = set(site.onpath)
     for node in (*site.onpath, *site.dead, site.carrier):
         draft.blame.setdefault(node, site)
     if site.slot is not None:
@@ -32,18 +29,7 @@ def leave_out(draft: Draft, site: Site) -> None:
             _leave_bare(draft, behind)
             draft.blame.setdefault(behind.norm, site)
     for node in site.onpath:
-        op = draft.found.ops[node]
-        if isinstance(op, View) or (isinstance(op, Pieces) and node in draft.alive):
-            continue
-        read = [op.source, *op.sources] if isinstance(op, Affine) else op.sources
-        source = next(s for s in read if s in way or s is site.carrier or s is site.region.root)
-        if isinstance(op, (Sum, Concat, Stack)):
-            source = _operand(draft.traced, node, op, site, way)
-        draft.edits.bypass[node] = source
-        if source.op == "placeholder" and _makes_floats(node):
-            draft.edits.promoted.add(node)
-        if node.op == "call_module" and op.owners:
-            draft.surgery.identities[str(node.target)] = "absorbed"
+        _bypass(draft, site, node)
     for node in site.dead:
         if node not in draft.alive:
             draft.edits.dead.add(node)
@@ -56,6 +42,22 @@ def leave_out(draft: Draft, site: Site) -> None:
     if site.slot is None and not site.in_place:
         draft.edits.bypass[site.carrier] = op.sources[0]
         draft.edits.layers[site.carrier] = call_of(draft.traced, site)
+
+
+def _bypass(draft: Draft, site: Site, node: fx.Node) -> None:
+    """Let the value that an operation on the way reads take its place."""
+    op = draft.found.ops[node]
+    if isinstance(op, View) or (isinstance(op, Pieces) and node in draft.alive):
+        return
+    read = [op.source, *op.sources] if isinstance(op, Affine) else op.sources
+    source = next(s for s in read if s in site.onpath or s is site.carrier or s is site.region.root)
+    if isinstance(op, (Sum, Concat, Stack)):
+        source = _operand(draft.traced, node, op, site, set(site.onpath))
+    draft.edits.bypass[node] = source
+    if source.op == "placeholder" and _makes_floats(node):
+        draft.edits.promoted.add(node)
+    if node.op == "call_module" and op.owners:
+        draft.surgery.identities[str(node.target)] = "absorbed"
 
 
 def _leave_bare(draft: Draft, behind: Behind) -> None:
@@ -124,7 +126,7 @@ def _makes_floats(node: fx.Node) -> bool:
     """Whether arithmetic gives floating-point numbers for integers too: a division, or a constant that is a float."""
     if node.op == "call_module":
         return False
-    if name_of(node) in _DIVISIONS:
+    if name_of(node) in DIVISIONS:
         return True
     constants = [n.meta.get("tensor") for n in node.all_input_nodes if n.meta["const"]]
     floats = any(isinstance(t, Tensor) and t.is_floating_point() for t in constants)

@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 from reptool.ir.casts import made_of
 from reptool.ir.nodes import name_of, takes_weight, weight_argument
 from reptool.ir.trace import Event, Trace
-from reptool.lift.deformable import BIAS, WEIGHT
-from reptool.lift.deformable import NAME as DEFORMABLE
+from reptool.lift.layers.deformable import BIAS, WEIGHT
+from reptool.lift.layers.deformable import NAME as DEFORMABLE
 from reptool.plan.candidates import Analysis
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Place

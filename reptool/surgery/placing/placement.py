@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from reptool.ir.nodes import is_inert
 from reptool.ir.ops import Affine, Op, View
 from reptool.ir.trace import Event
-from reptool.lift.transposed import asks_for_size
+from reptool.lift.layers.transposed import asks_for_size
 from reptool.plan.select import Region
 from reptool.pysource.module_info import calls_itself
 from reptool.refusal import Code, Refusal

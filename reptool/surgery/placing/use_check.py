@@ -123,40 +123,46 @@ def _owner_refused(
     if owner in traced.held and called and not (slotted and site.reuse):
         sentence = f"{traced.trace.place(owner)!r} is also kept in a plain attribute, which would keep the old one"
         return Refusal(Code.SHARED, sentence, (node.name,))
+    given = [e for a in traced.attributes_of(owner) for e in traced.givers.get(a, ())]
+    for event in given:
+        if event in node.meta["event"].ancestors():
+            sentence = f"{traced.trace.place(owner)!r} is also given out by {event.function}"
+            return Refusal(Code.SHARED, sentence, (node.name,))
     spread = traced.found.shares.get(node)
+    for user in (n for u in _users(traced, owner) for n in _read_by(traced, u)):
+        if spread is not None and user is spread.norm:
+            continue
+        if user in absorbed:
+            kept = slotted or node is site.carrier
+            why = _absorbed_otherwise(traced, node, site, user, absorbed[user], signature if kept else None)
+        elif user is node:
+            continue
+        elif user.op == "call_module":
+            why = "is called more than once"
+        else:
+            why = f"is also read by {named(user)}"
+        if why is not None:
+            return Refusal(Code.SHARED, f"{traced.trace.place(owner)!r} {why}", (node.name, user.name))
+    return None
+
+
+def _users(traced: Traced, owner: str) -> list[fx.Node]:
+    """The operations that use a module or tensor."""
     users: list[fx.Node] = []
     for call in traced.calls.get(owner, ()):
         if isinstance(call, fx.Node):
             users += traced.const_users(call) if call.meta["const"] else [call]
     for attribute in traced.attributes_of(owner):
         users += traced.const_users(attribute)
-        for event in traced.givers.get(attribute, ()):
-            if event in node.meta["event"].ancestors():
-                sentence = f"{traced.trace.place(owner)!r} is also given out by {event.function}"
-                return Refusal(Code.SHARED, sentence, (node.name,))
-    for user in (n for u in users for n in _read_by(traced, u)):
-        if spread is not None and user is spread.norm:
-            continue
-        if user in absorbed:
-            kept = slotted or node is site.carrier
-            if any((user is s.carrier) != (node is site.carrier) for s in absorbed[user] if user.op == "call_module"):
-                return Refusal(
-                    Code.SHARED,
-                    f"{traced.trace.place(owner)!r} would be a layer in one place and absorbed in another",
-                    (node.name, user.name),
-                )
-            if kept and any(traced.signature(s) != signature for s in absorbed[user] if s is not site):
-                return Refusal(
-                    Code.SHARED,
-                    f"{traced.trace.place(owner)!r} is called in places that would need different weights",
-                    (node.name, user.name),
-                )
-            continue
-        if user.op == "call_module" and user is not node:
-            return Refusal(
-                Code.SHARED, f"{traced.trace.place(owner)!r} is called more than once", (node.name, user.name)
-            )
-        if user is not node:
-            sentence = f"{traced.trace.place(owner)!r} is also read by {named(user)}"
-            return Refusal(Code.SHARED, sentence, (node.name, user.name))
+    return users
+
+
+def _absorbed_otherwise(
+    traced: Traced, node: fx.Node, site: Site, user: fx.Node, others: list[Site], signature: object | None
+) -> str | None:
+    """Why another absorbed operation needs something else of a module than this one."""
+    if user.op == "call_module" and any((user is s.carrier) != (node is site.carrier) for s in others):
+        return "would be a layer in one place and absorbed in another"
+    if signature is not None and any(traced.signature(s) != signature for s in others if s is not site):
+        return "is called in places that would need different weights"
     return None

@@ -94,7 +94,7 @@ def _defaults(read: str, function: types.FunctionType) -> Iterator[Place]:
 
 def within(
     kind: str, read: str, value: Any, put: Put, depth: int = 0, owner: tuple[str, Put] | None = None
-) -> Iterator[Place]:
+) -> Iterator[Place]:  # long: a case for each sort of object
     """The place of a value, and those of everything in it."""
     if depth > MAX_DEPTH or isinstance(value, (nn.Parameter, nn.Module, type, types.ModuleType)):
         return

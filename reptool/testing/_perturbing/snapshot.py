@@ -79,7 +79,7 @@ class Snapshot:
         )
         self.generators = (torch.get_rng_state(), random.getstate())
 
-    def _reach(self, value: Any, depth: int) -> None:
+    def _reach(self, value: Any, depth: int) -> None:  # long: a case for each sort of object
         if isinstance(value, _ATOMS) or id(value) in self._seen or depth > MAX_DEPTH:
             return
         self._seen.add(id(value))

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .where import Conv
+from reptool.expansion.where import Conv
 
 Branches = Literal["silent", "live"]
 

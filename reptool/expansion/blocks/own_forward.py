@@ -25,11 +25,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptool.blocks.behind import Behind, FixedPad, SamePad
+from reptool.expansion.blocks.adapter import Adapter
+from reptool.expansion.where import Conv
 from reptool.models.copies import full_copy
 from reptool.pysource.module_info import stock_forward
-
-from .adapter import Adapter
-from .where import Conv
 
 EXACT = 1e-12
 BORDERS = ("constant", "reflect", "replicate", "circular")

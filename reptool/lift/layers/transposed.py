@@ -11,7 +11,7 @@ from reptool.algebra.kernel import Axis, Border, Channels, Kernel
 from reptool.ir.computed_weights import exact_tensors, has_computed_weight, shape_of_weight
 from reptool.ir.nodes import name_of
 from reptool.ir.ops import Affine
-from reptool.lift.convolutions import bias_fits, convolved
+from reptool.lift.layers.convolutions import bias_fits, convolved
 from reptool.lift.reading import Context, Lifted, arguments, cone_of, exact_pair, ints, is_computed, shape_of, source_of
 from reptool.refusal import Code, Refusal
 

@@ -14,7 +14,7 @@ import reptool
 from reptool.blocks import OREPA, ACBlock, DiverseBranchBlock, QARepVGGBlock, RefConv, RepVGGBlock, parametrizations
 from reptool.blocks.behind import Behind, FixedPad, SamePad
 from reptool.errors import InputError
-from reptool.expansion.own_forward import Reading, read
+from reptool.expansion.blocks.own_forward import Reading, read
 from reptool.testing import assert_equivalent, randomize
 
 

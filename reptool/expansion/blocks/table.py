@@ -25,11 +25,10 @@ from reptool.blocks import (
     parametrizations,
 )
 from reptool.errors import InputError
-
-from .adapter import Adapter, Branches
-from .geometry import FROM_CONV
-from .kinds import Branched, Function, Online, Refocusing, WeightOnly
-from .summed import EdgeOriented, Quantizable
+from reptool.expansion.blocks.adapter import Adapter, Branches
+from reptool.expansion.blocks.geometry import FROM_CONV
+from reptool.expansion.blocks.kinds import Branched, Function, Online, Refocusing, WeightOnly
+from reptool.expansion.blocks.summed import EdgeOriented, Quantizable
 
 MAIN: dict[Any, str] = {
     ACBlock: "square",

@@ -18,11 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptool.blocks import EdgeOrientedBlock, QARepVGGBlock
 from reptool.blocks.edge_oriented import FILTERS
-
-from .adapter import Adapter, Branches
-from .geometry import arguments, fresh, like, refused
-from .inherit import balance, collapsed, folded, inherit_norm
-from .where import Conv
+from reptool.expansion.blocks.adapter import Adapter, Branches
+from reptool.expansion.blocks.geometry import arguments, fresh, like, refused
+from reptool.expansion.inherit import balance, collapsed, folded, inherit_norm
+from reptool.expansion.where import Conv
 
 
 @dataclass(frozen=True)

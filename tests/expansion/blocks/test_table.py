@@ -24,7 +24,7 @@ from reptool.blocks import (
 )
 from reptool.errors import InputError
 from reptool.expansion import Adapter, adapter_for
-from reptool.expansion.adapters import CHANGING, EVERYWHERE
+from reptool.expansion.blocks.table import CHANGING, EVERYWHERE
 
 CONV = nn.Conv2d(8, 8, 3, padding=1)
 CASES: list[tuple[Any, nn.Module, str | None]] = [

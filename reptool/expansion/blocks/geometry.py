@@ -13,10 +13,9 @@ from torch import nn
 
 from reptool.blocks import OREPA, ACBlock, DilatedReparamBlock, DiverseBranchBlock, LargeKernelBlock
 from reptool.errors import InputError
+from reptool.expansion.where import Conv
 from reptool.models.copies import full_copy
 from reptool.models.running import users_code
-
-from .where import Conv
 
 FROM_CONV = (
     *("in_channels", "out_channels", "channels", "kernel_size", "stride", "padding", "dilation", "groups"),

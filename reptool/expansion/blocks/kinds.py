@@ -14,12 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from reptool.blocks import OREPA, RefConv
 from reptool.blocks.orepa import SCALES
 from reptool.errors import InputError
+from reptool.expansion.blocks.adapter import Adapter, Branches
+from reptool.expansion.blocks.geometry import arguments, asks_the_user, attempt, fresh, like, refused
+from reptool.expansion.inherit import balance, inherit_norm
+from reptool.expansion.where import Conv
 from reptool.models.copies import full_copy
-
-from .adapter import Adapter, Branches
-from .geometry import arguments, asks_the_user, attempt, fresh, like, refused
-from .inherit import balance, inherit_norm
-from .where import Conv
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Layers with a weight: convolutions, transposed and deformable ones, linear layers."""
