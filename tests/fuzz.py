@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reptool
 from reptool.errors import InputError
-from reptool.models.nested import mapped
+from reptool.ir.walk import map_tensors
 from reptool.testing import assert_equivalent, other_sizes, tensors_in
 from reptool.testing._equivalence import Inputs, _call, _cast
 from tests import fuzz_perturb
@@ -160,7 +160,7 @@ def conditioning(double: nn.Module, case: Inputs, exact: Any) -> float:
     found = 0.0
     for seed in range(MOVES):
         generator = torch.Generator().manual_seed(seed)
-        moved = mapped(case, lambda t, g=generator: _step(t, g))  # type: ignore[misc]
+        moved = map_tensors(case, lambda t, g=generator: _step(t, g))  # type: ignore[misc]
         other = _moved(double, seed)
         with _Rounding(seed):
             found = max(found, _error(exact, _call(other, moved)))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import reptool
-from reptool.models.nested import mapped
+from reptool.ir.walk import map_tensors
 from reptool.testing import PERTURBED_KINDS, randomize
 from reptool.testing._perturb import failure_text
 from reptool.testing._perturbing.change import Change
@@ -75,7 +75,7 @@ def faults(family: str) -> dict[tuple[str, str], str]:
     """The first fault of each sort and kind in a family of models."""
     found: dict[tuple[str, str], str] = {}
     for name, model, inputs in FAMILIES[family]():
-        wide = mapped(inputs, lambda t: t.double() if t.is_floating_point() else t)
+        wide = map_tensors(inputs, lambda t: t.double() if t.is_floating_point() else t)
         original = randomize(model, 1).double().eval()
         session = Session(original, reptool.deploy(original, wide), wide)
         for count in range(TRIES):

@@ -22,6 +22,7 @@ TABLES = {
     "ir": "the vocabulary of the graph",
     "capture": "what symbolic values do, and functions that torch does not dispatch",
     "probing": "operations below torch's functions, as dispatch names them",
+    "frontends/aten.py": "operations of exported programs, as functions of torch",
     "plan/inference.py": "ranks and constants by operation",
     "plan/settled.py": "activations, which keep every axis",
     "report/left.py": "what nothing reads is known by its name",

@@ -6,7 +6,6 @@ import copy
 import inspect
 import keyword
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from reptool.pysource.module_info import calls_itself, foreign_hooks
 from reptool.pysource.places import asked, said
 from reptool.recipes.step import RECIPE
 from reptool.rewrite.constants import address, is_text
+from reptool.runtime.containers import parts
 from reptool.runtime.expect import _expect, called
 from reptool.runtime.gates.gate import move_gate
 from reptool.runtime.hooks import guard_state
@@ -238,12 +238,13 @@ def _unpack(graph: fx.Graph, value: Any, made: fx.Node, known: dict[fx.Node, fx.
     """What stands for the nodes in an argument."""
     if isinstance(value, fx.Node):
         known[value] = made
-    elif isinstance(value, (tuple, list, Mapping)):
-        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
-            if any(True for _ in nodes_in(part)):
-                _unpack(graph, part, graph.call_function(operator.getitem, (made, key)), known)
-    else:
-        raise InputError(f"flatten=True cannot take a {type(value).__name__} apart; deploy without flatten")
+        return
+    for step, part in parts(value) or ():
+        if not any(True for _ in nodes_in(part)):
+            continue
+        if step.kind == "attribute":
+            raise InputError(f"flatten=True cannot take a {type(value).__name__} apart; deploy without flatten")
+        _unpack(graph, part, graph.call_function(operator.getitem, (made, step.name)), known)
 
 
 def _structure(graph: fx.Graph, value: Any, known: dict[fx.Node, fx.Node]) -> Any:

@@ -11,7 +11,7 @@ from reptool.api.pipeline import make_plan
 from reptool.api.reporting import check_requirements, report_of
 from reptool.errors import RegionWarning, VerificationError, warn
 from reptool.ir.decisions import Decisions, deciding
-from reptool.ir.tensors import cloned
+from reptool.ir.walk import cloned
 from reptool.models.copies import full_copy, independent_copy
 from reptool.models.running import users_code
 from reptool.models.undo import undone_on_error

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from reptool.ir.nodes import name_of
 from reptool.ir.trace import Event, Question, Trace, all_events
+from reptool.runtime.containers import parts
 
 _NAMES = re.compile(r"Value\(\w+\)")
 """A symbolic value printed into a message: the name of its node says nothing."""
@@ -97,13 +98,11 @@ class _Twins:
             return _NAMES.sub("", repr(a)) == _NAMES.sub("", repr(b))
         if depth > 4 or isinstance(a, nn.Module):
             return True
-        if isinstance(a, (list, tuple)):
-            return len(a) == len(b) and all(self._alike(x, y, depth + 1) for x, y in zip(a, b, strict=True))
-        if isinstance(a, dict):
-            return list(map(repr, a)) == list(map(repr, b)) and all(
-                self._alike(x, y, depth + 1) for x, y in zip(a.values(), b.values(), strict=True)
-            )
-        return True
+        if not isinstance(a, (list, tuple, dict)):
+            return True
+        left, right = parts(a) or [], parts(b) or []
+        same = [repr(step) for step, _ in left] == [repr(step) for step, _ in right]
+        return same and all(self._alike(x, y, depth + 1) for (_, x), (_, y) in zip(left, right, strict=True))
 
     def _constants(self, a: fx.Node, b: fx.Node) -> bool:
         """Whether two constants are one: the same node, kept from the first run, or made alike."""

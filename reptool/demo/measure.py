@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from reptool.models.nested import tensors_in
+from reptool.ir.walk import named_tensors
 from reptool.probing.operations import count_operations
 
 __all__ = ["Measurement", "interleaved", "measure", "outputs_of", "predictions", "relative_error"]
@@ -31,7 +31,7 @@ class Measurement:
 @torch.no_grad()
 def outputs_of(model: nn.Module, images: Tensor) -> list[Tensor]:
     """The tensors that `model` returns for `images`, whatever they are nested in."""
-    return [tensor for _, tensor in tensors_in(model(images))]
+    return [tensor for _, tensor in named_tensors(model(images))]
 
 
 def predictions(outputs: Sequence[Tensor]) -> list[Tensor]:

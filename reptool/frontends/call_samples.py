@@ -12,6 +12,7 @@ from reptool.ir.trace import Input, fake
 from reptool.models.copies import full_copy
 from reptool.models.running import users_code
 from reptool.pysource.module_info import stock_forward
+from reptool.runtime.containers import parts
 
 MADE_UP = 64  # pixels along every axis of an image nobody showed
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -50,14 +51,12 @@ def seen_calls(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return {path: call for path, call in first.items() if path not in differing}
 
 
-def _kind(value: Any, depth: int = 0) -> object:
+def _kind(value: Any) -> object:
     """What a call looks like apart from sizes and numbers."""
     if isinstance(value, Tensor):
         return Tensor, value.dim(), value.dtype
-    if isinstance(value, (tuple, list)):
-        return type(value), tuple(_kind(v, depth + 1) for v in value)
-    if isinstance(value, dict):
-        return type(value), tuple((k, _kind(v, depth + 1)) for k, v in value.items())
+    if isinstance(value, (tuple, list, dict)):
+        return type(value), tuple((step, _kind(v)) for step, v in parts(value) or ())
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return type(value)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reptool.ir.walk import Inputs, call, map_tensors, named_tensors
 from reptool.models.copies import full_copy
-from reptool.models.nested import Inputs, call, mapped, tensors_in
 
 OTHER_SIZES = ((13, 10), (16, 19), (8, 9), (5, 7), (2, 3), (1, 1))
 SIZES = ((12, 9, 7), (16, 16, 16), (32, 36, 8), (64, 64, 8))
@@ -98,7 +98,7 @@ def other_sizes(inputs: Inputs, seed: int = 0) -> list[Inputs]:
     [(2, 3, 13, 10), (3, 3, 16, 19)]
     """
     generator = torch.Generator().manual_seed(seed)
-    floating = [t for _, t in tensors_in(inputs) if t.is_floating_point() and t.dim() >= 2]
+    floating = [t for _, t in named_tensors(inputs) if t.is_floating_point() and t.dim() >= 2]
     if not floating:
         return []
     axes = max(t.dim() for t in floating) - 2
@@ -115,6 +115,6 @@ def other_sizes(inputs: Inputs, seed: int = 0) -> list[Inputs]:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(t.dtype)
 
     return [
-        mapped(inputs, partial(resized, sizes=(*sizes, *sizes), wanted=2 + count % 2))
+        map_tensors(inputs, partial(resized, sizes=(*sizes, *sizes), wanted=2 + count % 2))
         for count, sizes in enumerate(OTHER_SIZES if axes else OTHER_SIZES[:2])
     ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from reptool.errors import InputError, ReptoolError, UnsupportedModelError
 from reptool.pysource.module_info import stock_forward
+from reptool.runtime.containers import parts
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -139,10 +140,7 @@ def hint_for(given: Any, path: str = "example_inputs") -> str:
         return f"{path} is a shape; give a tensor of it: torch.randn{tuple(given)}"
     if isinstance(given, numpy.ndarray):
         return f"{path} is a numpy array; give a tensor: torch.from_numpy(array)"
-    parts = (
-        given.items() if isinstance(given, Mapping) else enumerate(given) if isinstance(given, (tuple, list)) else ()
-    )
-    return next((hint for key, part in parts if (hint := hint_for(part, f"{path}[{key!r}]"))), "")
+    return next((hint for step, part in parts(given) or () if (hint := hint_for(part, f"{path}{step}"))), "")
 
 
 def _is_shape(value: Any) -> bool:

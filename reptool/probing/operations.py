@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reptool.models.nested import Inputs, call
+from reptool.ir.walk import Inputs, call
 
 _KINDS = {
     "convolution": "convolution",

@@ -24,6 +24,7 @@ from reptool.ir.computed_weights import is_weight_hook
 from reptool.models.rng import drew_since
 from reptool.models.running import Generators, users_device
 from reptool.refusal import Code, Refusal
+from reptool.runtime.containers import leaves
 
 
 class Stop(Exception):
@@ -209,8 +210,8 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        read = [a for a in _flat(args) if isinstance(a, Tensor)]
-        made = [t for t in _flat([out]) if isinstance(t, Tensor)]
+        read = [a for a in leaves(args) if isinstance(a, Tensor)]
+        made = [t for t in leaves(out) if isinstance(t, Tensor)]
         storages = {t.untyped_storage()._cdata for t in read}
         name = func.overloadpacket.__name__
         if made and (name.endswith("_") or any(t.untyped_storage()._cdata not in storages for t in made)):
@@ -219,14 +220,6 @@ class _Counter(TorchDispatchMode):
             turned = name == "convolution" and bool(args[6])  # a transposed one multiplies what it reads
             self.multiplications += multiplications(name.rstrip("_"), read, read[0] if turned else made[0])
         return out
-
-
-def _flat(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, (tuple, list)):
-            yield from _flat(value)
-        else:
-            yield value
 
 
 def multiplications(name: str, read: list[Tensor], out: Tensor) -> float:

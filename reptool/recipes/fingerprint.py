@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from reptool.models.nested import tensors_in
+from reptool.ir.walk import named_tensors
 from reptool.plan.options import Options
 
 MARK = "_reptool_mark"
@@ -32,7 +32,7 @@ def _print(model: nn.Module, inputs: Any, options: Options) -> str:
     chosen = {**vars(options), "rules": None if options.rules is None else sorted(options.rules)}
     chosen["lifts"] = sorted(options.lifts)
     chosen["rewrites"] = len(options.rewrites)  # those of a flattened model, which is not deployed again
-    shown = [(p, tuple(t.shape), t.dtype) for p, t in tensors_in(inputs)]
+    shown = [(p, tuple(t.shape), t.dtype) for p, t in named_tensors(inputs)]
     out = hashlib.sha256(repr((chosen, shown)).encode())
     first: dict[int, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):

@@ -19,7 +19,7 @@ from reptool.capture.tracer import Recorder
 from reptool.ir.trace import Event, Input, Trace, Unanswerable
 from reptool.ir.walk import nodes_in
 from reptool.models.copies import full_copy
-from reptool.runtime.containers import mapped
+from reptool.runtime.containers import mapped, parts
 
 
 def decides_nothing(event: Event, absorbed: Collection[fx.Node], recorder: Writing) -> bool:
@@ -139,14 +139,10 @@ def _equal(first: Any, second: Any, same: dict[fx.Node, fx.Node], mode: bool) ->
         return isinstance(second, fx.Node) and _same_constant(first, second)
     if type(first) is not type(second):
         return False
-    if isinstance(first, (tuple, list)):
-        return len(first) == len(second) and all(_equal(a, b, same, mode) for a, b in zip(first, second, strict=True))
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(_equal(v, second[k], same, mode) for k, v in first.items())
-    if isinstance(first, slice):
-        ends = ((s.start, s.stop, s.step) for s in (first, second))
-        return all(_equal(a, b, same, mode) for a, b in zip(*ends, strict=True))
-    return bool(first is second or first == second)
+    if not isinstance(first, (tuple, list, dict, slice)):
+        return bool(first is second or first == second)
+    held, others = dict(parts(first) or ()), dict(parts(second) or ())
+    return held.keys() == others.keys() and all(_equal(v, others[k], same, mode) for k, v in held.items())
 
 
 def _same_constant(first: fx.Node, second: fx.Node) -> bool:

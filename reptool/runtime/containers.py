@@ -41,6 +41,9 @@ class Step:
     kind: str
     name: Any
 
+    def __str__(self) -> str:
+        return f".{self.name}" if self.kind == "attribute" else f"[{self.name!r}]"
+
 
 def parts(value: Any) -> list[tuple[Step, Any]] | None:
     """What a container holds, in order; None for everything that is no container.
@@ -150,6 +153,20 @@ def leaves(value: Any, depth: int = 0) -> Iterator[Any]:
         return
     for _, part in held:
         yield from leaves(part, depth + 1)
+
+
+def named_leaves(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """As `leaves`, each with the path to it.
+
+    >>> list(named_leaves({"a": 1, "b": [2]}, "x"))
+    [("x['a']", 1), ("x['b'][0]", 2)]
+    """
+    held = parts(value) if depth <= MAX_DEPTH else []
+    if held is None:
+        yield path, value
+        return
+    for step, part in held:
+        yield from named_leaves(part, f"{path}{step}", depth + 1)
 
 
 def mapped(value: Any, change: Callable[[Any], Any], depth: int = 0) -> Any:

@@ -11,7 +11,7 @@ True
 
 from typing import TYPE_CHECKING, Any
 
-from reptool.models.nested import tensors_in as tensors_in
+from reptool.ir.walk import named_tensors as tensors_in
 from reptool.probing.operations import count_operations as count_operations
 from reptool.testing._apply import apply_kernel as apply_kernel
 from reptool.testing._apply import dense_weight as dense_weight

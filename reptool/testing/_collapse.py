@@ -10,8 +10,8 @@ from torch import nn
 
 from reptool.api.deploy import deploy
 from reptool.frontends.examples import example_for as example_for
+from reptool.ir.walk import Inputs
 from reptool.models.copies import full_copy
-from reptool.models.nested import Inputs
 from reptool.probing.operations import count_operations as count_operations
 from reptool.testing._equivalence import _cast, assert_equivalent
 from reptool.testing._randomize import randomize

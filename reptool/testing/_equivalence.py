@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from reptool.frontends.examples import other_sizes as other_sizes
-from reptool.models.nested import Inputs as Inputs
-from reptool.models.nested import call as _call
-from reptool.models.nested import mapped
-from reptool.models.nested import tensors_in as tensors_in
+from reptool.ir.walk import Inputs as Inputs
+from reptool.ir.walk import call as _call
+from reptool.ir.walk import map_tensors
+from reptool.ir.walk import named_tensors as tensors_in
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return mapped(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
+    return map_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
 def _described(inputs: Inputs) -> str:

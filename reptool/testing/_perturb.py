@@ -10,7 +10,7 @@ from time import perf_counter
 from torch import nn
 
 from reptool.errors import InputError
-from reptool.models.nested import Inputs
+from reptool.ir.walk import Inputs
 from reptool.testing._perturbing.change import KINDS, Change
 from reptool.testing._perturbing.session import Session, Verdict
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reptool.ir.tensors import cloned
+from reptool.ir.walk import cloned, named_tensors
 from reptool.models.copies import full_copy
 from reptool.refusal import Code
 from reptool.report.data import Report
@@ -85,7 +85,7 @@ class _Sites(TorchDispatchMode):
         kwargs = kwargs or {}
         name = str(func._schema.name).partition("::")[2].rstrip("_")
         path = self.running[-1] if self.running else ""
-        read = list(_tensors([*args, *kwargs.values()]))
+        read = [t for _, t in named_tensors([*args, *kwargs.values()])]
         seen = [self._of(t) for t in read]
         kind = self._kind(name, read, seen, path)
         if kind:
@@ -94,7 +94,7 @@ class _Sites(TorchDispatchMode):
         constant = all(m.constant for m in seen)
         own = constant and any(m.own for m in seen) and name != "expand"  # as large as the input says: no constant
         made = _Made(name, path, constant, own, seen[0] if name in _VIEWS else None)
-        for tensor in _tensors([out]):
+        for _, tensor in named_tensors(out):
             self._keep(tensor, made)
         return out
 
@@ -125,16 +125,6 @@ def _base(made: _Made) -> _Made:
     while made.of is not None:
         made = made.of
     return made
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
 
 
 @contextmanager
@@ -172,7 +162,11 @@ def executed_sites(model: nn.Module, *args: Any, **kwargs: Any) -> list[Executed
     """
     args, kwargs = cloned(args), cloned(kwargs)
     model = release(full_copy(model))  # hooks are set on all of it
-    with torch.no_grad(), _followed(model) as running, _Sites(model, list(_tensors([args, kwargs])), running) as sites:
+    with (
+        torch.no_grad(),
+        _followed(model) as running,
+        _Sites(model, [t for _, t in named_tensors([args, kwargs])], running) as sites,
+    ):
         model(*args, **kwargs)
     return sites.found
 

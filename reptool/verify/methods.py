@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool.algebra.budget import is_out_of_memory
-from reptool.ir.tensors import cloned, tensors_in
 from reptool.ir.trace import Event, all_events
+from reptool.ir.walk import cloned, tensors_in
 from reptool.models.copies import full_copy
 from reptool.models.running import users_code
 from reptool.refusal import Code, Refusal

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from reptool.errors import InputError
 from reptool.frontends.examples import example_for, other_sizes
+from reptool.ir.walk import Inputs, call, map_tensors
 from reptool.models.copies import full_copy
-from reptool.models.nested import Inputs, call, mapped
 from reptool.models.running import users_code
 from reptool.verify.whole_model import whole_error
 
@@ -41,7 +41,7 @@ def inputs_for(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str,
         def one(tensor: Tensor) -> Tensor:
             return tensor.double() * factor if tensor.is_floating_point() else tensor
 
-        found: Inputs = mapped(given, one)
+        found: Inputs = map_tensors(given, one)
         return found
 
     return [wide(1.0), *other_sizes(wide(1.0)), *map(wide, MAGNITUDES)]

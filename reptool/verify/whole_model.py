@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reptool.errors import UnsupportedModelError
 from reptool.frontends.inputs import check_inputs_run
-from reptool.ir.tensors import cloned, tensors_in
+from reptool.ir.walk import cloned, tensors_in
 from reptool.models.as_given import run_as_given
 from reptool.models.copies import full_copy
 from reptool.models.running import users_code

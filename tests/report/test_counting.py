@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 import reptool
 from reptool.blocks import DiverseBranchBlock, RepVGGBlock
 from reptool.frontends.inputs import example_arguments
-from reptool.ir.tensors import cloned
+from reptool.ir.walk import cloned
 from reptool.report.counting import Multiplications
 from tests.networks import random_network
 from tests.test_refusals import conv, net

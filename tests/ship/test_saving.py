@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import reptool
 from reptool.blocks import DiverseBranchBlock, RepVGGBlock
 from reptool.errors import FileError, InputError, RecipeError
-from reptool.models.nested import call
+from reptool.ir.walk import call
 from reptool.ship.header import digest_of
 from reptool.testing import randomize
 from tests.ir.test_decisions import BY_VALUES

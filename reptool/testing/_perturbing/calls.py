@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reptool.models.nested import tensors_in
+from reptool.ir.walk import named_tensors
 from reptool.testing._perturbing.change import Place, module_text
 from reptool.testing._perturbing.code import Code, own_classes
 from reptool.testing._perturbing.places import assigns, within
@@ -54,7 +54,7 @@ def calls(
 
 
 def _sizes(args: list[Any], kwargs: dict[str, Any]) -> Iterator[Source]:
-    tensors = [t for _, t in tensors_in([args, kwargs]) if t.is_floating_point()]
+    tensors = [t for _, t in named_tensors([args, kwargs]) if t.is_floating_point()]
     if not tensors:
         return
     batch = "args, kwargs = mapped((args, kwargs), lambda t: {})"

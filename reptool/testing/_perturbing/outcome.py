@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reptool.models.nested import mapped
+from reptool.ir.walk import map_tensors
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.25, torch.bfloat16: 0.25}
 """Allowed error as a part of the largest value of an output, for the coarsest dtype that took part."""
@@ -52,7 +52,7 @@ def run(statements: Sequence[str], names: dict[str, Any]) -> Outcome:
 def _kept(value: Any) -> Any:
     """Copies of tensors that are the model's own, or views of them: what is undone would change them."""
     try:
-        return mapped(value, Tensor.clone)
+        return map_tensors(value, Tensor.clone)
     except Exception:  # a container that is not made of its items
         return value
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.errors import ReptoolError
-from reptool.models.nested import Inputs, mapped, tensors_in
+from reptool.ir.walk import Inputs, map_tensors, named_tensors
 from reptool.testing._perturbing.calls import calls, public, resized
 from reptool.testing._perturbing.change import KINDS, Change
 from reptool.testing._perturbing.code import code_of
@@ -80,7 +80,7 @@ class Session:
         self.kwargs: dict[str, Any] = dict(inputs) if isinstance(inputs, Mapping) else {}
         self.code = code_of(model)
         self._snapshots = {id(m): Snapshot(m, self.code) for m in (model, deployed)}
-        self.dtype = _coarsest([*deployed.parameters(), *(t for _, t in tensors_in([self.args, self.kwargs]))])
+        self.dtype = _coarsest([*deployed.parameters(), *(t for _, t in named_tensors([self.args, self.kwargs]))])
         self.recorded: dict[str, Any] = {}
         self.warned = False
         self.imported = imported()
@@ -118,13 +118,13 @@ class Session:
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             path = paths.get(id(module))
             if path is not None and path not in self.recorded:
-                self.recorded[path] = mapped((args, kwargs), Tensor.clone)
+                self.recorded[path] = map_tensors((args, kwargs), Tensor.clone)
 
         for module in self.model.modules():
             with contextlib.suppress(Exception):  # a scripted one is called as a whole
                 module.register_forward_pre_hook(look, with_kwargs=True)
         self._run(self.model, [], [])
-        self.recorded.setdefault("", mapped((tuple(self.args), self.kwargs), Tensor.clone))
+        self.recorded.setdefault("", map_tensors((tuple(self.args), self.kwargs), Tensor.clone))
 
     # --- running
     def _run(self, m: nn.Module, statements: Sequence[str], paths: list[str | None], moved: bool = False) -> Outcome:
@@ -139,9 +139,9 @@ class Session:
             "kwargs": kwargs,
             "out": [],
             "looked": looked,
-            "look": lambda value: looked.append(mapped(value, Tensor.clone)),
-            "hooked": lambda value: mapped(value, lambda t: t * 1.5 if t.is_floating_point() else t),
-            "mapped": lambda value, change: mapped(value, lambda t: change(t) if t.is_floating_point() else t),
+            "look": lambda value: looked.append(map_tensors(value, Tensor.clone)),
+            "hooked": lambda value: map_tensors(value, lambda t: t * 1.5 if t.is_floating_point() else t),
+            "mapped": lambda value, change: map_tensors(value, lambda t: change(t) if t.is_floating_point() else t),
             "resized": resized,
             "move": _move_weights,
             "renewed": self._renewed,
@@ -156,14 +156,14 @@ class Session:
 
     def _fresh(self, moved: bool) -> Any:
         """Inputs that share nothing with those of another run: objects among them may be written to as well."""
-        args, kwargs = mapped((self.args, self.kwargs), _moved if moved else Tensor.clone)
+        args, kwargs = map_tensors((self.args, self.kwargs), _moved if moved else Tensor.clone)
         with contextlib.suppress(Exception):  # what cannot be copied is shared
             return copy.deepcopy((args, kwargs))
         return args, kwargs
 
     def _inputs_of(self, path: str | None) -> Any:
         found = self.recorded.get(path) if path is not None else None
-        return None if found is None else mapped(found, Tensor.clone)
+        return None if found is None else map_tensors(found, Tensor.clone)
 
     def _weights(self, path: str, seed: int, keys: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Other weights under the names of the original."""
@@ -305,7 +305,7 @@ def _move_weights(model: nn.Module) -> None:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    return [t.detach().double() for _, t in tensors_in(value) if t.is_floating_point() and t.numel()]
+    return [t.detach().double() for _, t in named_tensors(value) if t.is_floating_point() and t.numel()]
 
 
 def _error(a: Tensor, b: Tensor) -> float:
