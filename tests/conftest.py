@@ -2,6 +2,8 @@
 
 import os
 
+os.environ["REPTOOL_CHECK"] = "1"  # what each phase hands on is checked
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

@@ -23,6 +23,7 @@ from reptool.capture.patching import WATCHED, patched
 from reptool.capture.side_effects import kept_outside, written_constants, written_contents
 from reptool.capture.symbolic import Symbolic
 from reptool.ir.nodes import barrier
+from reptool.ir.spec import check_trace
 from reptool.ir.trace import CaptureLimitError, Event, Input, Question, Trace, Unanswerable
 from reptool.ir.walk import map_values, nodes_in, only_tensors
 from reptool.models.rng import drew_since
@@ -230,16 +231,18 @@ class Recorder(Writing):
         outputs = list(nodes_in(top.output))
         end = self.graph.output(tuple(outputs))
         end.meta.update(event=top, const=False, kind="output")
-        return Trace(
-            self.root,
-            self.prefix,
-            self.graph,
-            top,
-            outputs,
-            self.escapes,
-            dict(self.opaque),
-            self.constants,
-            self.knows_inputs,
+        return check_trace(
+            Trace(
+                self.root,
+                self.prefix,
+                self.graph,
+                top,
+                outputs,
+                self.escapes,
+                dict(self.opaque),
+                self.constants,
+                self.knows_inputs,
+            )
         )
 
     def _walked(self, top: Event, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

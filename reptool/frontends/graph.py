@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool.capture.graph_builder import Writing
+from reptool.ir.spec import check_trace
 from reptool.ir.trace import Event, Trace
 
 
@@ -82,7 +83,7 @@ class GraphTrace(Writing):
         end = self.graph.output(tuple(wanted))
         end.meta.update(event=self.top, const=False, kind="output")
         self.over = True
-        return Trace(self.root, "", self.graph, self.top, wanted, set(), {}, {}, True)
+        return check_trace(Trace(self.root, "", self.graph, self.top, wanted, set(), {}, {}, True))
 
     def fake(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
         """A tensor without data."""

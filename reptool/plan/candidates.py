@@ -11,6 +11,7 @@ from reptool.algebra.kernel import identity
 from reptool.ir.aliasing import Reads
 from reptool.ir.nodes import MADE_LIKE, metadata_read, name_of, only_asserted
 from reptool.ir.ops import Affine, Fill, HandedOn, Op, Pieces, Reduced, Stack, Sum, View
+from reptool.ir.spec import check_ops
 from reptool.lift import Context, lift
 from reptool.lift.ranks import rank_held
 from reptool.passages import Passage, passage
@@ -122,6 +123,7 @@ def analyse(
                 _add_affine(found, behind, node, values)
     found.wanted.update(found.instead.get(n, n) for n in escaped)
     found.wanted.update(n for n in found.ops if not reads.readers.get(n))  # unused, and computed all the same
+    check_ops(graph, found.ops)
     regroup(found, lambda node, op: _extend(found, node, op, values))
     return found
 

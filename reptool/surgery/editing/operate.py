@@ -12,6 +12,7 @@ from reptool.surgery.editing.idle import absorb_idle
 from reptool.surgery.editing.left_out import kill_inert, leave_out, leave_out_spread, leave_out_terms
 from reptool.surgery.editing.methods import mixed, rewrite
 from reptool.surgery.site import Site, Surgery
+from reptool.surgery.spec import check_surgery
 from reptool.surgery.traced import Traced
 
 
@@ -36,4 +37,4 @@ def operate(traced: Traced, sites: list[Site]) -> Surgery | dict[fx.Node, Refusa
     if problems:
         return problems
     drop(draft)
-    return draft.surgery
+    return check_surgery(draft.surgery, traced)

@@ -231,7 +231,7 @@ class Session:
         if wanted.error is not None or given.error is not None:
             return False
         found = [error for _, error in differences(wanted.value, given.value, self.dtype)]
-        if max(found) > 0.05 and all(t.dtype not in _COARSE for _, t in tensors_in(wanted.value)):
+        if max(found) > 0.05 and all(t.dtype not in _COARSE for _, t in named_tensors(wanted.value)):
             return False
         moved = self._run(self.model, [*statements, "move(m)"], [], moved=True)
         if moved.error is not None:
