@@ -55,27 +55,13 @@ _VIEWS = {
     "as_strided",
     "pixel_unshuffle",
 }
-_SAME = {
-    "contiguous",
-    "detach",
-    "alias",
-    "barrier",
-    "to",
-    "float",
-    "double",
-    "half",
-    "bfloat16",
-    "type",
-    "type_as",
-    "requires_grad_",
-    "cpu",
-    "cuda",
-}
+_SAME = {"detach", "alias", "barrier", "requires_grad_"}
 _MAY_ALIAS = {
     "broadcast_tensors", "einsum", "asarray", "as_tensor", "atleast_1d", "atleast_2d", "atleast_3d", "meshgrid",
-    "pixel_shuffle", "channel_shuffle",
+    "pixel_shuffle", "channel_shuffle", "contiguous", "to", "float", "double", "half", "bfloat16", "type", "type_as",
+    "cpu", "cuda",
 }  # fmt: skip
-"""Functions that may return a view although no schema says so."""
+"""What may return a view, or its input, although no schema says so: a copy where the layout or dtype is another."""
 _NOT_MUTATING = {"requires_grad_", "__getitem__"}
 _INPLACE_OPERATORS = {
     f"i{n}"
