@@ -262,8 +262,9 @@ class Facts:
             return len(sizes) if sizes and not node.kwargs and not _is_size(sizes) else None
         if name in ("reshape_as", "view_as", "expand_as") and rest and isinstance(rest[0], fx.Node):
             return self.rank(rest[0])
-        if name in ("matmul", "bmm", "baddbmm") and isinstance(first, fx.Node):
-            return self.rank(first)
+        if name in ("matmul", "bmm", "baddbmm"):
+            ranks = [self.rank(n) or 0 for n in node.all_input_nodes]
+            return max(ranks) if min(ranks, default=0) > 1 else None  # of a vector or what is unknown: another
         if name in ("mean", "sum", "amax", "amin") and isinstance(first, fx.Node):
             return self._reduced_rank(node, self.rank(first))
         if name == "flatten" and isinstance(first, fx.Node):

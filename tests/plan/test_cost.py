@@ -1,0 +1,72 @@
+"""The price of layers, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from reptool.algebra.kernel import Axis, Border, Channels, Kernel
+from reptool.plan.cost import OPERATION, TRAFFIC, Price, layer_price, needs_outer_padding, out_size
+
+
+def counted(layer: nn.Module, *shape: int) -> tuple[int, int]:
+    """Multiplications of a layer, and the elements of its output."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        out = layer(torch.zeros(shape))
+    return counter.get_total_flops() // 2, out.numel()
+
+
+@given(
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from([(6, 4, 1), (6, 4, 2), (6, 6, 6), (1, 5, 1)]),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(0, 2),
+    st.integers(5, 9),
+)
+def test_the_price_of_a_convolution_is_what_it_executes(
+    axes: int, channels: tuple[int, int, int], tap: int, stride: int, padding: int, size: int
+) -> None:
+    reads, writes, groups = channels
+    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](reads, writes, tap, stride, padding, groups=groups)
+    kernel = Kernel(Channels.grouped(reads, writes, groups), (Axis(tap, stride, 1, padding, padding),) * axes)
+    price = layer_price(kernel, (size,) * axes)
+    multiplications, written = counted(layer, 1, reads, *[size] * axes)
+    assert (price.multiplications, price.layers, price.others) == (multiplications, 1, 0)
+    assert price.weights == layer.weight.numel()
+    assert prod(out_size(kernel, (size,) * axes)) * writes == written
+    moved = reads * size**axes + written
+    assert price.total == multiplications + TRAFFIC * moved + layer.weight.numel() + OPERATION
+
+
+def test_the_price_of_a_linear_layer_at_one_position() -> None:
+    price = layer_price(Kernel(Channels.grouped(6, 4, 1), ()), ())
+    assert price == Price(24 + TRAFFIC * 10 + 24 + OPERATION, 24, 1, 24, 0)
+
+
+@pytest.mark.parametrize(
+    ("axes", "needed"),
+    [
+        ([Axis(3, before=1, after=1)], False),
+        ([Axis(3, before=1, after=0)], True),
+        ([Axis(2, before=1, after=1)], False),
+        ([Axis(2, before=1, after=0, border=Border.REFLECT)], True),
+        ([Axis(3, before=-1, after=-1)], True),
+        ([Axis(4, before=1, after=2)], False),  # padding="same" pads more behind
+        ([Axis(4, before=2, after=1)], True),
+    ],
+)
+def test_a_padding_that_no_layer_does_costs_an_operation(axes: Sequence[Axis], needed: bool) -> None:
+    assert needs_outer_padding(axes) == needed
+    assert layer_price(Kernel(Channels.grouped(4, 4, 1), tuple(axes)), (9,)).others == needed
+
+
+def test_prices_are_added_part_by_part() -> None:
+    assert Price(1.5, 2, 3, 4, 5) + Price(10.0, 20, 30, 40, 50) == Price(11.5, 22, 33, 44, 55)
