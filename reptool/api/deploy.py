@@ -26,10 +26,10 @@ from reptool.api.accept import (
     prepared_program,
     required,
 )
-from reptool.api.flatten import flattened
+from reptool.api.flat.flatten import flattened
+from reptool.api.flat.rewriting import name_of_rewrite
 from reptool.api.pipeline import make_plan
 from reptool.api.reporting import check_requirements, keep_report, report, report_of
-from reptool.api.rewriting import name_of_rewrite
 from reptool.api.rules_given import Rules
 from reptool.api.work import Work
 from reptool.errors import InputError, UnsupportedModelError
@@ -137,7 +137,7 @@ def deploy(
     keep_fallback: bool = False,
     affine: Affine = None,
     progress: bool | None = None,
-) -> Any:
+) -> Any:  # long: each kind of program and of option, in order
     """Collapse every affine region of a model into one layer, exactly, and say what was done.
 
     Args:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from reptool.api.flat.rewriting import rewritten
 from reptool.api.reporting import report_of
-from reptool.api.rewriting import rewritten
 from reptool.api.work import Work, write_units
 from reptool.capture.replay_check import mark_state
 from reptool.capture.tracer import Recorder

@@ -1,0 +1,1 @@
+"""The whole model as one graph: flattening, and rewrites of what was flattened."""
