@@ -17,31 +17,26 @@ import contextlib
 import copy
 import copyreg
 import weakref
-from collections import OrderedDict, UserDict, defaultdict, deque
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from reptool.errors import UnsupportedModelError
+from reptool.models.reached import ATOMS, CONTAINERS, MAX_NESTED, reached, tensors_in
 
-_ATOMS = (type(None), bool, int, float, complex, str, bytes, type)
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, tuple, set, frozenset, deque)
+_TABLES = (dict, OrderedDict)
+_PLAIN = (*_TABLES, list, set)
 _COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 _MISSING = object()
 M = TypeVar("M", bound=nn.Module)
-MAX_NESTED = 5  # containers in containers that are looked into
 
 
 def shallow_copy(model: M) -> M:
     """A copy of a model's structure that shares its tensors, and what cannot be copied."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in _tensors({**module._parameters, **module._buffers, **vars(module)}):
-            memo[id(tensor)] = tensor
-    return _Copy(memo).of(model)
+    return _Copy({id(t): t for m in model.modules() for t in tensors_in(m)}).of(model)
 
 
 def full_copy(model: M, memo: dict[int, Any] | None = None) -> M:
@@ -54,6 +49,23 @@ def full_copy(model: M, memo: dict[int, Any] | None = None) -> M:
     memo = {} if memo is None else memo
     memo.update((k, v) for k, v in as_values(model).items() if k not in memo)
     return _Copy(memo).of(model)
+
+
+def copy_in(model: M, dtype: torch.dtype) -> M:
+    """A full copy on the CPU, whose parameters and buffers with a fraction are of one dtype; each is copied once.
+
+    >>> copy_in(nn.Linear(2, 3), torch.float64).weight.dtype
+    torch.float64
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is None or type(tensor) not in (Tensor, nn.Parameter) or vars(tensor):
+                continue  # one with attributes of its own is copied with them
+            if tensor.is_floating_point():
+                made = tensor.detach().to("cpu", dtype, copy=True)
+                memo[id(tensor)] = made if type(tensor) is Tensor else nn.Parameter(made, tensor.requires_grad)
+    return full_copy(model, memo).to(device="cpu", dtype=dtype)
 
 
 def independent_copy(model: M, memo: dict[int, Any] | None = None) -> M:
@@ -73,12 +85,8 @@ def independent_copy(model: M, memo: dict[int, Any] | None = None) -> M:
 
 def as_values(model: nn.Module) -> dict[int, Any]:
     """A memo for `copy.deepcopy` with what it cannot copy: results of computations that a model keeps."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in _tensors(vars(module)):
-            if _is_computed(tensor):
-                memo[id(tensor)] = tensor.detach().clone()
-    return memo
+    computed = (t for m in model.modules() for t in tensors_in(m) if _is_computed(t))
+    return {id(t): t.detach().clone() for t in computed}
 
 
 def _is_computed(tensor: Tensor) -> bool:
@@ -106,15 +114,17 @@ class _Copy:
             found: M = self.memo[id(model)]
             return found
         made: list[tuple[str, nn.Module, nn.Module]] = []
-        for path, module in _reached(model):
+        references: list[weakref.ref[Any]] = []
+        for path, module, held in reached(model):
             shell = None if id(module) in self.memo else _shell(module)
             if shell is not None:
                 self.memo[id(module)] = shell
                 made.append((path, module, shell))
+                references += [v for v in held if type(v) is weakref.ref]
         for _, module, _ in made:
             self._tensors_of(module)
-        for _, module, _ in made:
-            self._references_of(module)
+        for reference in references:
+            self._reference(reference)
         for path, module, shell in reversed(made):  # what is inside first: an attribute may ask it something
             self._fill(path, module, shell)
         for _, module, shell in made:
@@ -142,20 +152,19 @@ class _Copy:
                 if name not in vars(made):
                     vars(made)[name] = self._value(value)
 
-    def _references_of(self, module: nn.Module) -> None:
+    def _reference(self, reference: weakref.ref[Any]) -> None:
         """A weak reference to a part of the model becomes one to its copy."""
-        for reference in _leaves(vars(module)):
-            if type(reference) is weakref.ref:
-                found = self.memo.get(id(reference()))
-                if found is not None:
-                    self.memo[id(reference)] = weakref.ref(found)
+        found = self.memo.get(id(reference()))
+        if found is not None:
+            self.memo[id(reference)] = weakref.ref(found)
 
     def _fill(self, path: str, module: nn.Module, shell: nn.Module) -> None:
         """Give a copy the attributes of what it is a copy of."""
+        given = vars(shell)
         for name, value in list(vars(module).items()):
-            made = self._attribute(path, module, name, value)
+            made = value if type(value) in ATOMS else self._attribute(path, module, name, value)
             if made is not _MISSING:
-                shell.__dict__[name] = made
+                given[name] = made
         for name in copyreg._slotnames(type(module)):  # type: ignore[attr-defined]
             if hasattr(module, name):
                 made = self._attribute(path, module, name, getattr(module, name))
@@ -180,11 +189,14 @@ class _Copy:
 
     def _value(self, value: Any) -> Any:
         """A deep copy; where it fails, nothing of it stays in the memo."""
-        if type(value) in _ATOMS:
+        if type(value) in ATOMS:
             return value
-        if type(value) in (dict, OrderedDict, list, set) and not value and id(value) not in self.memo:
-            self.memo[id(value)] = type(value)()
-            return self.memo[id(value)]
+        if type(value) in _PLAIN and id(value) not in self.memo:
+            if not value:
+                return self.memo.setdefault(id(value), type(value)())
+            if type(value) in _TABLES and all(map(self._is_copied, value, value.values())):
+                made = type(value)((k, self.memo.get(id(v), v)) for k, v in value.items())
+                return self.memo.setdefault(id(value), made)
         before = len(self.memo)
         try:
             return copy.deepcopy(value, self.memo)
@@ -193,11 +205,15 @@ class _Copy:
                 del self.memo[key]
             raise
 
+    def _is_copied(self, key: Any, value: Any) -> bool:
+        """Whether an entry of a table needs no copy any more: a part or a tensor that has one, or a plain value."""
+        return type(key) is str and (type(value) in ATOMS or id(value) in self.memo)
+
     def _shared(self, value: Any, depth: int = 0) -> Any:
         """A copy that shares what cannot be copied, be it inside of containers."""
         with contextlib.suppress(Exception):
             return self._value(value)
-        if type(value) in _CONTAINERS and depth < MAX_NESTED:
+        if type(value) in CONTAINERS and depth < MAX_NESTED:
             for item in value.values() if isinstance(value, Mapping) else value:
                 self._shared(item, depth + 1)
             with contextlib.suppress(Exception):
@@ -256,45 +272,3 @@ def _give_code(module: fx.GraphModule, shell: nn.Module) -> None:
     for name, value in theirs.items():
         if name not in vars(mine):
             setattr(mine, name, value)
-
-
-def _reached(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module that a model registers or keeps in plain attributes, with a path for it."""
-    seen: set[int] = set()
-    queue = deque([("", model)])
-    while queue:
-        path, module = queue.popleft()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        yield path, module
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        for name, child in module._modules.items():
-            if child is not None:
-                queue.append((f"{path}.{name}" if path else name, child))
-        for name, value in vars(module).items():
-            if name != "_modules":
-                queue.extend(
-                    (f"{path}.{name}" if path else name, v) for v in _leaves(value) if isinstance(v, nn.Module)
-                )
-
-
-def _leaves(value: Any, depth: int = 0) -> Iterator[Any]:
-    """What plain containers hold, at most so deep."""
-    if type(value) in _ATOMS:
-        return
-    if isinstance(value, (dict, UserDict, MappingProxyType)) and depth < MAX_NESTED:
-        for v in value.values():
-            yield from _leaves(v, depth + 1)
-    elif isinstance(value, (list, tuple, set, frozenset, deque)) and depth < MAX_NESTED:
-        for v in value:
-            yield from _leaves(v, depth + 1)
-    else:
-        yield value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    for leaf in _leaves(value):
-        if issubclass(type(leaf), Tensor):
-            yield leaf
