@@ -42,6 +42,7 @@ from reptool.recipes.fingerprint import is_marked, mark
 from reptool.report.data import Report
 from reptool.report.progress import phase, watched
 from reptool.runtime.gates.check import open_gates
+from reptool.verify.measure import Verify
 from reptool.verify.whole_model import reference_of
 
 M = TypeVar("M", bound=nn.Module | ExportedProgram | OnnxModel)
@@ -53,7 +54,7 @@ def deploy(
     example_inputs: Any = None,
     *,
     inplace: bool = False,
-    verify: bool = True,
+    verify: Verify = True,
     rules: Rules = None,
     force: bool = False,
     include: Patterns = None,
@@ -71,7 +72,7 @@ def deploy(
     model: str | os.PathLike[str],
     example_inputs: None = None,
     *,
-    verify: bool = True,
+    verify: Verify = True,
     rules: str | Iterable[str] | None = None,
     force: bool = False,
     include: Patterns = None,
@@ -87,7 +88,7 @@ def deploy(
     example_inputs: Any = None,
     *,
     inplace: bool = False,
-    verify: bool = True,
+    verify: Verify = True,
     rules: Rules = None,
     force: bool = False,
     include: Patterns = None,
@@ -106,7 +107,7 @@ def deploy(
     example_inputs: Any = None,
     *,
     inplace: bool = False,
-    verify: bool = True,
+    verify: Verify = True,
     rules: Rules = None,
     force: bool = False,
     include: Patterns = None,
@@ -127,7 +128,7 @@ def deploy(
     example_inputs: Any = None,
     *,
     inplace: bool = False,
-    verify: bool = True,
+    verify: Verify = True,
     rules: Rules = None,
     force: bool = False,
     include: Patterns = None,
@@ -147,7 +148,9 @@ def deploy(
             for correctness; they answer what the model's code asks about shapes, and the whole model is compared
             on them.
         inplace: change `model` itself instead of a copy.
-        verify: check every region in float64, before and after the cast.
+        verify: ``"full"`` (or True): check every region in float64, before and after the cast, at as many sizes as its
+            stride, and the whole model on the example inputs; ``"fast"``: at one size; False: neither. Methods that
+            were written anew are run in any case.
         rules: names of the rules to apply (see `reptool.RULES`) and rules of your own (see `reptool.lifts`), default
             all of these. With `flatten`, also rules that rewrite (`reptool.rules.Rule`, functions from a GraphModule to
             one, names of rules that installed packages bring); these are on where they are named alone.
@@ -171,7 +174,7 @@ def deploy(
     Raises:
         UnsupportedModelError: not a plain module (scripted, quantized, lazy, on the meta device), or a program that is
             lowered already.
-        InputError: training mode, example inputs that do not fit, unknown rules, patterns that match nothing,
+        InputError: training mode, example inputs that do not fit, unknown rules or checks, patterns that match nothing,
             weights that are not finite.
         RuleError: a rule of your own raised, or said what no rule may say; nothing was changed.
         VerificationError: a region does not compute what the original computes; nothing was changed.
@@ -187,6 +190,8 @@ def deploy(
       (2): ReLU()
     )
     """
+    if not (isinstance(verify, bool) or verify in ("full", "fast")):
+        raise InputError(f"verify={verify!r}; give 'full' (or True), 'fast' or False")
     if is_onnx(model):
         chosen = prepared_onnx(
             rules, force, include, exclude, example_inputs=example_inputs, inplace=inplace, flatten=flatten,
@@ -224,7 +229,7 @@ def deploy(
         return model if inplace else independent_copy(model)
     with watched(f"deploy {type(model).__name__}", progress) as watch:
         with phase("reference"):
-            reference = None if args is None else reference_of(model, args, kwargs, verify)
+            reference = None if args is None else reference_of(model, args, kwargs, bool(verify))
         work = Work(model, args, kwargs, options, verify, needed, watch.seconds)
         target = work.written(inplace, reference)
         if flatten:

@@ -23,7 +23,8 @@ from reptool.report.totals import is_layer, totals
 from reptool.report.words import counted
 from reptool.surgery.site import Site
 from reptool.surgery.units import Plan, Unit, layer_name
-from reptool.verify.regions import Checked, Measured
+from reptool.verify.measure import Measured
+from reptool.verify.regions import Checked
 from reptool.verify.whole_model import Reference
 
 KEY = "_reptool_report"

@@ -27,6 +27,7 @@ from reptool.runtime.originals import kept_modules, kept_tensors
 from reptool.runtime.subclass import warn_in_training
 from reptool.surgery.apply import write
 from reptool.surgery.units import GivenUp, Plan
+from reptool.verify.measure import Verify
 from reptool.verify.methods import Rehearsal
 from reptool.verify.regions import EXACT, Checked, checked_unit
 from reptool.verify.whole_model import ROUNDING, InexactError, Reference, compare_whole, movement, whole_error
@@ -44,13 +45,13 @@ class Work:
         args: example positional inputs or None.
         kwargs: example keyword inputs.
         options: what to do.
-        verify: whether regions and the whole model are measured.
+        verify: how much is measured.
         needed: requirements.
         seconds: what phases took.
     """
 
     def __init__(
-        self, model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any], options: Options, verify: bool,
+        self, model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any], options: Options, verify: Verify,
         needed: list[str], seconds: dict[str, float],
     ) -> None:  # fmt: skip
         self.model, self.args, self.kwargs, self.options = model, args, kwargs, options
@@ -120,7 +121,7 @@ class Work:
             self._give_up(failed)
 
     def _measured(
-        self, model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any], verify: bool
+        self, model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any], verify: Verify
     ) -> tuple[Plan, dict[str, Checked], GivenUp]:
         """A plan, the values of its layers, and what of it does not hold."""
         with phase("plan"), open_gates():

@@ -25,7 +25,8 @@ from reptool.plan.select import Chooser, Region
 from reptool.refusal import Code, Refusal
 from reptool.report.left import left_over
 from reptool.rewrite.lower import Geometry, Place, geometry, values
-from reptool.verify.regions import EXACT, Measured, measure, tolerance
+from reptool.verify.measure import Measured, Verify, measure
+from reptool.verify.regions import EXACT, tolerance
 
 _TURNS = ("permute", "t", "transpose", "numpy_t")
 
@@ -68,13 +69,13 @@ class Collapsed:
     refusals: dict[fx.Node, Refusal] = field(default_factory=dict)
 
 
-def collapse(read: Read, options: Options, verify: bool, writable: Callable[[Geometry], Refusal | None]) -> Collapsed:
+def collapse(read: Read, options: Options, verify: Verify, writable: Callable[[Geometry], Refusal | None]) -> Collapsed:
     """Choose the regions of a graph and work out their layers.
 
     Args:
         read: the graph.
         options: what the caller asked for.
-        verify: whether each layer is measured against its operations.
+        verify: how much each layer is measured against its operations.
         writable: why a layer of this geometry cannot be written as an operation of the graph; None where it can.
 
     Raises:
@@ -85,7 +86,7 @@ def collapse(read: Read, options: Options, verify: bool, writable: Callable[[Geo
 
 class _Collapse:
     def __init__(
-        self, read: Read, options: Options, verify: bool, writable: Callable[[Geometry], Refusal | None]
+        self, read: Read, options: Options, verify: Verify, writable: Callable[[Geometry], Refusal | None]
     ) -> None:
         self.read, self.reads, self.verify, self.writable = read, read.reads, verify, writable
         self.facts = Facts(read.writing, read.reads, {}, None)
@@ -156,20 +157,20 @@ class _Collapse:
         if refusal is not None:
             return refusal
         assert isinstance(shape, Geometry) and isinstance(place, Place)
-        if self.verify:
+        kernel = region.form.kernel()
+        cast = kernel if isinstance(kernel, Refusal) else values(kernel, place)
+        errors: Measured | Refusal | None = None
+        if self.verify and not isinstance(cast, Refusal):
             rank = self.facts.rank(region.root)
-            found = measure(region, shape, place, self.found.ops, self.facts, self.reads, rank)
-        else:
-            kernel = region.form.kernel()
-            cast = kernel if isinstance(kernel, Refusal) else values(kernel, place)
-            found = cast if isinstance(cast, Refusal) else (None, *cast)  # type: ignore[assignment]
-        if isinstance(found, Refusal):
-            if found.code is Code.NON_FINITE:
-                owners = ", ".join(dict.fromkeys(o for n in region.form.ops for o in self.found.ops[n].owners))
-                raise InputError(f"NaN or infinity in a weight among {owners}; repair or exclude it first")
-            return found
-        errors, weight, bias = found
-        return _too_far(region, errors, place) or Layer(region, shape, weight, bias, errors)
+            errors = measure(region, shape, cast, self.found.ops, self.facts, self.reads, rank, self.verify)
+        refusal = next((r for r in (cast, errors) if isinstance(r, Refusal)), None)
+        if refusal is not None and refusal.code is Code.NON_FINITE:
+            owners = ", ".join(dict.fromkeys(o for n in region.form.ops for o in self.found.ops[n].owners))
+            raise InputError(f"NaN or infinity in a weight among {owners}; repair or exclude it first")
+        if refusal is not None:
+            return refusal
+        assert not isinstance(cast, Refusal) and not isinstance(errors, Refusal)
+        return _too_far(region, errors, place) or Layer(region, shape, *cast, errors)
 
     def _place(self, region: Region) -> Place | Refusal:
         """Dtype and device of a region, which are those of all that it reads and gives."""

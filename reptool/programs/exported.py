@@ -19,6 +19,7 @@ from reptool.programs.reporting import name_layers, report_on
 from reptool.programs.writing import Writer
 from reptool.report.data import Report
 from reptool.report.progress import phase
+from reptool.verify.measure import Verify
 from reptool.verify.whole_model import InexactError, compare_whole, reference_of
 
 Program = TypeVar("Program", bound=ExportedProgram | fx.GraphModule)
@@ -26,7 +27,7 @@ Program = TypeVar("Program", bound=ExportedProgram | fx.GraphModule)
 Copied = TypeVar("Copied")
 
 
-def planned(program: ExportedProgram | fx.GraphModule, options: Options, verify: bool) -> tuple[Collapsed, Report]:
+def planned(program: ExportedProgram | fx.GraphModule, options: Options, verify: Verify) -> tuple[Collapsed, Report]:
     """What would be done with a program, and the report on it."""
     if isinstance(program, ExportedProgram) and program.dialect not in ("ATEN", "TRAINING"):
         raise UnsupportedModelError(
@@ -39,7 +40,7 @@ def planned(program: ExportedProgram | fx.GraphModule, options: Options, verify:
 
 
 def deploy_program(
-    program: Program, example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None, options: Options, verify: bool
+    program: Program, example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None, options: Options, verify: Verify
 ) -> tuple[Program, Report]:
     """The program with fewer layers, and the report.
 
@@ -47,7 +48,7 @@ def deploy_program(
         program: what was exported; it stays as it is.
         example_inputs: positional and keyword inputs on which the whole is compared, None for those of the export.
         options: what the caller asked for.
-        verify: whether each layer is measured, and the whole compared.
+        verify: how much each layer is measured, and whether the whole is compared.
 
     Raises:
         VerificationError: the whole of it computes something else on the example inputs.

@@ -13,12 +13,13 @@ from reptool.programs.onnx_compare import compared
 from reptool.programs.reporting import name_layers, report_on
 from reptool.report.data import Report
 from reptool.report.progress import phase
+from reptool.verify.measure import Verify
 
 ALIKE = {"FLOAT16": 5e-2, "BFLOAT16": 2e-1}
 """Largest difference of two runs, relative to the largest value of an output, by its type; 1e-3 for all others."""
 
 
-def deploy_onnx(given: Any, options: Options, verify: bool) -> tuple[Any, Report]:
+def deploy_onnx(given: Any, options: Options, verify: Verify) -> tuple[Any, Report]:
     """The model with fewer layers, and the report.
 
     Args:
@@ -138,7 +139,7 @@ def _parts(graph: Any, outer: dict[str, Any] | None = None) -> Any:
             yield from _parts(body, held)
 
 
-def _collapsed(graph: Any, opset: int, inferred: Any, outer: Any, options: Options, verify: bool) -> Collapsed:
+def _collapsed(graph: Any, opset: int, inferred: Any, outer: Any, options: Options, verify: Verify) -> Collapsed:
     from reptool.frontends.onnx_graph import read_onnx
     from reptool.programs.onnx_writing import why_not
 

@@ -131,11 +131,8 @@ def geometry(kernel: Kernel) -> Geometry | Refusal:  # long: a kind of layer aft
     return Geometry(*plain, padding=(0,) * len(axes), outer=pads, outer_mode=outer_mode, **common)
 
 
-def values(kernel: Kernel, place: Place) -> tuple[Tensor, Tensor | None] | Refusal:
-    """Weight and bias in the layer's own storage order, cast once.
-
-    Refuses: `NON_FINITE` (the float64 kernel is not finite), `OVERFLOW` (it is, the cast is not).
-    """
+def arranged(kernel: Kernel) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in a layer's own storage order, in float64; they may share memory with the kernel."""
     weight = kernel.grouped_weight()
     if kernel.axes == () and kernel.channels is not None and kernel.channels.groups > 1:
         weight = pointwise_to_linear(weight, kernel.channels.groups)
@@ -147,7 +144,15 @@ def values(kernel: Kernel, place: Place) -> tuple[Tensor, Tensor | None] | Refus
             .transpose(1, 2)
             .reshape(groups * i, o // groups, *weight.shape[2:])
         )
-    tensors = [weight] if kernel.bias is None else [weight, kernel.bias]
+    return weight, kernel.bias
+
+
+def values(kernel: Kernel, place: Place) -> tuple[Tensor, Tensor | None] | Refusal:
+    """Weight and bias of a layer, cast once.
+
+    Refuses: `NON_FINITE` (the float64 kernel is not finite), `OVERFLOW` (it is, the cast is not).
+    """
+    tensors = [t for t in arranged(kernel) if t is not None]
     cast = [t.to(place.dtype).to(place.device) for t in tensors]
     if not all(map(is_finite, cast)):
         if not all(map(is_finite, tensors)):

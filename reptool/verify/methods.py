@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from reptool.algebra.budget import is_out_of_memory
 from reptool.ir.trace import Event, all_events
 from reptool.ir.walk import cloned, tensors_in
-from reptool.models.copies import full_copy
+from reptool.models.copies import copy_in
 from reptool.models.running import users_code
 from reptool.refusal import Code, Refusal
 from reptool.report.progress import unit as begun
@@ -163,7 +163,7 @@ def _takes(old: nn.Module, event: Event, unit: Unit) -> tuple[torch.dtype, Takes
     """
     own = next((p.dtype for p in old.parameters() if p.is_floating_point()), torch.float64)
     for dtype, tries in {torch.float64: MAX_TRIES, own: MAX_TRIES if own is torch.float64 else MAX_NARROW}.items():
-        wide, out = _copied(old, dtype), list[tuple[tuple[Any, Any], list[Tensor]]]()
+        wide, out = copy_in(old, dtype), list[tuple[tuple[Any, Any], list[Tensor]]]()
         for made in itertools.islice(_inputs(event, unit, dtype), tries):
             try:
                 out.append((made, _outputs(wide, *made)))
@@ -179,7 +179,7 @@ def _takes(old: nn.Module, event: Event, unit: Unit) -> tuple[torch.dtype, Takes
 def _judged(scene: _Scene, new: nn.Module) -> Refusal | None:
     """Why what was written cannot stand."""
     path = scene.path or "<root>"
-    wide = _copied(new, scene.dtype)
+    wide = copy_in(new, scene.dtype)
     for made, wanted in scene.takes:
         scene.off = float("inf")
         try:
@@ -195,10 +195,6 @@ def _judged(scene: _Scene, new: nn.Module) -> Refusal | None:
         if not scene.off <= scene.tolerance:
             return Refusal(Code.UNVERIFIED, f"{path} is off by {scene.off:.3g}", (path,))
     return None
-
-
-def _copied(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return full_copy(module).to(dtype=dtype, device="cpu")
 
 
 def _outputs(module: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from reptool.ir.aliasing import Reads
 from reptool.ir.computed_weights import computed_tensors, exact_tensors, has_computed_weight, set_plain
 from reptool.lift.layers.transposed import asks_for_size
-from reptool.models.copies import full_copy
+from reptool.models.copies import copy_in, full_copy
 from reptool.plan.inference import Facts
 
 
@@ -64,7 +65,7 @@ def read_by(norm: fx.Node, reads: Reads) -> fx.Node:
 
 
 def _double(module: nn.Module) -> nn.Module:
-    made = full_copy(module).double().cpu()
+    made = copy_in(module, torch.float64)
     if not has_computed_weight(made):
         return made
     try:

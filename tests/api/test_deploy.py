@@ -813,12 +813,13 @@ def test_one_wrong_tap_is_found_before_anything_is_written(
 
 def test_a_wrong_bias_or_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from reptool.rewrite import lower
-    from reptool.verify import regions
+    from reptool.verify import measure
 
     model = ready(nn.Sequential(conv(3, 4, padding_mode="reflect"), nn.BatchNorm2d(4)))
 
     def shifted(*given: Any) -> Any:
-        weight, bias = lower.values(*given)
+        weight, bias = lower.arranged(*given)
+        assert bias is not None
         return weight, bias + 1e-7
 
     def zeros(shape: Any, *given: Any) -> nn.Module:
@@ -826,9 +827,9 @@ def test_a_wrong_bias_or_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> No
         layer.padding_mode = "zeros"  # type: ignore[assignment]
         return layer
 
-    for name, change in (("values", shifted), ("new_layer", zeros)):
+    for name, change in (("arranged", shifted), ("new_layer", zeros)):
         with monkeypatch.context() as patch:
-            patch.setattr(regions, name, change)
+            patch.setattr(measure, name, change)
             with pytest.raises(RegionWarning, match="conv_bn"):
                 reptool.deploy(model)
     assert reptool.deploy(model) is not model
@@ -898,3 +899,12 @@ def test_an_output_that_hangs_on_rounding_is_checked_in_float64() -> None:
     assert found.model_error_float64 == 0.0
     assert "hangs on rounding" in str(found)
     assert isinstance(deployed.norm, nn.Identity)
+
+
+@pytest.mark.parametrize("verify", ["fast", "full"])
+def test_how_much_is_verified_is_one_of_three(verify: Any) -> None:
+    model = ready(nn.Sequential(conv(3, 4, stride=2), nn.BatchNorm2d(4)))
+    (region,) = reptool.report(reptool.deploy(model, verify=verify)).regions
+    assert region.sizes == (1 if verify == "fast" else 2)
+    with pytest.raises(InputError, match="verify='quick'; give 'full'"):
+        reptool.deploy(model, verify="quick")  # type: ignore[call-overload]

@@ -1,0 +1,78 @@
+"""Inputs that show a wrong kernel: sizes at which every tap shows at every border, values with which every weight does.
+
+Per axis as many consecutive sizes are tried as the stride, from the least on at which all taps lie inside of the image
+at some position and in the padding at others, with H != W. Where the original does not run on those, larger ones are.
+Values are between 0.5 and 1 in size, with random signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import torch
+from torch import Tensor
+
+from reptool.algebra.budget import BYTES, check_bytes, smallest_size
+from reptool.algebra.kernel import Axis, Kernel
+from reptool.ir.ops import Affine, Op
+
+MAX_SIZES = 4
+BATCH = 2
+SMALL = 2**21
+"""Multiplications up to which two images are run instead of one."""
+
+
+def sizes_of(kernel: Kernel, reference: list[Op], count: int = MAX_SIZES) -> Iterator[list[tuple[int, ...]]]:
+    """Input sizes that show every tap at every border, the smallest first: see the module's text.
+
+    Args:
+        kernel: of the region.
+        reference: the operations it replaces.
+        count: the most sizes to try.
+    """
+    axes = kernel.axes or ()
+    if kernel.transposed is not None or not axes:
+        yield [tuple(range(3, 3 + len(axes)))]
+        return
+    count = min(count, max(axis.stride for axis in axes))
+    for base in ([_least(a) for a in axes], [_roomy(a, reference, i, len(axes)) for i, a in enumerate(axes)]):
+        sizes = [
+            tuple(b + i * a.stride + k for i, (a, b) in enumerate(zip(axes, base, strict=True))) for k in range(count)
+        ]
+        yield [s for s in sizes if check_bytes(kernel, s, 1) <= BYTES] or [
+            tuple(n + i for i, n in enumerate(smallest_size(axes)))
+        ]
+
+
+def _least(axis: Axis) -> int:
+    """The least size with all taps inside of the image at one position, and another position beside it."""
+    first = -(-max(axis.before, 0) // axis.stride)  # the first position all of whose taps lie behind the border
+    inside = axis.stride * first - axis.before + axis.span + 1
+    return max(inside, axis.stride * max(first, 1) + 1 - axis.extent)
+
+
+def _roomy(axis: Axis, reference: list[Op], i: int, count: int) -> int:
+    """A size that is larger by all that the original pads and crops."""
+    pads = abs(axis.before) + abs(axis.after)  # a crop behind a stride is as many times as wide
+    own = [op.shape.axes for op in reference if isinstance(op, Affine) and op.shape.axes]
+    pads = max(pads, sum(abs(a[i].before) + abs(a[i].after) for a in own if len(a) == count))
+    return -(-(axis.span + 1 + max(pads, 1)) // axis.stride) * axis.stride + axis.stride
+
+
+def of_one_position(kernel: Kernel) -> tuple[int, ...]:
+    """The least size with a result: what is flattened behind it may have to be of one position."""
+    return tuple(max(1 - a.extent, 1) for a in kernel.axes or ()) if kernel.transposed is None else ()
+
+
+def made_up(kernel: Kernel, size: tuple[int, ...], rank: int | None, generator: torch.Generator) -> Tensor:
+    """An input of a kernel; `rank` is that of what a linear one reads, where it is known."""
+    channels = kernel.in_channels
+    assert channels is not None
+    if kernel.axes == ():
+        shape = [BATCH, *range(3, 3 + (rank or 2) - 2), channels]
+    else:
+        assert kernel.weight is not None
+        shape = [BATCH if kernel.weight.numel() * prod(size) <= SMALL else 1, channels, *size]
+    x = torch.rand(shape, dtype=torch.float64, generator=generator)
+    return torch.where(x < 0.5, x - 1, x)  # -1 to -0.5, and 0.5 to 1
