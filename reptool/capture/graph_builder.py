@@ -77,6 +77,7 @@ class Writing:
         self.guessed = False  # whether the inputs were made up: then every answer is one that may be wrong
         self.knows_inputs = False
         self.writes_constants = False
+        self.reads_constants = False  # whether an answer depended on the values of weights
         self.escapes: set[fx.Node] = set()
         self.closed: Callable[[str], str] | None = None  # kind of value of a module that need not be opened, or ''
         self.named: frozenset[str] = frozenset()  # paths the caller says are affine: not opened
@@ -85,6 +86,7 @@ class Writing:
         self.unanswered: Exception | None = None
         self.unsettled: dict[int, str] = {}  # layers that the code itself sets -> an attribute it writes
         self.modes: dict[tuple[Event, frozenset[fx.Node]], bool] = {}  # calls whose mode decides nothing, once asked
+        self.alike: dict[Any, list[tuple[list[Setting], bool]]] = {}  # the same of modules that are alike
         self.given: list[weakref.ref[Symbolic]] = []  # every value handed to the model's code
         self.over = False
 
@@ -259,6 +261,7 @@ class Writing:
         if not node.meta["const"]:
             self.stack[-1].questions.append(Question(what, node.name, answer, node, read))
             return answer
+        self.reads_constants = True
         self._asked_of_weights(node)
         if what in ("truth", "integer", "membership") and (held := held_by(node)):
             self.stack[-1].questions.append(Question(VALUE, held, answer))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reptool
+from reptool.rewrite import own_mode
 from reptool.testing import randomize
 
 
@@ -91,5 +92,61 @@ def test_what_else_the_mode_decides_stays_behind_a_guard(kind: type[nn.Module]) 
     deployed = reptool.deploy(model, x)
     torch.testing.assert_close(deployed(x), model(x))
     deployed.train()
+    with pytest.raises(reptool.errors.SpecializedError, match="training"):
+        deployed(x)
+
+
+class Looking(Written):
+    """A norm that looks at its weights."""
+
+    def activated(self, x: Tensor) -> Tensor:
+        return F.relu(x) if self.weight.sum() > -1e3 else F.gelu(x)
+
+
+class Chosen(Written):
+    """A norm with a setting."""
+
+    def __init__(self, channels: int, soft: bool = False) -> None:
+        super().__init__(channels)
+        self.soft = soft
+
+    def activated(self, x: Tensor) -> Tensor:
+        return F.dropout(F.relu(x), 0.5, self.training) if self.soft else F.relu(x)
+
+
+def runs_of(monkeypatch: pytest.MonkeyPatch, *norms: nn.Module) -> int:
+    runs = []
+    run = own_mode._run
+    monkeypatch.setattr(own_mode, "_run", lambda *given: runs.append(given) or run(*given))
+    layers = [m for norm in norms for m in (nn.Conv2d(norm.num_features, norm.num_features, 3, bias=False), norm)]
+    reptool.deploy(randomize(nn.Sequential(*layers)).eval(), verify=False)
+    return len(runs)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_modules_of_one_structure_are_run_once_in_each_mode(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    assert runs_of(monkeypatch, *(Written(4) for _ in range(count))) == 2
+
+
+def test_modules_whose_settings_differ_or_that_look_at_weights_are_run_by_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert runs_of(monkeypatch, *(Chosen(4, soft=i == 1) for i in range(3))) == 4
+    momentum = Written(4)
+    momentum.momentum = 0.2
+    assert runs_of(monkeypatch, Written(4), momentum) == 4
+    few, many = (runs_of(monkeypatch, *(Looking(4) for _ in range(n))) for n in (2, 4))
+    assert many == 2 * few > 0
+
+
+def test_the_answer_of_one_module_is_not_that_of_one_with_another_setting() -> None:
+    model = randomize(
+        nn.Sequential(*(m for i in range(4) for m in (nn.Conv2d(4, 4, 1), Chosen(4, soft=i == 2))))
+    ).eval()
+    deployed, x = reptool.deploy(model), torch.rand(2, 4, 8, 8)
+    torch.testing.assert_close(deployed(x), model(x))
+    deployed[1].train()
+    torch.testing.assert_close(deployed(x), model(x))
+    deployed[5].train()
     with pytest.raises(reptool.errors.SpecializedError, match="training"):
         deployed(x)
