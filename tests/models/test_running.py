@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reptool
-from reptool.models.running import users_code
+from reptool.models.running import users_code, young_garbage
 from tests.traps import ConvBN, image, ready
 
 
@@ -98,3 +99,47 @@ def test_the_default_device_of_the_program_is_no_matter(device: str) -> None:
             assert torch.ones(1).device.type == device
         assert reptool.report(deployed).layers == (3, 2)
         torch.testing.assert_close(deployed(x), model(x))
+
+
+def test_the_thresholds_of_the_garbage_collector_are_set_back_whoever_leaves_last() -> None:
+    before = gc.get_threshold()
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with young_garbage():
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with young_garbage():
+        thread.start()
+        inside.wait(10)
+        assert gc.get_threshold() == (*before[:2], 2**31 - 1)
+    assert gc.get_threshold() == (*before[:2], 2**31 - 1)
+    leave.set()
+    thread.join()
+    assert gc.get_threshold() == before
+    with pytest.raises(ValueError, match="inside"), young_garbage():
+        raise ValueError("inside")
+    assert gc.get_threshold() == before
+
+
+def test_nothing_old_is_collected_while_a_model_is_deployed() -> None:
+    seen: list[int] = []
+
+    def collected(phase: str, info: dict[str, int]) -> None:
+        if gc.get_threshold()[2] > 1:
+            seen.append(info["generation"])
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    before = gc.get_threshold()
+    gc.callbacks.append(collected)
+    gc.set_threshold(20, 2, 1)
+    try:
+        reptool.deploy(model)
+        assert gc.get_threshold() == (20, 2, 1)
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(collected)
+    assert seen.count(0) > 10
+    assert not seen.count(2)
