@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from reptool.algebra.kernel import Kernel
 
@@ -31,7 +30,10 @@ class Multiplications(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # which imports triton
+
         super().__init__()
+        self.formulas = flop_registry
         self.count = 0
         self.sure = True  # whether everything that multiplies could be counted
 
@@ -45,7 +47,7 @@ class Multiplications(TorchDispatchMode):
         if isinstance(func, HigherOrderOperator):  # a branch or loop, of which nobody knows how often it runs
             self.sure = False
             return func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
+        formula = self.formulas.get(func._overloadpacket)
         if formula is None and func is not torch.ops.prim.device.default:
             with self:  # an operation that is made of others
                 made = func.decompose(*args, **kwargs)
