@@ -9,6 +9,7 @@ given up.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import fx
 
@@ -46,6 +47,11 @@ class Spreads:
     refused: dict[fx.Node, Refusal] = field(default_factory=dict)
     _tried: set[tuple[fx.Node, type[Way]]] = field(default_factory=set)
     _graph: fx.Graph = field(default_factory=fx.Graph)
+
+    @cached_property
+    def kept(self) -> set[fx.Node]:
+        """Values that somebody outside may read."""
+        return {*self.trace.escaped, *self.trace.outputs, *given_by_methods(self.trace.top)}
 
     def settled(self, surgeon: Surgeon, surgery: Surgery, refusals: dict[fx.Node, Refusal]) -> bool:
         """Give up what found no place and take up what may find one; whether nothing changed by that."""
@@ -111,8 +117,7 @@ class Spreads:
         if (node, kind) in self._tried:
             return None
         found = surgeon.found
-        kept = {*self.trace.escaped, *self.trace.outputs, *given_by_methods(self.trace.top)}
-        way = kind(found, self.active, kept, values, node, op)
+        way = kind(found, self.active, self.kept, values, node, op)
         if not way.starts():
             return None
         why = way.run() or self._asked(way) or _repeated(way, surgeon)

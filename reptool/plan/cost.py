@@ -51,6 +51,15 @@ class Price:
             self.others + other.others,
         )
 
+    def __sub__(self, other: Price) -> Price:
+        return Price(
+            self.total - other.total,
+            self.multiplications - other.multiplications,
+            self.layers - other.layers,
+            self.weights - other.weights,
+            self.others - other.others,
+        )
+
 
 def nominal_size(axes: int) -> Size:
     """The assumed size of a value with `axes` spatial axes."""

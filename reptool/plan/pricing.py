@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Generic, Protocol, TypeVar
+
 from torch import fx
 
 from reptool.algebra.kernel import Kernel
@@ -137,3 +141,64 @@ def _dearer(node: fx.Node, form: Form, before: Price, after: Price, where: str =
         f"{before.total:,.0f} ({numbers}){where}"
     )
     return Refusal(Code.DEARER, sentence, (node.name,))
+
+
+class Way(Protocol):
+    """One way to compute a value."""
+
+    @property
+    def needs(self) -> list[fx.Node]:
+        """The values that are read."""
+
+
+W = TypeVar("W", bound=Way)
+
+
+class Standing(Generic[W]):
+    """The values of an island that are computed, each as often as it is read.
+
+    Args:
+        island: its values.
+        wanted: those that somebody outside reads.
+        way: how each value is computed.
+        price: of one way.
+    """
+
+    def __init__(
+        self, island: Iterable[fx.Node], wanted: Iterable[fx.Node], way: Callable[[fx.Node], W],
+        price: Callable[[W], Price],
+    ) -> None:  # fmt: skip
+        self.way, self._price_of = {n: way(n) for n in island}, price
+        self.price = Price()
+        self._readers: Counter[fx.Node] = Counter()
+        self._read(wanted)
+
+    def is_computed(self, node: fx.Node) -> bool:
+        """Whether somebody reads a value."""
+        return self._readers[node] > 0
+
+    def change(self, node: fx.Node, way: W) -> None:
+        """Compute a value in another way; what that takes is what changes."""
+        before, self.way[node] = self.way[node], way
+        if self.is_computed(node):
+            self.price = self.price + self._price_of(way) - self._price_of(before)
+            self._read(way.needs)
+            self._leave(before.needs)
+
+    def _read(self, values: Iterable[fx.Node]) -> None:
+        stack = list(values)
+        while stack:
+            node = stack.pop()
+            self._readers[node] += 1
+            if self._readers[node] == 1 and node in self.way:
+                self.price += self._price_of(self.way[node])
+                stack += self.way[node].needs
+
+    def _leave(self, values: Iterable[fx.Node]) -> None:
+        stack = list(values)
+        while stack:
+            node = stack.pop()
+            self._readers[node] -= 1
+            if not self._readers[node] and node in self.way:
+                self.price -= self._price_of(self.way[node])
+                stack += self.way[node].needs

@@ -16,7 +16,7 @@ from reptool.ir.ops import Affine, Op
 from reptool.plan.candidates import Analysis
 from reptool.plan.cost import Price
 from reptool.plan.forms import Form
-from reptool.plan.pricing import Prices
+from reptool.plan.pricing import Prices, Standing
 from reptool.plan.terms import Tree
 from reptool.refusal import Refusal
 
@@ -203,6 +203,9 @@ class Chooser:
         return self._best[node]
 
     def _island(self, island: list[fx.Node]) -> list[Region]:
+        for node in island:  # in graph order, so that what the price of a value is made of is known already
+            self.prices.standing(node)
+            self._tree(node)
         order = island[::-1]
         wanted = {n for n in island if n in self.found.wanted}
         base = self._total(order, wanted, {})
@@ -225,20 +228,23 @@ class Chooser:
         self, order: list[fx.Node], wanted: set[fx.Node], choice: Choice, base: Price
     ) -> tuple[Choice, Price]:
         """Change one value's choice at a time as long as it pays."""
-        best = self._total(order, wanted, choice)
+        standing = Standing(order, wanted, lambda n: choice.get(n) or self._ways(n)[0], self._price)
+        best = standing.price
         for _ in range(MAX_ROUNDS):
             improved = False
-            for node in order:
+            for node in filter(standing.is_computed, order):
                 for option in self._ways(node):
-                    if choice.get(node, self._ways(node)[0]) is option:
+                    before = standing.way[node]
+                    if before is option:
                         continue
-                    trial = {**choice, node: option}
-                    price = self._total(order, wanted, trial)
-                    if self._better(price, best, base):
-                        choice, best, improved = trial, price, True
+                    standing.change(node, option)
+                    if self._better(standing.price, best, base):
+                        best, improved = standing.price, True
+                    else:
+                        standing.change(node, before)
             if not improved or len(order) > 200:
                 break
-        return choice, best
+        return standing.way, best
 
     def _better(self, new: Price, old: Price, base: Price) -> bool:
         if self.force:

@@ -19,9 +19,9 @@ from reptool.runtime.originals import keep
 from reptool.runtime.state import Folded, set_folded
 from reptool.runtime.subclass import derive
 from reptool.surgery.conversions import set_class, silence
-from reptool.surgery.gating import set_gates
+from reptool.surgery.gating import gone_with, set_gates
 from reptool.surgery.graph_modules import rewrite_graph_module
-from reptool.surgery.site import Site, Surgery
+from reptool.surgery.site import Site, Surgery, is_below
 from reptool.surgery.traced import Traced
 from reptool.surgery.units import Unit
 
@@ -82,12 +82,12 @@ def _put_layers(
 
 
 def _put_markers(root: nn.Module, surgery: Surgery, traced: Traced, paths: dict[str, list[str]]) -> None:
-    gone = surgery.identities
-    replaced = {*gone, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
-    for path in [p for p in gone if not any(p.startswith(f"{other}.") for other in replaced)]:
-        slot = next((s.slot for s in surgery.sites if path in _owners(s, traced)), None)
-        into = "" if slot is None else traced.trace.place(slot)
-        _put(root, paths, path, Absorbed(root.get_submodule(path), traced.trace.place(path), into))
+    replaced, into = gone_with(surgery), dict[str, str]()
+    for site in surgery.sites:
+        for path in _owners(site, traced):
+            into.setdefault(path, "" if site.slot is None else traced.trace.place(site.slot))
+    for path in [p for p in surgery.identities if not is_below(p, replaced)]:
+        _put(root, paths, path, Absorbed(root.get_submodule(path), traced.trace.place(path), into.get(path, "")))
 
 
 def _put_methods(root: nn.Module, surgery: Surgery) -> None:

@@ -14,7 +14,7 @@ from reptool.runtime.gates.calls import kind_of
 from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Link, Path
 from reptool.runtime.gates.gate import set_gate
 from reptool.runtime.gates.in_place import hooks_on
-from reptool.surgery.site import Calls, Site, Surgery
+from reptool.surgery.site import Calls, Site, Surgery, is_below
 from reptool.surgery.traced import Traced, is_plain_identity
 
 
@@ -26,14 +26,15 @@ def calls(traced: Traced, surgery: Surgery, sites: Iterable[tuple[Site, Site]]) 
         surgery: what will be done.
         sites: the regions as they stand in that run, each with the one of the surgery that it is.
     """
+    gone = gone_with(surgery)
     for site, known in sites:
         lowest = _lowest(site)
         if lowest is None:
             continue
-        absorbed = _absorbed(site, surgery)
+        absorbed = {p: e for p, e in _absorbed(site, surgery).items() if not is_below(p, gone)}
         inside = {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors() if lowest in e.ancestors()}
         passed = inside | _handing_on(site, traced)
-        watched = tuple(sorted(p for p in passed - {lowest.path} if not _is_replaced(p, surgery)))
+        watched = tuple(sorted(p for p in passed - {lowest.path} if p not in gone and not is_below(p, gone)))
         gated = site.slot is not None and changes(traced, site)
         chain = Chain(
             (),
@@ -71,7 +72,8 @@ def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
     modules = dict(root.named_modules(remove_duplicate=False))
     for path in surgery.identities:
         found.setdefault(path, [Calls(path, None, c.path, c.chain, ()) for c in _callers(traced, path)])
-    gated = {p: held for p, held in found.items() if p in modules and not _is_replaced(p, surgery, inside=True)}
+    gone = gone_with(surgery)
+    gated = {p: held for p, held in found.items() if p in modules and not is_below(p, gone)}
     for path in gated:  # first the hooks, which the gates count
         set_gate(modules[path], Gate(path, (), ()))
     for path, held in gated.items():
@@ -186,13 +188,12 @@ def _absorbed(site: Site, surgery: Surgery) -> dict[str, Event]:
         for around in event.ancestors():
             if around.parent is not None and around.method == "forward" and around.path in surgery.identities:
                 found[around.path] = around.parent
-    return {p: e for p, e in found.items() if not _is_replaced(p, surgery, inside=True)}
+    return found
 
 
-def _is_replaced(path: str, surgery: Surgery, inside: bool = False) -> bool:
-    """Whether a module goes away, or one around it does."""
-    gone = {*surgery.identities, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
-    return (path in gone and not inside) or any(path.startswith(f"{p}.") for p in gone)
+def gone_with(surgery: Surgery) -> set[str]:
+    """Modules that go away."""
+    return {*surgery.identities, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
 
 
 def _chain(traced: Traced, path: str, around: Event | None, lowest: Event, like: Chain) -> Chain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import fx
 
@@ -61,6 +62,14 @@ class Unit:
     alive: set[fx.Node] = field(default_factory=set)  # operations of the plan that are computed as they stand
     questions: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)  # modules named as affine that were not fused
+
+    @cached_property
+    def by_root(self) -> dict[fx.Node, list[Site]]:
+        """The regions that read a value."""
+        found: dict[fx.Node, list[Site]] = {}
+        for site in self.surgery.sites:
+            found.setdefault(site.region.root, []).append(site)
+        return found
 
     def gone(self) -> set[str]:
         """Paths of the modules that a layer or an identity replaces."""

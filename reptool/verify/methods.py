@@ -257,7 +257,7 @@ def _widths(event: Event, unit: Unit, node: fx.Node, behind: int) -> list[int]:
     known = unit.facts.channels(node, behind) or unit.facts.width_expected(node, behind)
     if known is not None:
         return [known]
-    sites = sorted(unit.surgery.sites, key=lambda s: s.region.root is not node)
+    sites = (*unit.by_root.get(node, ()), *unit.surgery.sites[:6])
     roots = [s.region.form.shape.in_channels for s in sites[:6]]
     layers = [n.meta.get("module") for n in event.nodes() if n.op == "call_module"]
     read = (getattr(m, name, None) for m in layers for name in ("in_channels", "in_features", "num_features"))

@@ -6,13 +6,14 @@ has no effect. They are absorbed like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from torch import fx
 
 from reptool.ir.trace import Event, all_events
 from reptool.ir.walk import nodes_in
 from reptool.surgery.editing.draft import Draft
+from reptool.surgery.site import is_below
 from reptool.surgery.traced import is_plain_identity
 
 
@@ -44,6 +45,6 @@ def absorbed_in(draft: Draft, event: Event) -> tuple[str, ...]:
     return tuple(sorted(p for p in gone if lies_in(p, {event.path}) and not lies_in(p, gone - {p})))
 
 
-def lies_in(path: str, others: Iterable[str]) -> bool:
+def lies_in(path: str, others: Collection[str]) -> bool:
     """Whether a path is one of others, or below one."""
-    return any(not other or path == other or path.startswith(f"{other}.") for other in others)
+    return path in others or "" in others or is_below(path, others)
