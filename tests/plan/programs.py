@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from reptool.capture.tracer import Recorder
 from reptool.ir.aliasing import resolve
-from reptool.ir.trace import Input, fake
+from reptool.ir.trace import Input, Trace, fake
 from reptool.plan.candidates import Analysis, analyse
 from reptool.plan.inference import Facts
 from reptool.testing import randomize
@@ -74,12 +74,17 @@ def program(seed: int, steps: int = 8, branches: bool = True) -> Program:
     return randomize(Program(seed, steps, branches).eval()).double()
 
 
-def analysed(model: nn.Module, *given: Tensor) -> Analysis:
-    """What the planner sees of a model."""
+def traced(model: nn.Module, *given: Tensor) -> tuple[Trace, Analysis]:
+    """The trace of a model, and what the planner sees of it."""
     recorder = Recorder(model)
     trace = recorder.run(tuple(Input(f"x{i}", partial(fake, t)) for i, t in enumerate(given)), {})
     reads = resolve(trace.graph)
-    return analyse(trace.graph, reads, Facts(recorder, reads, {}), {}, trace.escaped, True)
+    return trace, analyse(trace.graph, reads, Facts(recorder, reads, {}), {}, trace.escaped, True)
+
+
+def analysed(model: nn.Module, *given: Tensor) -> Analysis:
+    """What the planner sees of a model."""
+    return traced(model, *given)[1]
 
 
 def values_of(found: Analysis, *given: Tensor) -> dict[fx.Node, Any]:
