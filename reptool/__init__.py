@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from reptool.norms import insert_norms as insert_norms
     from reptool.norms import is_deployed as is_deployed
     from reptool.plan.rules import RULES as RULES
-    from reptool.programs.onnx import save_onnx as save_onnx
     from reptool.refocus import Refocusing as Refocusing
     from reptool.refusal import Code as Code
     from reptool.refusal import Refusal as Refusal
@@ -58,7 +57,6 @@ __all__ = [
     "release",
     "report",
     "save",
-    "save_onnx",
 ]
 
 _HOMES = {
@@ -82,7 +80,6 @@ _HOMES = {
     "load_deployed": "name_maps",
     "release": "runtime.gates.release",
     "save": "ship.saving",
-    "save_onnx": "programs.onnx",
 }
 
 

@@ -26,7 +26,7 @@ from reptool.errors import InputError
 from reptool.ir.walk import map_tensors
 from reptool.testing import assert_equivalent, other_sizes, tensors_in
 from reptool.testing._equivalence import Inputs, _call, _cast
-from tests import fuzz_perturb
+from tests import fuzz_perturb, fuzz_programs
 from tests.networks import build, network_source
 
 FLOAT32_FACTOR, FLOAT32_FLOOR = 10.0, 3e-5
@@ -291,6 +291,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="the first seed (default: from the clock)")
     parser.add_argument("--ops", nargs="*", help="use these steps and blocks only")
     parser.add_argument("--perturb", action="store_true", help="change deployed networks and their originals alike")
+    parser.add_argument("--programs", action="store_true", help="through exported programs and ONNX")
     parser.add_argument("--tries", type=int, default=fuzz_perturb.TRIES, help="changes of each network, with --perturb")
     parser.add_argument("--kinds", nargs="*", help="kinds of changes, with --perturb (all if not given)")
     arguments = parser.parse_args()
@@ -298,6 +299,8 @@ def main() -> int:
     first = int(time.time()) % 10**8 if arguments.seed is None else arguments.seed
     if arguments.perturb:
         return fuzz_perturb.main(arguments.seconds, arguments.count, first, arguments.tries, arguments.kinds)
+    if arguments.programs:
+        return fuzz_programs.main(arguments.seconds, arguments.count, first)
     count = arguments.count or (10**9 if arguments.seconds else 1000)
     tally, failures = run(
         range(first, first + count),

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 import reptool
-from reptool.cli import compared, timed
+from reptool.api.accept import is_onnx
+from reptool.cli import compared, files, timed
 from reptool.cli import doctor as doctors
 from reptool.cli.given import inputs_of, model_of
 from reptool.cli.written import as_json, check_out, check_report, write_out, write_report
@@ -19,7 +20,7 @@ from reptool.frontends.spec import SECONDS
 
 HELP = (
     "Structural re-parameterization: collapse a model's branches and norms into plain layers, exactly. SPEC is "
-    "timm:NAME, torchvision:NAME, hf:NAME or package.module:callable(argument=value)."
+    "timm:NAME, torchvision:NAME, hf:NAME, package.module:callable(argument=value); deploy and explain take *.onnx."
 )
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -58,6 +59,9 @@ def deploy(
 ) -> int:  # fmt: skip
     """Collapse a model, verify it, and write it to a file."""
     check_report(report, overwrite)
+    if is_onnx(spec):
+        options = {"require": require, "include": include, "exclude": exclude, "force": force}
+        return files.deploy(spec, out, report, overwrite, json, options)
     if out is not None:
         check_out(out, (), overwrite)
     model = model_of(spec, weights, key, seed, timeout)
@@ -92,6 +96,9 @@ def explain(
 ) -> int:  # fmt: skip
     """Say what would be fused, and what would be left and why, without doing it."""
     check_report(report, overwrite)
+    if is_onnx(spec):
+        found = reptool.explain(spec, include=include or None, exclude=exclude or None, force=force)
+        return files.told(found, report, overwrite, json)
     model = model_of(spec, weights, key, seed, timeout)
     found = reptool.explain(
         model, inputs_of(inputs or (), model, seed), include=include or None, exclude=exclude or None, force=force,

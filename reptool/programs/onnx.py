@@ -66,29 +66,10 @@ def explain_onnx(given: Any, options: Options) -> Report:
     return report
 
 
-def save_onnx(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write a model to a file at once: whole, or not at all.
-
-    Args:
-        model: an `onnx_ir.Model` or `ModelProto`.
-        path: of the file.
-        overwrite: whether a file that is there may be replaced.
-
-    Raises:
-        InputError: there is a file already, or the folder cannot be written.
-    """
-    ir, path = _library(), Path(path)
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} is there already; give overwrite=True to replace it")
-    held = model if isinstance(model, ir.Model) else ir.from_proto(model)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        ir.save(held, part)
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+def write_onnx(model: Any, path: str | os.PathLike[str]) -> None:
+    """Write an `onnx_ir.Model` or a `ModelProto` to a file."""
+    ir = _library()
+    ir.save(model if isinstance(model, ir.Model) else ir.from_proto(model), path)
 
 
 def _library() -> Any:

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
-from reptool.api.accept import unwrap
+from reptool.api.accept import is_onnx, unwrap
 from reptool.api.replay import replay
 from reptool.errors import InputError, RecipeError
 from reptool.frontends.given import check_is_module, names_itself
 from reptool.models.copies import independent_copy
+from reptool.programs.onnx import write_onnx
 from reptool.recipes.outcome import difference, outcome
 from reptool.recipes.step import RECIPE, Step
 from reptool.ship.checkpoints import read_checkpoint
@@ -32,13 +34,14 @@ Build = Callable[[], nn.Module] | nn.Module
 
 
 @names_itself
-def save(deployed: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+def save(deployed: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a deployed model to a file of safetensors: its weights, and the recipe that makes it again.
 
     Args:
         deployed: a model that `reptool.deploy` returned, with whatever weights it has by now.
         path: the file, ``*.safetensors``. It is there whole or not at all, and an earlier one stays until then.
-            ``*.pt`` is a pickle that loads without reptool, where no method was written anew.
+            ``*.pt`` is a pickle that loads without reptool, where no method was written anew; ``*.onnx`` is for a
+            deployed ONNX model, ``*.pt2`` for a deployed exported program.
         overwrite: whether the file may be there already.
 
     Returns:
@@ -62,6 +65,8 @@ def save(deployed: nn.Module, path: str | os.PathLike[str], *, overwrite: bool =
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    if is_onnx(deployed) or isinstance(deployed, ExportedProgram):
+        return _save_program(deployed, Path(path), overwrite)
     check_is_module(deployed, "save")
     model = unwrap(deployed)
     if Path(path).suffix == ".pt":
@@ -80,6 +85,21 @@ def save(deployed: nn.Module, path: str | os.PathLike[str], *, overwrite: bool =
         except SafetensorError as error:
             raise OSError(str(error)) from error
     return Path(path)
+
+
+def _save_program(program: Any, path: Path, overwrite: bool) -> Path:
+    """Write what has no Python code as what it is."""
+    exported = isinstance(program, ExportedProgram)
+    ending = ".pt2" if exported else ".onnx"
+    if path.suffix != ending or isinstance(program, (str, os.PathLike)):
+        what = "an exported program" if exported else "an ONNX model"
+        raise InputError(f"{what} is written as *{ending}, got {str(path)!r}")
+    with replacing(path, overwrite) as beside:
+        if exported:
+            torch.export.save(program, beside)
+        else:
+            write_onnx(program, beside)
+    return path
 
 
 def recipe_of(model: nn.Module) -> list[Any]:

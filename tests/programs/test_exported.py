@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,13 +92,11 @@ def test_a_program_has_the_layers_of_its_module_at_every_size(ir: str) -> None:
     )
 
 
-def test_a_program_can_be_saved_loaded_and_exported_again() -> None:
+def test_a_program_can_be_saved_loaded_and_exported_again(tmp_path: Path) -> None:
     model = ready(Net()).float()
     x = image().float()
     made = reptool.deploy(program(model, x, dynamic_shapes=DYNAMIC))
-    file = io.BytesIO()
-    torch.export.save(made, file)
-    file.seek(0)
+    file = reptool.save(made, tmp_path / "made.pt2")
     torch.testing.assert_close(torch.export.load(file).module()(x), made.module()(x))
     again = reptool.deploy(made)
     assert not reptool.report(again).regions

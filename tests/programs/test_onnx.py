@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool.errors import InputError, RequirementError, UnsupportedModelError, VerificationError
+from reptool.errors import FileError, InputError, RequirementError, UnsupportedModelError, VerificationError
 from reptool.testing import randomize
 from tests.networks import random_network
 from tests.programs.test_exported import Kinds, Net, Terms
@@ -288,13 +288,15 @@ def test_a_file_in_and_a_file_out(tmp_path: Path) -> None:
     path, out = tmp_path / "in.onnx", tmp_path / "größe.onnx"
     onnx.save(conv_norm(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     model = reptool.deploy(path)
-    reptool.save_onnx(model, out)
+    reptool.save(model, out)
     same(onnx.load(path), onnx.load(out))
     with pytest.raises(InputError, match="there already"):
-        reptool.save_onnx(model, out)
-    reptool.save_onnx(model, out, overwrite=True)
-    with pytest.raises(InputError, match="cannot be written"):
-        reptool.save_onnx(model, tmp_path / "nowhere" / "a.onnx")
+        reptool.save(model, out)
+    reptool.save(model, out, overwrite=True)
+    with pytest.raises(FileError, match="cannot be written"):
+        reptool.save(model, tmp_path / "nowhere" / "a.onnx")
+    with pytest.raises(InputError, match=r"is written as \*\.onnx"):
+        reptool.save(model, tmp_path / "a.safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["größe.onnx", "in.onnx", "weights.bin"]
     assert reptool.explain(path).norms == (1, 0)
 
@@ -305,11 +307,11 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 
     def full(model: Any, path: Path) -> None:
         path.write_bytes(b"half")
-        raise OSError("no space left on device")
+        raise OSError(28, "no space left on device")
 
     monkeypatch.setattr(ir, "save", full)
-    with pytest.raises(InputError, match="no space left"):
-        reptool.save_onnx(ir.from_proto(conv_norm()), out, overwrite=True)
+    with pytest.raises(FileError, match="no space left"):
+        reptool.save(ir.from_proto(conv_norm()), out, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
     assert out.read_bytes() == b"old"
 
