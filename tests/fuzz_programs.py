@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from reptool.ir.walk import cloned, tensors_in
 from torch import Tensor, nn
 
 import reptool
+from reptool.ir.walk import cloned, tensors_in
 from tests.networks import network_source, random_network
 
 EXACT, SINGLE = 1e-10, 2e-4
