@@ -47,7 +47,7 @@ class Absorbed(Marker):
         own["_stands_for"] = module._stands_for if isinstance(module, Absorbed) else type(module).__name__
         own["_is_norm"] = module._is_norm if isinstance(module, Absorbed) else isinstance(module, _NORMS)
         plain = plain_attributes(module)
-        gone = module._gone if isinstance(module, Absorbed) else frozenset(public_names(module))
+        gone = module._gone if isinstance(module, Absorbed) else frozenset(names_lost(module))
         own["_gone"] = gone - plain.keys()
         own["_inside"] = module.__dict__.get("_inside", frozenset(module._modules))
         own["_indexed"] = module._indexed if isinstance(module, Absorbed) else hasattr(type(module), "__getitem__")
@@ -82,22 +82,26 @@ class Absorbed(Marker):
         return f"{self._place!r} ({self._stands_for}) was absorbed{by} by deploy():"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and name not in _TORCHS_OWN:
+        if self._is_of_the_original(name):
             held = self.__dict__.get(name, self)
             if type(held) is type(value) and held == value:
                 return  # as it is already
             self._refuse(f"setting its {name!r} would change nothing")
         super().__setattr__(name, value)
 
+    def _is_of_the_original(self, name: str) -> bool:
+        """Whether the code of what was absorbed may have read a name."""
+        return (not name.startswith("_") and name not in _TORCHS_OWN) or name in self.__dict__.get("_gone", ())
+
     def __delattr__(self, name: str) -> None:
-        if not name.startswith("_") and name not in _TORCHS_OWN:
+        if self._is_of_the_original(name):
             self._refuse(f"deleting its {name!r} would change nothing")
         super().__delattr__(name)
 
     def __getattr__(self, name: str) -> Any:
         if name in self.__dict__.get("_inside", ()):
             self._refuse(f"the module {name!r} in it is gone")
-        if not name.startswith("_") and name in self.__dict__.get("_gone", ()):
+        if name in self.__dict__.get("_gone", ()):
             raise GoneError(f"{self._name()} its {name!r} is gone; {_EXCLUDE}")
         return super().__getattr__(name)
 
@@ -181,9 +185,10 @@ def _is_plain(value: Any) -> bool:
     return plain or (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value))
 
 
-def public_names(module: nn.Module) -> Iterator[str]:
-    """Public names that a module answers for and an identity does not."""
+def names_lost(module: nn.Module) -> Iterator[str]:
+    """Names that a module answers for and an identity does not."""
     held = (vars(module), module._parameters, module._buffers, module._modules, dir(type(module)))
+    others = vars(nn.Identity()).keys()
     for name in dict.fromkeys(n for names in held for n in names):
-        if not name.startswith("_") and not hasattr(nn.Identity, name) and name != "training":
+        if not name.startswith(("__", "_reptool")) and name not in others and not hasattr(nn.Identity, name):
             yield name

@@ -12,7 +12,7 @@ from reptool.models.copies import as_values
 from reptool.rewrite.lower import new_layer, set_values
 from reptool.rewrite.method_source import refusing_methods
 from reptool.rewrite.other_graphs import graphs_of, settle
-from reptool.runtime.absorbed import Absorbed, public_names
+from reptool.runtime.absorbed import Absorbed, names_lost
 from reptool.runtime.expect import FUSED, KEPT
 from reptool.runtime.hooks import set_guard
 from reptool.runtime.originals import keep
@@ -37,7 +37,7 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
     kept = {p: keep(root.get_submodule(p), k.whole, k.parts, memo) for p, k in surgery.keeping.items()}
     asked = {p: _attributes(root.get_submodule(p), names) for p, names in surgery.read.items()}
     slots = {s.slot: s.reuse for s in surgery.sites if s.slot is not None}
-    earlier = {p: list(public_names(root.get_submodule(p))) for p, reuse in slots.items() if not reuse}
+    earlier = {p: list(names_lost(root.get_submodule(p))) for p, reuse in slots.items() if not reuse}
     _put_layers(root, surgery, values, paths)
     for path in slots:
         vars(root.get_submodule(path))[FUSED] = True
