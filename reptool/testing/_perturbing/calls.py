@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.ir.walk import named_tensors
-from reptool.testing._perturbing.change import Place, module_text
+from reptool.testing._perturbing.change import Place, module_text, parts_of
 from reptool.testing._perturbing.code import Code, own_classes
 from reptool.testing._perturbing.places import assigns, within
 from reptool.testing._perturbing.sources import Source, one_of, place_source
@@ -45,7 +45,7 @@ def calls(
         if place.read not in ("args", "kwargs"):
             yield place_source(place, code, 4)
     yield from _arguments(model, code, args, kwargs)
-    for path, _ in model.named_modules():
+    for path, _ in parts_of(model):
         if path and path in recorded:
             here = module_text(path)
             yield one_of(
@@ -112,7 +112,7 @@ def _given(place: Place, code: Code, args: list[Any]) -> Callable[[Random], str]
 
 def public(model: nn.Module, recorded: dict[str, Any], runs: Runs) -> Iterator[Source]:
     """Methods and properties of the user's classes, with arguments that they run with."""
-    for path, module in model.named_modules():
+    for path, module in parts_of(model):
         here = module_text(path)
         for name in _public_names(type(module)):
             texts = _usages(here, path, name, inspect.getattr_static(type(module), name), path in recorded)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.utils import parametrize
 
 KINDS = (
     "attribute",  # of a module: a plain value, or a function that is kept as one
@@ -74,6 +77,14 @@ class Place:
     value: object
     put: Put
     owner: tuple[str, Put] | None = None
+
+
+def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model, but for those that torch keeps the parametrizations of a layer in."""
+    own = [f"{p}.parametrizations".lstrip(".") for p, m in model.named_modules() if parametrize.is_parametrized(m)]
+    for path, module in model.named_modules():
+        if not any(path == o or path.startswith(f"{o}.") for o in own):
+            yield path, module
 
 
 def module_text(path: str) -> str:

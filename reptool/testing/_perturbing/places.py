@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reptool.testing._perturbing.change import Place, Put, module_text
+from reptool.testing._perturbing.change import Place, Put, module_text, parts_of
 from reptool.testing._perturbing.code import Code, is_own, namespace_text, own_classes, plain_functions, reachable
 from reptool.testing._perturbing.values import is_atom
 
@@ -25,7 +25,7 @@ _NAMESPACES = (types.SimpleNamespace, threading.local)
 
 def places(model: nn.Module, code: Code) -> Iterator[Place]:
     """Every place of a model and of its code."""
-    for path, module in model.named_modules():
+    for path, module in parts_of(model):
         here = module_text(path)
         for name, value in list(vars(module).items()):
             private = name.startswith("_" if type(module).__module__.startswith("torch.") else "__")
@@ -45,7 +45,7 @@ def assigns(target: str) -> Put:
 
 def _of_classes(model: nn.Module) -> Iterator[Place]:
     seen: set[int] = set()
-    for path, module in model.named_modules():
+    for path, module in parts_of(model):
         here = f"type(model.get_submodule({path!r}))" if path else "type(model)"
         for kind in own_classes(type(module)):
             if id(kind) in seen:
@@ -79,7 +79,7 @@ def _of_functions(code: Code) -> Iterator[Place]:
 
 
 def _of_methods(model: nn.Module) -> Iterator[Place]:
-    for path, module in model.named_modules():
+    for path, module in parts_of(model):
         for name in sorted({name for kind in own_classes(type(module)) for name in vars(kind)}):
             method = inspect.getattr_static(type(module), name)
             if isinstance(method, types.FunctionType) and (name == "__call__" or not name.startswith("__")):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reptool.testing._perturbing.change import Change, Place, module_text
+from reptool.testing._perturbing.change import Change, Place, module_text, parts_of
 from reptool.testing._perturbing.code import Code, is_own
 from reptool.testing._perturbing.places import places
 from reptool.testing._perturbing.values import is_atom, last_name, other_value
@@ -100,7 +100,7 @@ def _added(model: nn.Module, code: Code) -> Iterator[Source]:
     """Attributes that the code asks for with `getattr` or `hasattr` and that are not there."""
     asking = [f.__code__ for _, f in code.functions if _ASKS & set(f.__code__.co_names)]
     names = sorted({word for c in asking for word in c.co_consts if isinstance(word, str) and word.isidentifier()})
-    for path, module in model.named_modules():
+    for path, module in parts_of(model):
         here = module_text(path)
         for name in names:
             if not hasattr(module, name):

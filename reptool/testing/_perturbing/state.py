@@ -8,7 +8,7 @@ from random import Random
 import torch
 from torch import Tensor, nn
 
-from reptool.testing._perturbing.change import module_text
+from reptool.testing._perturbing.change import module_text, parts_of
 from reptool.testing._perturbing.sources import Source, one_of
 
 _HOOKS = (
@@ -24,7 +24,7 @@ def states(model: nn.Module, deployed: nn.Module) -> Iterator[Source]:
     yield one_of("copy", "m", "m = copy.copy(m)", "m = copy.deepcopy(m)", "m = pickle.loads(pickle.dumps(m))", weight=8)
     yield one_of("grad", "m", "m.requires_grad_(False)", "m.requires_grad_(True)")
     yield _loaded("", model)
-    for path, module in model.named_modules():
+    for path, module in parts_of(model):
         here = module_text(path)
         yield one_of("hook", here, *(text.format(here) for text in _HOOKS), *_removed(here, module))
         if not path:
@@ -62,7 +62,7 @@ def _loaded(path: str, module: nn.Module) -> Source:
 def _weights(model: nn.Module, deployed: nn.Module) -> Iterator[Source]:
     """Tensors by name: those of modules that mean the same on both sides, and those that the deployed one has not."""
     others = dict(deployed.named_modules(remove_duplicate=False))
-    for path, module in model.named_modules():
+    for path, module in parts_of(model):
         here, other = module_text(path), others.get(path)
         same = other is not None and _means_the_same(module, other)
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
