@@ -7,7 +7,7 @@ had. Whatever would have no effect any more raises: hooks, other attributes, oth
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +17,7 @@ from torch.compiler import is_compiling
 
 from reptool.errors import AbsorbedStateError, SpecializedError
 from reptool.runtime.gates.check import check
-from reptool.runtime.gates.marker import Marker, tell_of_norms
+from reptool.runtime.gates.marker import Marker, names_read, tell_of_norms
 
 _NORMS = (nn.modules.batchnorm._NormBase,)
 _TORCHS_OWN = frozenset(["training", "forward", "qconfig"])
@@ -36,9 +36,10 @@ class Absorbed(Marker):
         module: what was absorbed.
         place: its path in the model.
         layer: the path of the layer that does its work, "" where nothing does.
+        asked: names of attributes that other code asked it for.
     """
 
-    def __init__(self, module: nn.Module, place: str, layer: str = "") -> None:
+    def __init__(self, module: nn.Module, place: str, layer: str = "", asked: Collection[str] = ()) -> None:
         super().__init__()
         own = self.__dict__
         own["training"] = False
@@ -49,6 +50,9 @@ class Absorbed(Marker):
         plain = plain_attributes(module)
         gone = module._gone if isinstance(module, Absorbed) else frozenset(names_lost(module))
         own["_gone"] = gone - plain.keys()
+        read = names_read(type(module))
+        free = frozenset() if read is None else plain.keys() - read - {*asked}
+        own["_free"] = module._free - {*asked} if isinstance(module, Absorbed) else free
         own["_inside"] = module.__dict__.get("_inside", frozenset(module._modules))
         own["_indexed"] = module._indexed if isinstance(module, Absorbed) else hasattr(type(module), "__getitem__")
         own.update({n: v for n, v in plain.items() if n not in own})
@@ -56,6 +60,7 @@ class Absorbed(Marker):
     if TYPE_CHECKING:  # torch.jit.script reads what a class is annotated with
         _stands_for: str
         _gone: frozenset[str]
+        _free: frozenset[str]
         _inside: frozenset[str]
         _indexed: bool
 
@@ -90,7 +95,9 @@ class Absorbed(Marker):
         super().__setattr__(name, value)
 
     def _is_of_the_original(self, name: str) -> bool:
-        """Whether the code of what was absorbed may have read a name."""
+        """Whether code may have read a name; what neither it nor other code read decides nothing."""
+        if name in self.__dict__.get("_free", ()):
+            return False
         return (not name.startswith("_") and name not in _TORCHS_OWN) or name in self.__dict__.get("_gone", ())
 
     def __delattr__(self, name: str) -> None:

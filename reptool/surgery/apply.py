@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from reptool.ir.computed_weights import set_bare, set_plain
+from reptool.ir.trace import all_events
 from reptool.models.copies import as_values
 from reptool.rewrite.lower import new_layer, set_values
 from reptool.rewrite.method_source import refusing_methods
@@ -82,12 +83,15 @@ def _put_layers(
 
 
 def _put_markers(root: nn.Module, surgery: Surgery, traced: Traced, paths: dict[str, list[str]]) -> None:
-    replaced, into = gone_with(surgery), dict[str, str]()
+    replaced, into, asked = gone_with(surgery), dict[str, str](), dict[str, set[str]]()
     for site in surgery.sites:
         for path in _owners(site, traced):
             into.setdefault(path, "" if site.slot is None else traced.trace.place(site.slot))
+    for setting in (s for e in all_events(traced.trace.top) for s in e.settings):
+        asked.setdefault(setting.path, set()).add(setting.name)
     for path in [p for p in surgery.identities if not is_below(p, replaced)]:
-        _put(root, paths, path, Absorbed(root.get_submodule(path), traced.trace.place(path), into.get(path, "")))
+        module, place = root.get_submodule(path), traced.trace.place(path)
+        _put(root, paths, path, Absorbed(module, place, into.get(path, ""), asked.get(path, ())))
 
 
 def _put_methods(root: nn.Module, surgery: Surgery) -> None:

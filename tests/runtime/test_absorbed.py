@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 import reptool
 from reptool.errors import AbsorbedStateError, FoldedNormWarning, SpecializedError
 from reptool.runtime.absorbed import Absorbed
+from reptool.testing import perturb
 from tests.traps import ready
 
 
@@ -206,3 +207,32 @@ def test_a_module_inside_of_what_was_absorbed_is_gone() -> None:
     name = next(iter(model.get_submodule(path)._modules))
     with pytest.raises(SpecializedError, match=f"the module '{name}' in it is gone"):
         deployed.get_submodule(f"{path}.{name}")
+
+
+FREE = ["m[1].affine = False", "m[1].num_features = 9", "m[0].in_channels = 5", "m[0].output_padding = (1, 1)"]
+
+
+@pytest.mark.parametrize("change", FREE)
+def test_what_no_code_reads_may_be_set(change: str) -> None:
+    model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    assert perturb(model, reptool.deploy(model), X, changes=[change]).agreed == 1
+
+
+@pytest.mark.parametrize("change", ["m[1].eps = 1.0", "m[1].momentum = None", "m[0].padding = (1, 1)"])
+def test_what_its_code_reads_may_not_be_set(change: str) -> None:
+    model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    assert perturb(model, reptool.deploy(model), X, changes=[change]).raised.total() == 1
+
+
+def test_what_other_code_reads_may_not_be_set() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.norm(y) if self.norm.num_features < 9 else y
+
+    model = ready(Asking())
+    assert perturb(model, reptool.deploy(model), X, changes=["m.norm.num_features = 9"]).raised.total() == 1

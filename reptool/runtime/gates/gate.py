@@ -17,7 +17,7 @@ from torch.jit import is_scripting
 
 from reptool.runtime.gates.chain import Gate
 from reptool.runtime.gates.check import check
-from reptool.runtime.gates.marker import GATE, Marker
+from reptool.runtime.gates.marker import GATE, Marker, names_read
 
 _GEOMETRY = ("padding", "stride", "dilation", "groups", "padding_mode", "output_padding")
 
@@ -33,7 +33,9 @@ def runs_in_its_region(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: 
 def set_gate(module: nn.Module, gate: Gate) -> None:
     """Put a gate in front of a layer, in the place of an earlier one; an absorbed module asks for it by itself."""
     own = module.__dict__
-    own[GATE] = replace(gate, geometry=tuple((n, own[n]) for n in _GEOMETRY if n in own))
+    read = names_read(type(module))
+    geometry = tuple((n, own[n]) for n in _GEOMETRY if n in own and (read is None or n in read))
+    own[GATE] = replace(gate, geometry=geometry)
     if not isinstance(module, Marker) and runs_in_its_region not in module._forward_pre_hooks.values():
         nn.Module.register_forward_pre_hook(module, runs_in_its_region)
 

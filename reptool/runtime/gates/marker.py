@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -38,3 +40,20 @@ def tell_of_norms(module: nn.Module) -> None:
         "layers works; to train with norms, train the original and deploy it again",
         FoldedNormWarning,
     )
+
+
+def names_read(cls: Any) -> frozenset[str] | None:
+    """The names that the code of a class of torch's reads when it is called; None for other classes."""
+    return _names_read(cls) if cls.__module__.startswith("torch.nn.") else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_read(cls: Any) -> frozenset[str]:
+    found: set[str] = set()
+    queue: list[Any] = [cls.forward]
+    while queue:
+        names = set(queue.pop().__code__.co_names) - found
+        found |= names
+        called = (getattr(cls, n, None) for n in names if not hasattr(nn.Module, n))
+        queue += [f for f in called if isinstance(f, FunctionType)]
+    return frozenset(found)
