@@ -89,7 +89,7 @@ class Absorbed(Marker):
     def __setattr__(self, name: str, value: Any) -> None:
         if self._is_of_the_original(name):
             held = self.__dict__.get(name, self)
-            if type(held) is type(value) and held == value:
+            if type(held) is type(value) and repr(held) == repr(value):  # True is not 1 to all code
                 return  # as it is already
             self._refuse(f"setting its {name!r} would change nothing")
         super().__setattr__(name, value)

@@ -66,9 +66,8 @@ def _hands_on(module: nn.Module) -> bool:
 
 def _is_done_in(holder: nn.Module, layer: nn.Module) -> bool:
     """Whether a container holds the fused layer that does the work of a module of its region."""
-    mine = layer.__dict__[GATE].name
-    gates = (m.__dict__.get(GATE) for m in holder.modules() if m is not layer and not isinstance(m, Marker))
-    return any(r == mine or r.startswith(f"{mine}.") for g in gates if g is not None for r in g.region)
+    others = (m for m in holder.modules() if m is not layer and not isinstance(m, Marker))
+    return any(_belongs(m, layer) for m in others)
 
 
 def _part_of(module: nn.Module, parts: dict[str, list[Path]], layer: nn.Module, chain: Chain) -> str | None:
@@ -80,9 +79,18 @@ def _part_of(module: nn.Module, parts: dict[str, list[Path]], layer: nn.Module, 
             continue
         if not all(is_watched(module, p[1:], count, chain) for p, count in chain.hooks if p[0] == name):
             continue
-        if inside(module, place[1:]) is layer if name == place[0] else all(m._layer == held[0]._layer for m in held):
+        if not all(_belongs(inside(module, p[1:]), layer) for p in chain.written if p[0] == name):
+            continue
+        if inside(module, place[1:]) is layer if name == place[0] else all(_belongs(m, layer) for m in held):
             return name
     return None
+
+
+def _belongs(module: nn.Module | None, layer: nn.Module) -> bool:
+    """Whether the region of a module is one that a layer is in."""
+    gate = None if module is None else module.__dict__.get(GATE)
+    mine = layer.__dict__[GATE].name
+    return gate is not None and any(r == mine or r.startswith(f"{mine}.") for r in gate.region)
 
 
 _AGAIN = {"torch.utils.checkpoint": ("recompute_fn", "unpack_hook", "backward")}

@@ -300,6 +300,15 @@ def test_another_module_inside_of_a_region_raises(path: str) -> None:
         deployed(X)
 
 
+@pytest.mark.parametrize("norm", [NormAct, nn.BatchNorm2d])
+def test_a_module_of_another_region_is_not_taken_for_one_that_is_missing(norm: Any) -> None:
+    model = in_a_row(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), norm(4))
+    deployed = reptool.deploy(model)
+    deployed[4] = nn.Identity()
+    with pytest.raises(SpecializedError, match=r"deploy\(\)"):
+        deployed(X)
+
+
 def test_a_hook_on_an_identity_inside_of_a_region_raises() -> None:
     deployed = reptool.deploy(in_a_row(nn.Identity(), nn.BatchNorm2d(4)))
     deployed[1].register_forward_hook(lambda *_: None)
