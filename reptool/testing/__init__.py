@@ -1,6 +1,6 @@
 """The tools of reptool's own tests, public so that other tests can use them too.
 
-The strategies need Hypothesis (``pip install "reptool[test]"``), the rest nothing but reptool.
+The strategies and `assert_rule` need Hypothesis (``pip install "reptool[test]"``), the rest nothing but reptool.
 
 >>> import torch, torch.nn as nn
 >>> conv = nn.Conv2d(2, 3, 3)
@@ -16,6 +16,7 @@ from reptool.probing.operations import count_operations as count_operations
 from reptool.testing._apply import apply_kernel as apply_kernel
 from reptool.testing._apply import dense_weight as dense_weight
 from reptool.testing._collapse import assert_collapses as assert_collapses
+from reptool.testing._conversion import assert_same_conversion as assert_same_conversion
 from reptool.testing._equivalence import assert_equivalent as assert_equivalent
 from reptool.testing._equivalence import other_sizes as other_sizes
 from reptool.testing._perturb import Perturbed as Perturbed
@@ -26,6 +27,7 @@ from reptool.testing._sites import executed_sites as executed_sites
 from reptool.testing._sites import unnamed_sites as unnamed_sites
 
 if TYPE_CHECKING:
+    from reptool.testing._rules import assert_rule as assert_rule
     from reptool.testing._strategies import axes as axes
     from reptool.testing._strategies import bn_statistics as bn_statistics
     from reptool.testing._strategies import channel_structures as channel_structures
@@ -41,6 +43,8 @@ __all__ = [
     "apply_kernel",
     "assert_collapses",
     "assert_equivalent",
+    "assert_rule",
+    "assert_same_conversion",
     "axes",
     "bn_statistics",
     "channel_structures",
@@ -72,7 +76,11 @@ _STRATEGIES = (
 
 
 def __getattr__(name: str) -> Any:
-    """The strategies, imported when they are first asked for: they alone need Hypothesis."""
+    """The strategies and `assert_rule`, imported when they are first asked for: they alone need Hypothesis."""
+    if name == "assert_rule":
+        from reptool.testing import _rules
+
+        return _rules.assert_rule
     if name not in _STRATEGIES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from reptool.testing import _strategies

@@ -77,4 +77,4 @@ class Compared:
 
 def _run(model: nn.Module, given: Inputs) -> Any:
     with torch.no_grad(), users_code():
-        return call(full_copy(model), given)
+        return call(full_copy(model).forward, given)  # where a GraphModule raises, its call prints the code

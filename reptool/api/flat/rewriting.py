@@ -214,8 +214,16 @@ def _of_function(function: Callable[..., Any], name: str, network: fx.GraphModul
     _guarded(name, "the whole network", "the rewritten graph", lambda: (made.graph.lint(), made.recompile()))
     made.delete_all_unused_submodules()
     old, new = _tensors(network), _tensors(made)
-    same = old.keys() == new.keys() and all(old[k].shape == new[k].shape and torch.equal(old[k], new[k]) for k in old)
+    same = (
+        _parts(network) == _parts(made)
+        and old.keys() == new.keys()
+        and all(old[k].shape == new[k].shape and torch.equal(old[k], new[k]) for k in old)
+    )
     return None if same and made.code == network.code else made
+
+
+def _parts(network: nn.Module) -> list[tuple[str, type, str]]:
+    return [(n, type(m), m.extra_repr()) for n, m in network.named_modules() if n]
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
