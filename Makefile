@@ -37,7 +37,7 @@ SSE4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCT
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model test test-models test-install test-processors test-oldest fuzz perturb lint types format docs bench zoo clean
+.PHONY: help demo demo-model test test-models test-install test-processors test-oldest fuzz perturb lint types format docs bench bench-quick zoo clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -89,9 +89,12 @@ format: $(READY) ## let ruff rewrite what it can
 docs: $(READY) ## build the documentation into site/, a broken link being an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-bench: $(READY_MODELS) ## time deploy() against torch.fx's fuse on public models, and layers with flags against plain ones
-	$(VENV_MODELS)/bin/python benchmarks/fuse_times.py $(ARGS)
+bench: $(READY_MODELS) ## time deploy() and its results beside torch.fx and timm on public models, into docs/benchmarks.md
+	$(VENV_MODELS)/bin/python benchmarks/side_by_side.py --output docs/benchmarks.md $(ARGS)
 	$(VENV_MODELS)/bin/python benchmarks/optional_arguments.py
+
+bench-quick: $(READY_MODELS) ## the same of three models, in less than five minutes
+	$(VENV_MODELS)/bin/python benchmarks/side_by_side.py --quick --output docs/benchmarks.md $(ARGS)
 
 zoo: $(READY_MODELS) ## deploy a list of public models and show what was left in each
 	$(VENV_MODELS)/bin/python benchmarks/zoo.py $(ARGS)
