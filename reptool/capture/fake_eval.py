@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.ir.casts import is_cast, unknown
+from reptool.ir.kinds.casts import is_cast, is_made_like, unknown
 from reptool.ir.trace import Unanswerable
+from reptool.ir.walk import nodes_in
 from reptool.pysource.places import named
 
 
@@ -34,13 +35,16 @@ class Evaluation:
             if node in memo:
                 todo.pop()
                 continue
+            if is_made_like(node) and not self._casts(node):
+                todo += self._made_alone(node)
+                continue
             if is_cast(node) and not self._casts(node):
                 self.taken.add(node)
-                given = node.all_input_nodes[0]
-                if given not in self.real:
-                    todo.append(given)
+                source = node.all_input_nodes[0]
+                if source not in self.real:
+                    todo.append(source)
                 else:
-                    self.real[node] = unknown(self.real[given])
+                    self.real[node] = unknown(self.real[source])
                 continue
             if node.target is getattr and not node.meta["const"] and self._is_taken(node.args[0]):
                 raise Unanswerable(
@@ -63,6 +67,15 @@ class Evaluation:
                         memo[node] = self.run(node, args, kwargs)
         return self.real[wanted] if wanted.meta["const"] else self.fakes[wanted]
 
+    def _made_alone(self, node: fx.Node) -> list[fx.Node]:
+        """Make a constant of the default dtype, since nobody knows what it is made like; what is missing for it."""
+        self.taken.add(node)
+        alone = {k: v for k, v in node.kwargs.items() if not isinstance(v, fx.Node) or v.meta["const"]}
+        missing = [n for n in nodes_in((node.args, alone)) if n not in self.real]
+        if not missing:
+            self.real[node] = self.run(node, *(fx.node.map_arg(a, self._real) for a in (node.args, alone)))
+        return missing
+
     def _casts(self, node: fx.Node) -> bool:
         """Whether it is known what a cast casts to."""
         if node in self.taken:
@@ -83,6 +96,9 @@ class Evaluation:
         if isinstance(value, Tensor) and by.meta["const"] and by.op == "call_method" and str(by.target).endswith("_"):
             return value.clone()
         return value
+
+    def _real(self, node: fx.Node) -> Any:
+        return self.real[node]
 
     def run(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """What one node computes from these values."""

@@ -16,15 +16,16 @@ from reptool.capture.fake_eval import Evaluation
 from reptool.capture.patching import DRAWS
 from reptool.capture.side_effects import contents_of, held_by, metadata_of, written_so_far
 from reptool.capture.symbolic import Symbolic, TensorValue, Value
-from reptool.ir.aliasing import mutated_argument, writes_many
-from reptool.ir.casts import CAST_TO, mark, written_out
+from reptool.ir.aliasing import mutated_argument, shares, writes_many
 from reptool.ir.decisions import decided
+from reptool.ir.kinds.asked import asks_kinds, follows, mark_ranks
+from reptool.ir.kinds.casts import CAST_TO, mark, written_out
 from reptool.ir.nodes import tensor_kind
 from reptool.ir.trace import VALUE, CaptureLimitError, Event, Question, Setting, Unanswerable
-from reptool.ir.walk import KINDS, leaves_in
+from reptool.ir.walk import KINDS, leaves_in, nodes_in
 from reptool.pysource.module_info import calls_itself
 from reptool.pysource.places import frame_of, named, said
-from reptool.runtime.containers import Place, filled, mapped, parts, template_of, with_parts
+from reptool.runtime.containers import Place, filled, mapped, parts, template_of, with_parts, written
 from reptool.runtime.snapshot import snapshot, taken
 
 MAX_NODES = 100_000
@@ -136,6 +137,7 @@ class Writing:
             node.meta["const"] = getattr(target, "__name__", target) not in DRAWS
         node.meta["kind"] = kind or tensor_kind(node)
         mark(node)
+        mark_ranks(node)
         if writes_many(node):
             raise Unanswerable(f"{named(node)} writes several tensors in place")
         written = mutated_argument(node) if op != "call_module" else None
@@ -243,6 +245,30 @@ class Writing:
         kind = None if name in vars(module) else type(module)
         self.stack[-1].settings.append(Setting(path, name, taken(value), self.calls, by_torch, kind))
 
+    def rewrites(self, value: Symbolic, key: Any, items: Any) -> bool:
+        """Write into a constant that was just made and that nobody has read: it is another constant from then on."""
+        given = (self.operand(key, False), self.operand(items, False))
+        if not self._is_fresh(value.node, given):
+            return False
+        made = self.emit("call_function", written, (value, key, items), {}, "tensor")
+        value.hand_over(made.node, self)
+        return True
+
+    def in_place(self, value: Symbolic, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Symbolic:
+        """A method that writes into a value; into a constant that was just made, it makes another one."""
+        given = (self.operand(args, False), self.operand(kwargs, False))
+        plain = name[:-1]
+        if not hasattr(Tensor, plain) or not self._is_fresh(value.node, given):
+            return self.emit("call_method", name, (value, *args), kwargs)
+        value.hand_over(self.emit("call_method", plain, (value, *args), kwargs).node, self)
+        return value
+
+    def _is_fresh(self, node: fx.Node, given: Any) -> bool:
+        """Whether a constant lies in memory of its own that nobody has read, and what is written is constant too."""
+        made = node.meta["const"] and node.op in ("call_function", "call_method") and not shares(node)
+        constant = all(n.meta["const"] for n in nodes_in(given))
+        return bool(made and constant and not node.users and node.meta.get("kind") == "tensor")
+
     # --- questions
     def ask(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:
         """Answer a question about a value, or raise `Unanswerable`."""
@@ -258,11 +284,14 @@ class Writing:
             if type(error).__name__ == "DataDependentOutputException":
                 error = Unanswerable(f"it decides by the {what} of {named(node)}, which depends on data")
             raise self.refused(error)  # noqa: B904 - it is the same error
+        question = Question(what, node.name, answer, node, read)
         if not node.meta["const"]:
-            self.stack[-1].questions.append(Question(what, node.name, answer, node, read))
+            self.stack[-1].questions.append(question)
+            if asks_kinds(question):
+                self._asked_of_weights(question)
             return answer
         self.reads_constants = True
-        self._asked_of_weights(node)
+        self._asked_of_weights(question)
         if what in ("truth", "integer", "membership") and (held := held_by(node)):
             self.stack[-1].questions.append(Question(VALUE, held, answer))
         return answer
@@ -274,12 +303,14 @@ class Writing:
         found = decided(f"asked {what}", (node,), lambda: read(self.evaluate(node)), _UNKNOWN)
         return read(self.evaluate(node)) if found is _UNKNOWN else found
 
-    def _asked_of_weights(self, node: fx.Node) -> None:
+    def _asked_of_weights(self, question: Question) -> None:
         """What code decides by and a weight has beside its numbers (``requires_grad``, a dtype) is a setting."""
-        for weight, name in metadata_of(node):
+        assert question.at is not None
+        for weight, name in metadata_of(question.at):
             path, _, tensor = str(weight.target).rpartition(".")
             value = snapshot(getattr(weight.meta["tensor"], name))
-            self.stack[-1].settings.append(Setting(path, f"{tensor}.{name}", value, self.calls))
+            same = name == "dtype" and follows(question, value, self.evaluate, self.known.run)
+            self.stack[-1].settings.append(Setting(path, f"{tensor}.{name}", value, self.calls, follows=same))
 
     def is_instance(self, value: Symbolic, kinds: Any, frame: Any) -> bool:
         """Of what type a value is, as code asks that is not torch's own."""

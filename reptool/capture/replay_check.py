@@ -37,8 +37,8 @@ class _Twins:
         self.tensors = first.constants, second.constants
         self.twin: dict[fx.Node, fx.Node] = {}
         self.same: dict[tuple[fx.Node, fx.Node], bool] = {}  # constants that were compared
-        self.settled: set[fx.Node] = set()  # constants of the second run, also those that the first one made and kept
-        for node in second.graph.nodes:
+        self.settled: set[fx.Node] = set()  # constants, also those that the first run made and kept, and what they tell
+        for node in (*first.graph.nodes, *second.graph.nodes):
             kept, made = node.meta.get("kept"), node.op not in ("placeholder", "get_attr", "output")
             if (
                 node.meta["const"]
@@ -69,10 +69,7 @@ class _Twins:
 
     def _done(self, event: Event) -> list[fx.Node | Event]:
         """What a call did; constants count where they are used."""
-        return [i for i in event.items if not all(map(self._is_constant, i.nodes() if isinstance(i, Event) else [i]))]
-
-    def _is_constant(self, node: fx.Node) -> bool:
-        return node.meta["const"] or node in self.settled
+        return [i for i in event.items if not self.settled.issuperset(i.nodes() if isinstance(i, Event) else [i])]
 
     def _failed(self, call: Event, leaf: fx.Node) -> bool:
         """A call that could be followed once, and in the next run tripped over what it had left behind."""
@@ -91,7 +88,7 @@ class _Twins:
         if isinstance(a, fx.Node) or isinstance(b, fx.Node):
             if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
                 return False
-            return self._constants(a, b) if a.meta["const"] and b in self.settled else self.twin.get(a) is b
+            return self._constants(a, b) if a in self.settled and b in self.settled else self.twin.get(a) is b
         if type(a) is not type(b):
             return False
         if isinstance(a, (bool, int, float, str)) or a is None:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from reptool.capture.optional_arguments import EVERY_MODULE, names_in
 from reptool.ir.aliasing import mutated_argument, resolve
-from reptool.ir.casts import made_of
+from reptool.ir.kinds.casts import made_of
 from reptool.ir.nodes import metadata_read
 from reptool.ir.trace import Event, all_events
 from reptool.ir.walk import leaves_in, nodes_in
@@ -85,12 +85,15 @@ def metadata_of(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
     stack, seen = [node], {node}
     while stack:
         at = stack.pop()
-        held, name = at.args[:2] if at.target is getattr else (None, None)
+        held, name = at.args[:2] if at.target is getattr and at.meta.get("kind") != "tensor" else (None, None)
+        while isinstance(held, fx.Node) and held.target is getattr and held.args[1] == "data":
+            held = held.args[0]
         is_own = isinstance(held, fx.Node) and held.op == "get_attr" and not str(held.target).startswith("_constant")
         if isinstance(held, fx.Node) and is_own and name not in ("shape", "ndim"):
             yield held, str(name)
-        stack += [n for n in at.all_input_nodes if n not in seen]
-        seen.update(at.all_input_nodes)
+        told = [n for n in at.all_input_nodes if n.meta["const"] or n.meta.get("kind") not in ("tensor", "sequence")]
+        stack += [n for n in told if n not in seen]
+        seen.update(told)
 
 
 def kept_outside(recorder: Recorder, top: Event) -> None:

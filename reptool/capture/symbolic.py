@@ -94,7 +94,8 @@ class Symbolic(Leaf):
         raise Asked(f"the forward writes the attribute {name!r} of a tensor")
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._recorder.emit("call_function", operator.setitem, (self, key, value), {})
+        if not self._recorder.rewrites(self, key, value):
+            self._recorder.emit("call_function", operator.setitem, (self, key, value), {})
 
     def __bool__(self) -> bool:
         frame = sys._getframe(1)
@@ -220,6 +221,8 @@ class Attribute(Value):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method of this name."""
+        if self._name.endswith("_") and not self._name.startswith("_"):
+            return self._recorder.in_place(self._owner, self._name, args, kwargs)
         return self._recorder.emit("call_method", self._name, (self._owner, *args), kwargs)
 
 

@@ -174,7 +174,7 @@ def writes_many(node: fx.Node) -> bool:
     return node.op == "call_function" and listed and name.endswith("_") and not name.endswith("__")
 
 
-def _shares(node: fx.Node) -> str:
+def shares(node: fx.Node) -> str:
     """How a node's output lies in its first input's storage: 'same', 'view' or ''."""
     if node.op == "call_module":
         module = node.meta.get("module")
@@ -213,7 +213,7 @@ def resolve(graph: fx.Graph) -> Reads:
             reads.readers.setdefault(target, []).append(node)
         written = mutated_argument(node)
         first = written if written is not None else _first(node)
-        how = "same" if written is not None else _shares(node)
+        how = "same" if written is not None else shares(node)
         if how and first is not None and not is_size_like(node):
             root = reads.storage.get(first, first)
             reads.storage[node] = root

@@ -92,7 +92,7 @@ def decided(question: str, nodes: Iterable[fx.Node], find: Callable[[], T], blin
 
 def _signature(nodes: Iterable[fx.Node]) -> str:
     """Nodes by their names and what they do, whatever the order."""
-    return hashlib.sha256("\n".join(sorted(map(described, nodes))).encode()).hexdigest()[:20]
+    return hashlib.sha256("\n".join(sorted(map(described, nodes))).encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
 def described(node: fx.Node) -> str:

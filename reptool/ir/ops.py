@@ -29,6 +29,8 @@ class Affine:
         via: the node that is read, where that is no map of `source` by itself (`Pieces`).
         beside: values that it also reads, and that stay: it is a map of `source` alone, whatever that consists of.
         rule: the name of the user's rule that says so, '' for operations of torch's own.
+        inner: operations between `source` and it that are no maps by themselves (`Inner`).
+        read: what it reads of them.
     """
 
     source: fx.Node
@@ -44,10 +46,14 @@ class Affine:
     via: fx.Node | None = None
     beside: tuple[fx.Node, ...] = ()
     rule: str = ""
+    inner: tuple[fx.Node, ...] = ()
+    read: tuple[fx.Node, ...] = ()
 
     @property
     def sources(self) -> list[fx.Node]:
         """The values read."""
+        if self.read:
+            return list(self.read)
         return [self.source if self.via is None else self.via]
 
 
@@ -156,6 +162,23 @@ class Pieces:
     def sources(self) -> list[fx.Node]:
         """The value read."""
         return [self.source]
+
+
+@dataclass(eq=False)
+class Inner(Pieces):
+    """An operation inside of a segment, which is a map as a whole (see `Affine.inner`).
+
+    Args:
+        source: the first of the values that it reads.
+        others: the others.
+    """
+
+    others: tuple[fx.Node, ...] = ()
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The values read."""
+        return [self.source, *self.others]
 
 
 Op = Affine | Sum | Concat | View | Fill | Stack | Reduced | Pieces

@@ -2,9 +2,9 @@
 
 captured
     Each node has the annotations of `META`, of these types, and no others. A constant is made of constants, but for
-    what casts it. A module that is called, and a tensor that is read, is the one at this path (the weights of an
-    exported program are at none). The calls are a tree in which an operation occurs once, in the order of the graph, in
-    the call it names. A question is asked of a node of the graph, and an output is one.
+    what casts or shapes it. A module that is called, and a tensor that is read, is the one at this path (the weights
+    of an exported program are at none). The calls are a tree in which an operation occurs once, in the order of the
+    graph, in the call it names. A question is asked of a node of the graph, and an output is one.
 lifted
     An operation reads values that come before it. A sum has a map or None for each of its sources. The kernel of an
     operation is a shape: it holds no weights.
@@ -41,6 +41,7 @@ META: dict[str, tuple[type, ...]] = {
     "hooked": (bool,),
     "opaque": (str,),  # why its code could not be followed
     "cast": (bool,),  # a constant of the dtype of a value
+    "ranks": (bool,),  # a number that ranks alone tell, or a constant shaped by such numbers
     "length": (int,),  # how many values a sequence has
     "through": (list,),  # the calls that hand it on
     "kept": (fx.Node,),  # the node of an earlier run
@@ -109,7 +110,8 @@ def _annotations(trace: Trace) -> Iterator[str]:
 
 def _of_its_operation(trace: Trace, node: fx.Node) -> Iterator[str]:
     meta = node.meta
-    if meta.get("const") and not meta.get("cast") and not all(n.meta.get("const") for n in node.all_input_nodes):
+    told = meta.get("cast") or meta.get("ranks")
+    if meta.get("const") and not told and not all(n.meta.get("const") for n in node.all_input_nodes):
         yield f"{node.name} is a constant and reads a value"
     if node.op == "call_module" and meta.get("module") is not _at(trace.root, str(node.target)):
         yield f"{node.name} calls another module than the one at {node.target!r}"

@@ -47,6 +47,7 @@ class Setting:
         by_torch: whether it was torch's own code that read it, on behalf of a class derived from one of torch's.
         kind: the class of the module, where the module itself does not hold it.
         of_class: whether it is read of that class, since the module is gone.
+        follows: of the dtype of a tensor, whether any other dtype of the whole model would have decided the same.
     """
 
     path: str
@@ -56,6 +57,7 @@ class Setting:
     by_torch: bool = False
     kind: type | None = None
     of_class: bool = False
+    follows: bool = False
 
     def __str__(self) -> str:
         if self.of_class and self.kind is not None:
@@ -155,6 +157,11 @@ def lowest_call(nodes: Iterable[fx.Node]) -> tuple[Event, dict[Event, None]]:
     common = set(chains[0]).intersection(*chains[1:])
     lowest: Event = next(e for e in chains[0] if e in common)
     return lowest, dict.fromkeys(e for chain in chains for e in chain[: chain.index(lowest) + 1])
+
+
+def questions_of(event: Event) -> list[Question]:
+    """What a call asked."""
+    return [*event.questions, *event.minor]
 
 
 def all_events(event: Event) -> Iterator[Event]:

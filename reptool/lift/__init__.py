@@ -11,7 +11,8 @@ from typing import Any
 from torch import fx, nn
 
 from reptool.ir.computed_weights import has_weight_property
-from reptool.lift.arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, reduced, stack
+from reptool.lift.arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, reduced, stack, zero
+from reptool.lift.cast import cast
 from reptool.lift.layers.convolutions import conv_function, conv_module, linear_function, linear_module
 from reptool.lift.layers.deformable import NAME as DEFORMABLE
 from reptool.lift.layers.deformable import deformable
@@ -75,6 +76,7 @@ _FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     "contiguous": passthrough,
     "clone": passthrough,
     "detach": passthrough,
+    **dict.fromkeys(("to", "type", "float", "half", "double", "bfloat16"), cast),
     **dict.fromkeys(("add", "add_", "iadd"), add(1.0)),
     **dict.fromkeys(("sub", "sub_", "isub", "subtract"), add(-1.0)),
     "rsub": add(-1.0, reverse=True),
@@ -95,6 +97,7 @@ _FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     "pixel_unshuffle": unshuffle_function,
     "lerp": lerp,
     "stack": stack,
+    "zeros_like": zero,
     "sum": reduced(False),
     "mean": reduced(True),
     "addcmul": addcmul,

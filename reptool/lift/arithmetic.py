@@ -237,3 +237,10 @@ def neg(node: fx.Node, ctx: Context) -> Lifted:
     if len(node.args) != 1 or node.kwargs or not varies(node.args[0]) or node.args[0].meta.get("kind") != "tensor":  # type: ignore[union-attr]
         return None
     return channel_map(node, node.args[0], -1.0, ctx, lambda v: (v, None), False)
+
+
+def zero(node: fx.Node, ctx: Context) -> Lifted:
+    """``zeros_like(x)``: `x` times zero, which sums are begun with."""
+    if len(node.args) != 1 or node.kwargs or not varies(node.args[0]) or node.args[0].meta.get("kind") != "tensor":  # type: ignore[union-attr]
+        return None
+    return channel_map(node, node.args[0], 0.0, ctx, lambda v: (v, None), False)

@@ -51,7 +51,7 @@ def full_copy(model: M, memo: dict[int, Any] | None = None) -> M:
     return _Copy(memo).of(model)
 
 
-def copy_in(model: M, dtype: torch.dtype) -> M:
+def copy_in(model: M, dtype: torch.dtype | None) -> M:
     """A full copy on the CPU, whose parameters and buffers with a fraction are of one dtype; each is copied once.
 
     >>> copy_in(nn.Linear(2, 3), torch.float64).weight.dtype

@@ -14,6 +14,7 @@ from reptool.ir.ops import Affine, Fill, HandedOn, Op, Pieces, Reduced, Stack, S
 from reptool.ir.spec import check_ops
 from reptool.lift import Context, lift
 from reptool.lift.ranks import rank_held
+from reptool.lift.segments import segments
 from reptool.passages import Passage, passage
 from reptool.passages.own_affines import Behind, OwnAffines, rerouted
 from reptool.passages.spread import Spread
@@ -84,6 +85,7 @@ def analyse(
         facts.stated_rank, facts.ops, facts.opaque, facts.taken, facts.width_expected,
         facts.unsure, facts.own, facts.active,
     )  # fmt: skip
+    known = segments(graph, facts, reads, values)
     for node in graph.nodes:
         refusal = blocked.get(node)
         op = None
@@ -93,7 +95,7 @@ def analyse(
             else:
                 _add_passage(found, node, ctx)
                 ctx.asked = False
-                lifted = lift(node, ctx)
+                lifted = known[node] if node in known else lift(node, ctx)
                 if ctx.asked and lifted is not None and not isinstance(lifted, Refusal):
                     held = rank_held(node, lifted, ctx, lift)
                     if held is not None:
@@ -308,6 +310,8 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:  # lo
                 first = first or new
             else:
                 made[root] = new
+    if isinstance(op, Affine) and op.inner:
+        made = {root: replace(form, ops=form.ops.union(op.inner)) for root, form in made.items()}
     if isinstance(op, Affine) and op.via is not None:
         made = {root: replace(form, ops=form.ops | _made_by(found, op)) for root, form in made.items()}
     if first is not None and not isinstance(op, View):

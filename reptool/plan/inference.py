@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from reptool.capture.graph_builder import Writing
 from reptool.ir.aliasing import Reads
-from reptool.ir.casts import is_cast, made_of
+from reptool.ir.kinds.casts import is_cast, is_made_like, made_of
 from reptool.ir.nodes import name_of, weight_argument
 from reptool.ir.ops import Affine, Concat, Op, Reduced, Sum
 from reptool.ir.shapes import SAME_SHAPE_MODULES, keeps_shape
@@ -72,14 +72,14 @@ class Facts:
             if is_cast(n):
                 self._exact[n] = self._rounded(n)
                 continue
-            value = self._computed(n)
+            value = self.constant(n) if is_made_like(n) else self._computed(n)
             self._exact[n] = value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
         return self._exact[node]
 
     def _computed(self, node: fx.Node) -> Any:
         """What one operation gives for exact values; as the model computes it where it refuses float64."""
         named = fx.node.map_aggregate((node.args, node.kwargs), lambda a: self._in_double(node, a))
-        found: Any = fx.node.map_arg(named, self._exact.__getitem__)
+        found: Any = fx.node.map_arg(named, lambda n: self._exact[n] if n.meta["const"] else self.constant(n))
         args, kwargs = found
         try:
             with torch.no_grad():
@@ -356,7 +356,7 @@ class Facts:
 
     def dtype(self, node: fx.Node) -> torch.dtype | None:
         """The dtype of a value: that of the weights of the layer it comes from, or of the example; None if unknown."""
-        found = self._layer_dtype(node)
+        found = self.stated_dtype(node)
         if found is None and self.recorder.knows_inputs:
             with contextlib.suppress(Unanswerable):
                 value = self.recorder.evaluate(node)
@@ -371,7 +371,7 @@ class Facts:
             op = self.ops.get(node)
         return isinstance(op, Affine) and self.follows(node)
 
-    def _layer_dtype(self, node: fx.Node) -> torch.dtype | None:
+    def stated_dtype(self, node: fx.Node) -> torch.dtype | None:
         """The dtype of the weights of the layer behind which a value stands."""
         at: fx.Node | None = node
         while at is not None:
@@ -380,7 +380,7 @@ class Facts:
                 held = self._parameter(at)
                 return None if held is None else held.dtype
             if isinstance(op, Affine):
-                at = op.source
+                at = None if op.paradigm == "cast" else op.source
             elif keeps_shape(at) and name_of(at) not in _CASTS and at.args and isinstance(at.args[0], fx.Node):
                 at = at.args[0]
             else:

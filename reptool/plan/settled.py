@@ -6,6 +6,7 @@ import operator
 
 from torch import fx, nn
 
+from reptool.ir.kinds.asked import OF_NUMBERS
 from reptool.ir.nodes import name_of
 from reptool.ir.trace import Question, Trace, all_events
 from reptool.lift.layout.slices import SPLITS
@@ -30,7 +31,7 @@ def drop_settled(trace: Trace) -> None:
     alone, where such a norm stands behind a piece.
     """
     for event in all_events(trace.top):
-        event.questions[:] = [q for q in event.questions if not _is_settled(q)]
+        event.questions[:] = [q for q in event.questions if not _is_settled(q) and not _is_of_widths(q)]
 
 
 def _is_settled(question: Question) -> bool:
@@ -43,6 +44,42 @@ def _is_settled(question: Question) -> bool:
         at = at.args[0]
     shape_of = at.args[0] if at.target is getattr and at.args[1] == "shape" else None
     return isinstance(shape_of, fx.Node) and _is_certain(shape_of)
+
+
+def _is_of_widths(question: Question) -> bool:
+    """Whether a question is about nothing but the channels of values that a layer reads: it takes no others."""
+    stack = [question.at] if question.at is not None and question.what in ("truth", "integer", "number") else []
+    read = 0
+    while stack:
+        node = stack.pop()
+        sized = _size_read(node)
+        if sized is not None:
+            read += 1
+            if not any(_takes(reader, *sized) for reader in sized[0].users):
+                return False
+        elif node.op == "placeholder" or name_of(node) not in OF_NUMBERS:
+            return False
+        else:
+            stack += [n for n in node.all_input_nodes if not n.meta["const"]]
+    return read > 0
+
+
+def _size_read(node: fx.Node) -> tuple[fx.Node, int] | None:
+    """The value and the axis whose size a node is: ``x.size(-1)``, ``x.shape[-1]``."""
+    of, at = (node.args[0], node.args[1]) if len(node.args) == 2 else (None, None)
+    if node.target is operator.getitem and isinstance(of, fx.Node) and of.target is getattr and of.args[1] == "shape":
+        of = of.args[0]
+    elif node.op != "call_method" or name_of(node) != "size":
+        return None
+    return (of, at) if isinstance(of, fx.Node) and type(at) is int else None
+
+
+def _takes(reader: fx.Node, value: fx.Node, axis: int) -> bool:
+    """Whether a reader is a layer whose channels stand at this axis of what it reads."""
+    layer = reader.meta.get("module") if reader.op == "call_module" and reader.args[:1] == (value,) else None
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return axis == -1 - len(layer.kernel_size)
+    return isinstance(layer, nn.Linear) and axis == -1
 
 
 def _is_cut_in_channels(cut: fx.Node) -> bool:

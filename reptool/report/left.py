@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.ir.casts import is_cast
 from reptool.ir.computed_weights import has_computed_weight, has_weight_property
+from reptool.ir.kinds.casts import is_cast
 from reptool.ir.nodes import barrier, metadata_read, name_of, takes_weight, weight_argument
 from reptool.ir.ops import Affine, Concat, Fill, Op, Pieces, Reduced, Stack, Sum, View
 from reptool.ir.trace import Trace

@@ -31,12 +31,14 @@ class Check:
         read: the expression that reads it, or what makes it.
         seen: what it may be.
         exact: whether `seen` is a snapshot, with which the value is compared.
+        argument: the argument that `read` reads, where it is one.
     """
 
     name: str
     read: str | Callable[[Constants], str]
     seen: tuple[Any, ...]
     exact: bool = False
+    argument: str | None = None
 
     def text(self, constants: Constants) -> str:
         """The statement that checks it."""
@@ -148,7 +150,9 @@ def guarded_method(
     signature, read = signature_of(getattr(cls, name)), _reader(getattr(cls, name))
     constants = Constants([*signature.parameters, "self"])
     wanted = [Check(n, read(n), tuple(values)) for n, values in seen.items()]
-    wanted += settings
+    for check in settings:
+        check.read = check.read if check.argument is None else read(check.argument)
+        wanted.append(check)
     try:
         lines = checks(wanted, constants)
         for n, value in given.items():

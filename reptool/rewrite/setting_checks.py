@@ -12,11 +12,12 @@ from typing import Any
 from reptool.ir.trace import Event, Setting
 from reptool.pysource.globals_read import Outside, is_importable, read_outside
 from reptool.rewrite.constants import CannotCutError, Constants, address
+from reptool.rewrite.kind_checks import KindCheck, KindOf
 from reptool.rewrite.method_source import Check
 from reptool.runtime.snapshot import ABSENT, taken
 
 
-def setting_checks(event: Event, settings: Iterable[Setting | Outside]) -> list[Check]:
+def setting_checks(event: Event, settings: Iterable[Setting | Outside | KindOf]) -> list[Check]:
     """The checks for a method.
 
     Args:
@@ -28,9 +29,12 @@ def setting_checks(event: Event, settings: Iterable[Setting | Outside]) -> list[
     """
     found: dict[str, Check] = {}
     for setting in settings:
-        if isinstance(setting.value, Exception):
+        if isinstance(setting, KindOf):
+            made: Check = KindCheck(setting)
+        elif isinstance(setting.value, Exception):
             raise CannotCutError(f"it reads {setting}, which cannot be compared with a later value ({setting.value})")
-        made = _attribute(event, setting) if isinstance(setting, Setting) else _outside(event, setting)
+        else:
+            made = _attribute(event, setting) if isinstance(setting, Setting) else _outside(event, setting)
         known = found.setdefault(made.name, made)
         if known.seen[0] != made.seen[0]:
             raise CannotCutError(f"it reads {made.name}, which changes while it runs")
@@ -59,6 +63,9 @@ def _attribute(event: Event, setting: Setting) -> Check:
         method = setting.name[:-2]
         return Check(f"{text}.{method}", f"_defaults_of(type({text}), {method!r})", (setting.value,), exact=True)
     *tensor, name = setting.name.split(".")
+    if tensor and name == "dtype":
+        held = ".".join(tensor)
+        return KindCheck(KindOf(f"{text}.{held}", name, setting.value, setting.follows, f"_held({text}, {held!r})"))
     if tensor:
         return Check(f"{text}.{setting.name}", f"{text}.{setting.name}", (setting.value,), exact=True)
     simple = name.isidentifier() and not keyword.iskeyword(setting.name) and not setting.name.startswith("__")

@@ -224,6 +224,17 @@ def filled(template: Template, *values: Any) -> Any:
     return template.shape.holding([kinds.get(type(v), lambda c: c)(v) for v in template.held])
 
 
+def written(value: Any, key: Any, items: Any) -> Any:
+    """A tensor with other numbers at some places; the one that is given stays.
+
+    >>> written(torch.zeros(3), 1, 2.0).tolist()
+    [0.0, 2.0, 0.0]
+    """
+    made = value.clone()
+    made[key] = items
+    return made
+
+
 def read_key(value: Any, key: Any) -> Any:
     """What a dictionary holds under a key, whatever its class makes of ``value[key]``."""
     return dict.__getitem__(value, key) if isinstance(value, dict) else value[key]

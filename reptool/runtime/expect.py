@@ -14,7 +14,7 @@ from reptool.errors import SpecializedError
 from reptool.runtime.absorbed import GoneError
 from reptool.runtime.gates.in_place import inside
 from reptool.runtime.gates.marker import Marker
-from reptool.runtime.snapshot import same
+from reptool.runtime.snapshot import ABSENT, same
 
 
 def _sealed(where: str) -> None:
@@ -50,6 +50,26 @@ def _expect_same(name: str, value: Any, seen: Any) -> None:
         f"this model was deployed with {name}={was}, and it is {_shortened(value)} now; set it before deploying, or "
         "exclude this module"
     )
+
+
+def _held(module: Any, name: str) -> Any:
+    """A parameter or buffer of a module, if it still holds one under this name."""
+    return module._parameters.get(name, module._buffers.get(name, ABSENT))
+
+
+def _expect_kind(name: str, value: Any, what: str, seen: Any, owner: Any) -> None:
+    """The guard of a tensor whose dtype, rank or device decided which code runs: as seen, or as its `owner` has it."""
+    if isinstance(value, fx.Proxy) or value is ABSENT:
+        return  # one that went into a layer is of the kind of that layer
+    own = (p.dtype for p in owner.parameters() if p.is_floating_point()) if owner is not None else iter(())
+    wanted = next(own, seen)
+    told = {"dtype": lambda: value.dtype, "rank": lambda: value.dim(), "device": lambda: value.device.type}[what]
+    found = told() if torch.is_tensor(value) else type(value).__name__
+    if found != wanted:
+        raise SpecializedError(
+            f"this method was deployed for {name} of {what} {wanted} and is given {found}, for which it may run other "
+            "code; deploy the model with such example_inputs, or exclude this module"
+        )
 
 
 def _shortened(value: Any) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from reptool.ir.kinds.asked import asks_kinds
 from reptool.ir.trace import Event, all_events
 from reptool.pysource.asked_kinds import asked_kinds
 from reptool.pysource.listing import lists_tensors
@@ -103,7 +104,12 @@ class Wiring:
             methods.setdefault(event.path, set()).add(event.method)
         for event in all_events(self.trace.top):
             questions = [*event.questions, *event.minor]
-            if not questions or state.is_gone(event.path) or stock_forward(event.module):
+            if (
+                not questions
+                or state.is_gone(event.path)
+                or stock_forward(event.module)
+                or _is_left_out(event, surgery)
+            ):
                 continue
             traced = frozenset(methods[event.path] - {event.method})
             read = self.reach.loads_of(type(event.module), event.method, traced)
@@ -112,6 +118,9 @@ class Wiring:
                     continue  # its own operations: the surgeon has judged them
                 if surgery.fallbacks is not None:
                     surgery.fallbacks.reach(event, site)
+                    continue
+                if self.trace.shown and all(map(asks_kinds, questions)):
+                    site.dtypes.setdefault(event, questions)
                     continue
                 found.problems[site.region] = Refusal(
                     Code.SPECIALIZED,
@@ -124,7 +133,7 @@ class Wiring:
     def _kinds(self, state: Changed, surgery: Surgery, found: Found) -> None:
         peeked: dict[tuple[str, str], set[str]] = {}
         told: dict[tuple[str, str], set[str]] = {}
-        for event in all_events(self.trace.top):
+        for event in (e for e in all_events(self.trace.top) if not _is_left_out(e, surgery)):
             peeked.setdefault((event.path, event.method), set()).update(event.peeked)
             scales = {s.path for s in event.settings if s.name in SCALES and s.path in surgery.bare}
             told.setdefault((event.path, event.method), set()).update(scales)
@@ -204,6 +213,11 @@ class Wiring:
         return traced is not None and uses_values(
             traced[1], lambda p: p.rpartition(".")[0] in state.all or p in state.tensors
         )
+
+
+def _is_left_out(event: Event, surgery: Surgery) -> bool:
+    """Whether a call is made no more, nor is its method written anew."""
+    return event in surgery.left_out and event.method not in surgery.methods.get(event.path, ())
 
 
 def _is_written_out(event: Event, surgery: Surgery) -> bool:

@@ -17,7 +17,8 @@ from reptool.pysource.passing_on import that_matter
 from reptool.pysource.places import method_of
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.constants import CannotCutError
-from reptool.rewrite.method_source import guarded_method
+from reptool.rewrite.kind_checks import is_fixed, kinds_asked
+from reptool.rewrite.method_source import Check, guarded_method
 from reptool.rewrite.setting_checks import setting_checks
 from reptool.safety.changed import Changed
 from reptool.safety.other_runs import Runs
@@ -118,7 +119,7 @@ class Flags:
                 surgery.fallbacks.need(event, (), sites, settings.settings if settings is not None else ())
             return
         try:
-            checks = setting_checks(settings.event, settings.settings) if settings is not None else []
+            checks = self._checks(surgery, settings) if settings is not None else []
             assumed = not self.trace.shown and any(e.parent is None for e in calls)
             if assumed and (asked.bad or asked.given):
                 what = sorted({*asked.bad, *asked.given})[0]
@@ -133,6 +134,13 @@ class Flags:
                 found.problems[site.region] = refusal.at(site.region.value.name)
             return
         found.methods.setdefault(path, {})[name] = method
+
+    def _checks(self, surgery: Surgery, settings: Guarded) -> list[Check]:
+        recorder = self.surgeon.found.facts.recorder
+        dtypes = [d for event, asked in settings.asked.items() for d in kinds_asked(event, asked, recorder)]
+        held = [*settings.settings, *dtypes]
+        surgery.fixed |= any(map(is_fixed, held))
+        return setting_checks(settings.event, held)
 
     @staticmethod
     def _may_be_given(function: Callable[..., Any], calls: list[Event], flag: str) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from reptool.ir.trace import Event, Setting, lowest_call
+from reptool.ir.trace import Event, Question, Setting, lowest_call
 from reptool.ir.walk import only_tensors
 from reptool.pysource.functions import behind, tree_of
 from reptool.pysource.globals_read import Outside, functions_of
@@ -36,11 +36,13 @@ class Guarded:
     Args:
         event: a call of it.
         settings: what it read, in all of its calls.
+        asked: what its calls asked of dtypes.
         sites: the regions that this is for.
     """
 
     event: Event
     settings: list[Setting | Outside] = field(default_factory=list)
+    asked: dict[Event, list[Question]] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
 
 
@@ -59,6 +61,11 @@ def guarded_settings(surgery: Surgery, surgeon: Surgeon) -> dict[tuple[str, str]
             if settings or outside:
                 made = found.setdefault((event.path, event.method), Guarded(event))
                 made.settings += [*settings, *outside]
+                made.sites.append(site)
+        for event, questions in site.dtypes.items():
+            if event not in surgery.left_out:
+                made = found.setdefault((event.path, event.method), Guarded(event))
+                made.asked.setdefault(event, []).extend(questions)
                 made.sites.append(site)
     return found
 

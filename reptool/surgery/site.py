@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, fx
 
-from reptool.ir.trace import Event
+from reptool.ir.trace import Event, Question
 from reptool.plan.select import Region
 from reptool.rewrite.lower import Geometry, Place
 from reptool.runtime.gates.chain import Chain
@@ -37,6 +37,7 @@ class Site:
         cast: the layer's weight and bias, once they are worked out.
         in_place: whether a functional layer keeps its code as well, and its tensors alone change.
         asked: the call around the region and those in it whose answers it relies on; nothing if it relies on none.
+        dtypes: per call, what it asked of the dtypes of its arguments, which are guarded.
     """
 
     region: Region
@@ -53,6 +54,7 @@ class Site:
     cast: tuple[Tensor, Tensor | None] | None = None
     in_place: bool = False
     asked: list[Event] = field(default_factory=list)
+    dtypes: dict[Event, list[Question]] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,10 +84,12 @@ class Surgery:
     identities: dict[str, str] = field(default_factory=dict)  # path -> why
     methods: dict[str, dict[str, Method]] = field(default_factory=dict)  # path -> method name -> source
     events: dict[str, Event] = field(default_factory=dict)  # path -> a call of its regenerated method
+    left_out: set[Event] = field(default_factory=set)  # calls that the methods written anew make no more
     plain: set[str] = field(default_factory=set)  # paths whose class becomes a plain module
     dropped: set[str] = field(default_factory=set)  # parameter and buffer paths that go away
     read: dict[str, set[str]] = field(default_factory=dict)  # replaced path -> attributes that are still asked for
     bare: set[str] = field(default_factory=set)  # paths of norms that lose their scale and shift
+    fixed: bool = False  # whether a check holds for the dtypes that were shown alone
     guards: dict[str, int] = field(default_factory=dict)  # path -> rank its input must have
     constants: dict[str, Tensor] = field(default_factory=dict)
     other_calls: list[Calls] = field(default_factory=list)  # of methods that were not traced and run the same regions

@@ -53,7 +53,7 @@ class _Scene:
     takes: list[tuple[tuple[Any, Any], list[Tensor]]]
     tolerance: float
     off: float = 0.0
-    dtype: torch.dtype = torch.float64
+    dtype: torch.dtype | None = torch.float64
 
 
 class Rehearsal:
@@ -156,13 +156,16 @@ def _closed_events(unit: Unit) -> list[Event]:
 Takes = list[tuple[tuple[Any, Any], list[Tensor]]]
 
 
-def _takes(old: nn.Module, event: Event, unit: Unit) -> tuple[torch.dtype, Takes]:
+def _takes(old: nn.Module, event: Event, unit: Unit) -> tuple[torch.dtype | None, Takes]:
     """Inputs that the original runs on, and what it gives for them: one, or all where a fallback is kept.
 
-    In float64; where the original names a dtype of its own and runs on none, in the dtype of its weights.
+    In float64; where the original names a dtype of its own and runs on none, in the dtype of its weights. Where a
+    method is right for the dtypes that were shown alone, in these.
     """
     own = next((p.dtype for p in old.parameters() if p.is_floating_point()), torch.float64)
-    for dtype, tries in {torch.float64: MAX_TRIES, own: MAX_TRIES if own is torch.float64 else MAX_NARROW}.items():
+    wanted: dict[torch.dtype | None, int] = {torch.float64: MAX_TRIES}
+    wanted.setdefault(own, MAX_NARROW)
+    for dtype, tries in wanted.items() if not unit.surgery.fixed else [(None, MAX_NARROW)]:
         wide, out = copy_in(old, dtype), list[tuple[tuple[Any, Any], list[Tensor]]]()
         for made in itertools.islice(_inputs(event, unit, dtype), tries):
             try:
@@ -209,14 +212,15 @@ MAX_NARROW = 20
 """Inputs of the model's own dtype, of code that may run on no other."""
 
 
-def _inputs(event: Event, unit: Unit, dtype: torch.dtype) -> Iterator[tuple[Any, Any]]:
+def _inputs(event: Event, unit: Unit, dtype: torch.dtype | None) -> Iterator[tuple[Any, Any]]:
     """Arguments for a call: of shapes that were seen or are known, and of others that may suit it."""
     nodes = list(dict.fromkeys(v for v in leaves((event.args, event.kwargs)) if isinstance(v, fx.Node)))
     if not nodes or any(n.meta["const"] or n.meta.get("kind") != "tensor" for n in nodes):
         return
     for shapes in itertools.islice(_shapes(event, unit, nodes), MAX_TRIES):
         generator = torch.Generator().manual_seed(0)
-        values = [torch.randn(s, dtype=torch.float64, generator=generator).to(dtype) for s in shapes]
+        made = [torch.randn(s, dtype=torch.float64, generator=generator) for s in shapes]
+        values = [v.to(dtype or unit.facts.dtype(n)) for v, n in zip(made, nodes, strict=True)]
         yield mapped((event.args, event.kwargs), partial(_given, dict(zip(nodes, values, strict=True))))
 
 

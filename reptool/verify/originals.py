@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from reptool.ir.aliasing import Reads
 from reptool.ir.computed_weights import computed_tensors, exact_tensors, has_computed_weight, set_plain
+from reptool.ir.kinds.casts import cast_target
 from reptool.lift.layers.transposed import asks_for_size
 from reptool.models.copies import copy_in, full_copy
 from reptool.plan.inference import Facts
@@ -41,13 +42,16 @@ class Originals:
             memo[n] = self.run(n, memo)
             return memo[n]
 
-        sized = asks_for_size(node)  # for the input that the model gives it, not for one that is made up
-        args = fx.node.map_arg(node.args[:1] if sized else node.args, value)
-        return args, fx.node.map_arg({} if sized else node.kwargs, value)
+        # neither the size that an input of the model's own has, nor its dtype
+        alone = asks_for_size(node) or cast_target(node) is not None
+        args = fx.node.map_arg(node.args[:1] if alone else node.args, value)
+        return args, fx.node.map_arg({} if alone else node.kwargs, value)
 
     def run(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
         """The value of a node, from the values in `memo` and those that can be worked out from them."""
         args, kwargs = self.arguments(node, memo)
+        if cast_target(node) is not None:
+            return args[0]  # which stays in float64
         if node.op == "call_module":
             if node not in self.modules:
                 self.modules[node] = _double(node.meta["module"])

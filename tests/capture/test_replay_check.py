@@ -181,3 +181,20 @@ def test_a_constant_that_is_kept_for_the_next_call_is_no_state(form: str, shown:
     _, report = check(ready(Scaled(form)), shown=[shown])
     assert "specialized" not in codes(report)
     assert any("scale" in r.rules and r.layer == "part.last" for r in report.regions)
+
+
+class TellsOfWeights(nn.Module):
+    """Code that asks a weight which was cast like the input for its dtype keeps no state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.scale = nn.Linear(3, 3), nn.Parameter(torch.rand(3) + 1)
+
+    def forward(self, x: Any) -> Any:
+        scale = self.scale.to(x.dtype)
+        return self.first(x) * scale.norm().to(scale.dtype)
+
+
+def test_what_a_constant_tells_is_no_state() -> None:
+    _, report = check(ready(TellsOfWeights()), torch.randn(4, 3, dtype=torch.float64))
+    assert not codes(report)

@@ -159,3 +159,57 @@ def test_a_forward_that_is_swapped_for_one_call_is_left_as_it_is() -> None:
     assert "another function in the place of 'forward'" in report.untraced["0"]
     assert codes(report) <= {"untraceable"}
     assert deployed is not None
+
+
+class Scattered(nn.Module):
+    """A weight whose entries are written one by one."""
+
+    def __init__(self, viewed: bool = False) -> None:
+        super().__init__()
+        self.entries, self.viewed = nn.Parameter(torch.randn(3, 2)), viewed
+        self.register_buffer("rows", torch.tensor([0, 2]))
+        self.first = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer, and a matrix of which two rows are written."""
+        weight = torch.zeros(3, 3, device=x.device, dtype=x.dtype)
+        view = weight.t() if self.viewed else None
+        weight[self.rows, 1] = self.entries[0]
+        weight[self.rows, :2] = self.entries[1:]
+        weight[0, 0] = 7.0
+        whole = weight if view is None else weight + view
+        return self.first(x) + nn.functional.linear(x, whole)
+
+
+@pytest.mark.parametrize("viewed", [False, True])
+def test_entries_written_into_a_new_constant_are_a_constant(viewed: bool) -> None:
+    model, x = nn.Sequential(Scattered(viewed), nn.ReLU()).double().eval(), image(5, 3)
+    deployed = reptool.deploy(model, x)
+    assert_same(model(x), deployed(x))
+    assert viewed == ("0.entries" in dict(deployed.named_parameters()))
+
+
+class WrittenInPlace(nn.Module):
+    """A weight that methods write in place, also through a view of it."""
+
+    def __init__(self, viewed: bool) -> None:
+        super().__init__()
+        self.a, self.first, self.viewed = nn.Parameter(torch.randn(3, 3)), nn.Linear(3, 3), viewed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer, and what was written."""
+        weight = self.a @ self.a
+        if self.viewed:
+            weight[0][1] = 5.0
+            weight.t().add_(1.0)
+        else:
+            weight.add_(self.a, alpha=2).mul_(0.5)
+        return self.first(x) + nn.functional.linear(x, weight)
+
+
+@pytest.mark.parametrize("viewed", [False, True])
+def test_methods_that_write_into_a_new_constant_make_another_one(viewed: bool) -> None:
+    model, x = nn.Sequential(WrittenInPlace(viewed), nn.ReLU()).double().eval(), image(5, 3)
+    deployed = reptool.deploy(model, x)
+    assert_same(model(x), deployed(x))
+    assert viewed == ("0.a" in dict(deployed.named_parameters()))

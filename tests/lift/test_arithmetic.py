@@ -102,3 +102,31 @@ TRAPS: dict[str, Forward] = {
 @pytest.mark.parametrize("name", TRAPS)
 def test_what_is_no_sum_of_the_parts_stays_right(name: str, bare: bool) -> None:
     assert len(check(TRAPS[name], bare)) >= 2
+
+
+class Gathered(nn.Module):
+    """A sum that begins with zeros like its first part."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.layers, self.in_place = nn.ModuleList(nn.Conv2d(3, 4, 1) for _ in range(3)), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum."""
+        first = self.layers[0](x)
+        total = torch.zeros_like(first)
+        for layer in self.layers[1:]:
+            if self.in_place:
+                total += layer(x)
+            else:
+                total = total + layer(x)
+        return first + total
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_zeros_like_a_value_are_the_value_times_zero(in_place: bool) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Gathered(in_place), nn.ReLU()).eval(), torch.randn(2, 3, 5, 4)
+    deployed = reptool.deploy(model, x)
+    assert sum(isinstance(m, nn.Conv2d) for m in deployed.modules()) == 1
+    torch.testing.assert_close(deployed(x), model(x), rtol=1e-5, atol=1e-5)

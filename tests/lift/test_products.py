@@ -174,10 +174,22 @@ def test_a_weight_that_is_an_expression_is_worked_out_once(name: str, bare: bool
 
 
 @BARE
-def test_a_weight_that_is_written_in_the_forward_is_refused(bare: bool) -> None:
+def test_a_weight_whose_entries_are_written_where_it_is_made_is_a_constant(bare: bool) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         weight = torch.zeros_like(self.weight)
         weight[:, :, 1, 1] = self.weight[:, :, 1, 1]
+        return self.norm(F.conv2d(x, weight, padding=1))
+
+    layers, codes = check(forward, bare, ((2, 4, 8, 7), (1, 4, 3, 3)))
+    assert layers == 1
+    assert not codes
+
+
+@BARE
+def test_a_weight_that_is_written_through_a_view_is_refused(bare: bool) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        weight = torch.zeros_like(self.weight)
+        weight[:, :, 1][:, :, 1] = self.weight[:, :, 1, 1]
         return self.norm(F.conv2d(x, weight, padding=1))
 
     layers, codes = check(forward, bare, ((2, 4, 8, 7), (1, 4, 3, 3)))

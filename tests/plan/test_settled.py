@@ -44,7 +44,7 @@ class Scored(nn.Module):
         return y
 
 
-@pytest.mark.parametrize(("form", "fused"), [("slice", True), ("whole", True), ("activated", True), ("other", False)])
+@pytest.mark.parametrize(("form", "fused"), [("slice", True), ("whole", True), ("activated", True), ("other", True)])
 def test_the_rank_behind_a_norm_is_known(form: str, fused: bool) -> None:
     model = randomize(Scored(form).eval()).double()
     x, w = torch.randn(2, 3, 5, 5, dtype=torch.float64), torch.randn(2, 5, 8, dtype=torch.float64)
@@ -82,3 +82,23 @@ def test_the_number_of_pieces_is_known_where_norms_say_what_is_cut(cut: str, fus
     for size in ((5, 5), (3, 9)):
         x = torch.randn(2, 3, *size, dtype=torch.float64)
         torch.testing.assert_close(deployed(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+class Divides(nn.Module):
+    """Code that asks whether the channels that a layer reads can be divided."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.a, self.b, self.axis = nn.Linear(6, 4), nn.Linear(6, 4), axis
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        return y + self.b(x) if x.size(self.axis) % 3 == 0 else y
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_the_channels_that_a_layer_reads_are_no_question(axis: int) -> None:
+    model, x = nn.Sequential(Divides(axis), nn.ReLU()).eval(), torch.randn(3, 6)
+    deployed = reptool.deploy(model, x)
+    assert reptool.report(deployed).layers[1] == (1 if axis == -1 else 2)
+    torch.testing.assert_close(deployed(x), model(x), rtol=1e-5, atol=1e-5)

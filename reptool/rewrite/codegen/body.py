@@ -7,23 +7,42 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reptool.ir.nodes import name_of
-from reptool.ir.trace import Event, all_events
+from reptool.ir.aliasing import Reads
+from reptool.ir.kinds.asked import asks_kinds
+from reptool.ir.nodes import is_inert, name_of
+from reptool.ir.trace import Event, all_events, questions_of
 from reptool.ir.walk import nodes_in
-from reptool.rewrite.codegen.edits import is_dead
+from reptool.rewrite.codegen.edits import Edits, is_dead
 from reptool.rewrite.codegen.values import Values
 from reptool.rewrite.constants import CannotCutError
 
 
 class Body(Values):
-    """Writes down what a call did, but for what is left out."""
+    """Writes down what a call did, but for what is left out.
+
+    Args:
+        event, edits, reads, prefix: see `Values`.
+        fallback: whether a fallback runs where an answer is another: then no guard says that it is the same.
+    """
+
+    def __init__(self, event: Event, edits: Edits, reads: Reads, prefix: str, fallback: bool) -> None:
+        super().__init__(event, edits, reads, prefix)
+        self.fallback = fallback
+        self.left_out: set[Event] = set()  # calls that are made no more
+        self.handed_on: list[Event] = []  # those of them that only handed on what they were given
 
     def call(self, child: Event) -> None:
         """Write down a call of a child, or of another method of the module."""
         if child in self.edits.omitted or is_dead(child, self.edits):
+            self.left_out.update(all_events(child))
             return
         handed = any(n in self.map for n in nodes_in(child.output))
-        if handed and any(e.questions or e.minor for e in all_events(child)):
+        told = [q for e in all_events(child) for q in questions_of(e)]
+        if told and not self.fallback and self._only_hands_on(child) and all(map(asks_kinds, told)):
+            self.left_out.update(all_events(child))
+            self.handed_on += all_events(child)
+            return
+        if handed and told:
             raise CannotCutError(f"{child.place} hands on what it is given, and asks something: it may not always")
         self.now = min((self.reads.position[n] for n in child.nodes()), default=self.now)
         args, kwargs = self.lookup_all(child.args), self.lookup_all(child.kwargs)
@@ -31,6 +50,13 @@ class Body(Values):
         if child.method != "forward" and child.module is not self.event.module:
             relative = f"{self.relative(child.path)}.{child.method}"
         self.unpack(child.output, self.graph.create_node("call_module", relative, args, kwargs))
+
+    def _only_hands_on(self, child: Event) -> bool:
+        """Whether a call computes nothing, does nothing else and gives a constant, or back what it was given."""
+        computes = any(not n.meta["const"] and not is_inert(n) for n in child.nodes())
+        acts = any(e.effects or e.hooked for e in all_events(child))
+        given = isinstance(child.output, fx.Node) and (child.output in self.map or child.output.meta["const"])
+        return given and not computes and not acts
 
     def node(self, node: fx.Node) -> None:
         """Write down an operation, or what stands in for it."""

@@ -7,7 +7,7 @@ name, pickles (the source goes along) and still is an instance of the original c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import fx
@@ -15,20 +15,21 @@ from torch import fx
 from reptool.capture.graph_builder import Writing
 from reptool.capture.optional_arguments import offered
 from reptool.ir.aliasing import Reads
-from reptool.ir.trace import Event, Setting
+from reptool.ir.kinds.asked import asks_kinds
+from reptool.ir.trace import Event, Question, Setting, all_events, questions_of
 from reptool.ir.walk import nodes_in
 from reptool.pysource.globals_read import Outside
 from reptool.pysource.places import asked
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.codegen.body import Body
-from reptool.rewrite.codegen.edits import Edits, is_dead
+from reptool.rewrite.codegen.edits import Edits
 from reptool.rewrite.codegen.rewritable import check_rewritable
 from reptool.rewrite.constants import CannotCutError, Constants
+from reptool.rewrite.kind_checks import KindOf, is_fixed, kinds_asked
 from reptool.rewrite.method_source import AbsorbedCheck, Check, FusedCheck, checks, header_of, signature_of
 from reptool.rewrite.own_mode import decides_nothing
-from reptool.rewrite.printer import Printer, read_item
+from reptool.rewrite.printer import Printer
 from reptool.rewrite.setting_checks import path_text, setting_checks, settings_of
-from reptool.runtime.containers import read_key
 from reptool.runtime.method import Method
 
 
@@ -61,7 +62,9 @@ class Cutter:
         self.settings: list[Setting | Outside] = []
         self.fused: tuple[str, ...] = ()  # paths of layers that stand for regions which the method ran
         self.absorbed: tuple[str, ...] = ()  # paths of modules whose work the method does itself
-        self.body = Body(event, edits, reads, prefix)
+        self.asked: list[Question] = []  # what the regions in it rely on: dtypes of arguments
+        self.fixed = False  # whether it is right for the dtypes that were shown alone
+        self.body = Body(event, edits, reads, prefix, fallback)
         self.header: str = ""
         self.parameters: tuple[str, ...] = ()
 
@@ -75,9 +78,6 @@ class Cutter:
     def _method(self) -> Method:
         function = getattr(type(self.event.module), self.event.method)
         check_rewritable(function)
-        questions = [*self.event.questions, *self.event.minor]
-        if questions and not self.fallback:
-            raise CannotCutError(f"it asks for {asked(questions[0])}")
         if self.event.effects:
             raise CannotCutError(f"it {self.event.effects[0]}")
         guards = self._parameters(function)
@@ -88,9 +88,11 @@ class Cutter:
                 self.body.node(item)
         if self.fallback:
             self.settings = self._settings()
-            self.specialized, guards = bool(guards or questions or self.settings), []
+            self.specialized, guards = bool(guards or questions_of(self.event) or self.settings), []
         else:
-            guards += setting_checks(self.event, self._settings())
+            held = [*self._settings(), *self._dtypes()]
+            self.fixed = any(map(is_fixed, held))
+            guards += setting_checks(self.event, held)
         lead = self.event.path
         texts = {p: text for p in self.fused if (text := path_text(lead, p)) is not None}
         guards += [FusedCheck(text, p[len(lead) :].lstrip(".")) for p, text in texts.items()]
@@ -103,22 +105,32 @@ class Cutter:
     def _settings(self) -> list[Setting | Outside]:
         """The settings that the text no longer reads: what they were was written into it."""
         folded = (self.edits.bypass.keys() | self.edits.dead) - self.edits.layers.keys()
-        read = settings_of(self._written_out(self.event))
+        read = settings_of(self._written_out())
         if any(map(self._is_mode, read)) and decides_nothing(self.event, folded, self.recorder):
             read = [s for s in read if not self._is_mode(s)]
         return read
 
+    def _dtypes(self) -> list[KindOf]:
+        """The dtypes of arguments that decided what is written down."""
+        shown = self.recorder.knows_inputs
+        other = next((q for q in questions_of(self.event) if not (shown and asks_kinds(q))), None)
+        if other is not None:
+            raise CannotCutError(f"it asks for {asked(other)}")
+        told = [q for e in (self.event, *self.body.left_out) for q in questions_of(e) if asks_kinds(q)]
+        return kinds_asked(self.event, [*told, *self.asked], self.recorder)
+
     def _is_mode(self, setting: Setting | Outside) -> bool:
         return isinstance(setting, Setting) and (setting.path, setting.name) == (self.event.path, "training")
 
-    def _written_out(self, event: Event) -> Iterator[Event]:
-        """A call, and those of the module's own methods that are not made any more."""
-        yield event
-        for item in event.items:
-            if not isinstance(item, Event) or item.module is not self.event.module:
-                continue
-            if is_dead(item, self.edits) or not any(True for _ in item.nodes()):
-                yield from self._written_out(item)
+    def _written_out(self) -> Iterable[Event]:
+        """The call, those of the module's own methods that are not made any more, and those that only hand on."""
+        found = {self.event: None}
+        for event in all_events(self.event):
+            idle = event.parent in found and not any(True for _ in event.nodes())
+            own = event.module is self.event.module and (idle or event in self.body.left_out)
+            if own or event in self.body.handed_on:
+                found[event] = None
+        return found
 
     def _parameters(self, function: Callable[..., Any]) -> list[Check]:
         signature = signature_of(function)
@@ -150,9 +162,7 @@ class Cutter:
         return guards
 
     def _print(self, guards: list[Check]) -> Method:
-        for node in reversed(list(self.body.graph.nodes)):
-            if not node.users and node.op == "call_function" and node.target in (read_item, read_key):
-                self.body.graph.erase_node(node)
+        read = self.body.tensors_read()
         constants = Constants([*self.parameters, "self", *(n.name for n in self.body.graph.nodes)])
         lines = [*checks(guards, constants), *Printer(self.body.graph, self.parameters, constants).body()]
         source = "\n".join([f"def {self.event.method}({self.header}):", *lines]) + "\n"
@@ -160,7 +170,7 @@ class Cutter:
             self.event.method,
             source,
             constants.names,
-            tuple(dict.fromkeys(self.body.buffers)),
-            frozenset(self.body.read),
+            tuple(dict.fromkeys(t for t in read if t in self.edits.constants)),
+            frozenset(t.rpartition(".")[0] for t in read if t not in self.edits.constants),
             constants.values,
         )

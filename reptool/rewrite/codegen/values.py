@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 
 from reptool.ir.aliasing import Reads
-from reptool.ir.nodes import name_of
+from reptool.ir.nodes import is_size_like, metadata_read, name_of
 from reptool.ir.trace import Event
 from reptool.ir.walk import nodes_in
 from reptool.pysource.places import named
@@ -32,8 +32,8 @@ class Values:
         self.graph = fx.Graph()
         self.map: dict[fx.Node, Any] = {}
         self.now = 0.0  # where in the trace what is written down stands
-        self.buffers: list[str] = []
-        self.read: set[str] = set()  # paths of modules whose tensors are read
+        self.read: dict[fx.Node, str] = {}  # what reads a tensor -> its path in the trace
+        self.pure: set[fx.Node] = set()  # what computes a constant
 
     def unpack(self, value: Any, made: fx.Node) -> None:
         """Map the nodes inside a structure to reads of `made`."""
@@ -145,12 +145,24 @@ class Values:
     def _constant(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
             target = str(node.target)
-            if target in self.edits.constants:
-                self.buffers.append(target)
-                self.map[node] = self.graph.get_attr(target)
-            else:
-                self.read.add(target.rpartition(".")[0])
-                self.map[node] = self.graph.get_attr(self.relative(target))
+            held = target in self.edits.constants
+            self.map[node] = self.graph.get_attr(target if held else self.relative(target))
+            self.read[self.map[node]] = target
         else:
             self.copy(node)
+            self.pure.add(self.map[node])
         return self.map[node]
+
+    def tensors_read(self) -> list[str]:
+        """The tensors that are read once all is left out that only tells something nobody uses."""
+        for node in reversed(list(self.graph.nodes)):
+            if not node.users and (node in self.pure or _only_tells(node)):
+                self.graph.erase_node(node)
+        return [target for node, target in self.read.items() if not node._erased]
+
+
+def _only_tells(node: fx.Node) -> bool:
+    """Whether a node reads a tensor or an item, or computes nothing but what code asked of values."""
+    if node.op == "get_attr" or node.target in (read_item, read_key):
+        return True
+    return name_of(node) != "_assert" and bool(metadata_read(node) or is_size_like(node))

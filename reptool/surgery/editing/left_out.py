@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from reptool.ir.nodes import DIVISIONS, is_inert, name_of
+from reptool.ir.nodes import DIVISIONS, is_inert, is_size_like, name_of
 from reptool.ir.ops import Affine, Concat, Op, Pieces, Stack, Sum, View
 from reptool.passages.own_affines import Behind
 from reptool.passages.spread import origin
@@ -118,8 +118,14 @@ def kill_inert(draft: Draft) -> None:
     for node in draft.trace.graph.nodes:
         if node.meta["const"] or node in draft.edits.dead:
             continue
-        if any(n in draft.edits.dead for n in node.all_input_nodes) and is_inert(node):
+        if any(n in draft.edits.dead for n in node.all_input_nodes) and (is_inert(node) or _is_idle(draft, node)):
             draft.edits.dead.add(node)
+
+
+def _is_idle(draft: Draft, node: fx.Node) -> bool:
+    """Whether a number is worked out for nothing that is still computed."""
+    gone = draft.edits.dead | draft.edits.bypass.keys()
+    return is_size_like(node) and all(u in gone or _is_idle(draft, u) for u in node.users)
 
 
 def _makes_floats(node: fx.Node) -> bool:

@@ -23,8 +23,9 @@ def rewrite(draft: Draft, event: Event) -> None:
     """Work out what becomes of a call, and of all that it makes."""
     if event in draft.whole:
         return
-    if event.parent is not None and is_dead(event, draft.edits) and event.method == "forward" and not _all_const(event):
-        if any(n in draft.blame for n in event.nodes()):  # what holds no part of a region stays for other code
+    if event.parent is not None and is_dead(event, draft.edits) and not _all_const(event):
+        named = any(n in draft.blame for n in event.nodes())  # what holds no part of a region stays for other code
+        if event.method == "forward" and named:
             draft.surgery.identities.setdefault(event.path, "no longer needed")
         return
     if _is_bypass(draft, event):
@@ -115,6 +116,7 @@ def _regenerate(draft: Draft, event: Event, touched: list[fx.Node]) -> None:
     cutter.fused = tuple(s.slot for s in mine if s.slot is not None)
     if any(s.slot is None for s in mine):  # no layer has a gate that looks after what was absorbed
         cutter.absorbed = absorbed_in(draft, event)
+    cutter.asked = [q for s in mine for q in s.dtypes.get(event, ())]
     made = refusal or cutter.method()
     known = draft.surgery.methods.get(event.path, {}).get(event.method)
     if isinstance(made, Method) and known is not None and known.source != made.source:
@@ -135,6 +137,8 @@ def _regenerate(draft: Draft, event: Event, touched: list[fx.Node]) -> None:
             sites = dict.fromkeys(draft.blame[n] for n in touched if n in draft.blame)
             draft.surgery.fallbacks.need(event, (), sites, cutter.settings)
     draft.surgery.methods.setdefault(event.path, {})[event.method] = made
+    draft.surgery.left_out |= {event, *cutter.body.left_out}
+    draft.surgery.fixed |= cutter.fixed
     draft.surgery.events.setdefault(event.path, event)
 
 

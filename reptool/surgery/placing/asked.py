@@ -6,11 +6,13 @@ import inspect
 
 from torch import fx
 
+from reptool.ir.kinds.asked import asks_kinds
 from reptool.ir.trace import VALUE, Event
 from reptool.ir.walk import nodes_in
 from reptool.pysource.places import asked
 from reptool.pysource.straight_line import straight
 from reptool.refusal import Code, Refusal
+from reptool.surgery.placing.dtypes import casts_shown, ranks_shown
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced
 
@@ -32,12 +34,18 @@ def asked_around(traced: Traced, site: Site) -> Refusal | None:
         passed = () if node is site.region.value else node.meta.get("through", ())  # calls that hand it on
         seen += [e for e in dict.fromkeys(passed) if e not in common and e not in seen]
     seen += [e for e in _between_reads(traced, site, lowest) if e not in seen]
+    shown = [*casts_shown(traced, site.region), *ranks_shown(site.region)]
+    if lowest is not None and shown:
+        site.dtypes[lowest] = shown
     for event in seen:
         questions = [*event.questions, *event.minor]
         if lowest is not None and event is lowest and questions and _in_line(traced, site, event):
             continue
         if traced.fallbacks is not None and lowest is not None and questions:
             site.asked = [*(site.asked or [lowest]), event]
+            continue
+        if questions and traced.trace.shown and all(map(asks_kinds, questions)):
+            site.dtypes.setdefault(event, []).extend(questions)  # they are guarded
             continue
         for question in questions:
             return Refusal(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, fx, nn
 
-from reptool.ir.casts import made_of
+from reptool.ir.kinds.casts import made_of
 from reptool.ir.nodes import name_of, takes_weight, weight_argument
 from reptool.ir.trace import Event, Trace
 from reptool.lift.layers.deformable import BIAS, WEIGHT

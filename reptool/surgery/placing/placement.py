@@ -17,6 +17,7 @@ from reptool.pysource.module_info import calls_itself
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry, Place, geometry, geometry_of
 from reptool.surgery.placing.asked import asked_around, event_inputs
+from reptool.surgery.placing.dtypes import dtypes_refused
 from reptool.surgery.placing.functional import functional, weight_of
 from reptool.surgery.placing.term import needed_there
 from reptool.surgery.placing.way import carriers, way_of, written_between
@@ -38,8 +39,9 @@ def site_of(traced: Traced, region: Region) -> Site | Refusal:
     last: Refusal | None = None
     for carrier in sorted(carriers(traced, ops), key=position.__getitem__):
         found = placed(traced, region, carrier, shape)
-        if isinstance(found, Refusal):
-            last = last or found
+        refused = found if isinstance(found, Refusal) else dtypes_refused(traced, found)
+        if isinstance(found, Refusal) or refused is not None:
+            last = last or refused
             continue
         rank = _rank(found)
         if best is None or rank < best[0]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from reptool.ir.casts import is_cast
+from reptool.ir.kinds.casts import is_cast
 from reptool.ir.nodes import metadata_read
-from reptool.ir.ops import Affine, Concat, Pieces
+from reptool.ir.ops import Affine, Concat, Inner, Pieces
 from reptool.plan.select import Region
 from reptool.pysource.places import listed, named, seen_in
 from reptool.refusal import Code, Refusal
@@ -71,10 +71,21 @@ def _soft_refused(traced: Traced, node: fx.Node, site: Site, absorbed: dict[fx.N
     for reader in traced.found.soft.get(node, ()):
         if metadata_read(reader) == "rank" and (node not in site.dead or _casts_only(traced, reader, absorbed)):
             continue
+        if isinstance(traced.found.ops.get(node), Inner) and _only_for(reader, absorbed):
+            continue
         if node in site.dead or not _same_size(traced, node, site):
             sentence = f"{seen_in(reader)} reads the shape of {named(node)}, which would go away"
             return Refusal(Code.READ_ELSEWHERE, sentence, (node.name, reader.name))
     return None
+
+
+def _only_for(number: fx.Node, absorbed: dict[fx.Node, list[Site]]) -> bool:
+    """Whether a number is worked out for nothing but absorbed operations."""
+    return all(u in absorbed or (not _computes(u) and _only_for(u, absorbed)) for u in number.users)
+
+
+def _computes(node: fx.Node) -> bool:
+    return node.meta.get("kind") in ("tensor", "sequence") or node.op == "output"
 
 
 def _read_by(traced: Traced, user: fx.Node) -> list[fx.Node]:

@@ -16,6 +16,7 @@ from reptool.ir.nodes import metadata_read, name_of
 
 _LIKE = {"type_as": 1, "to": 1}
 _CASTS = {"to", "type"}
+_FACTORIES = {"eye", "zeros", "ones", "full", "arange", "linspace"}
 CAST_TO = ("device", "dtype")
 """What ``w.to(x)`` reads of `x`."""
 
@@ -41,13 +42,20 @@ def is_cast(node: fx.Node) -> bool:
     return bool(inputs) and all(n.target is getattr and n.args[1] in CAST_TO for n in inputs)
 
 
+def is_made_like(node: fx.Node) -> bool:
+    """Whether a node makes a tensor of numbers that are known, of the dtype or on the device that a value has."""
+    made = node.op == "call_function" and name_of(node) in _FACTORIES
+    inputs = [n for n in node.all_input_nodes if not n.meta["const"]] if made else []
+    return bool(inputs) and all(n.target is getattr and n.args[1] in CAST_TO for n in inputs)
+
+
 def _is_constant(value: Any) -> bool:
     return isinstance(value, fx.Node) and value.meta["const"] and value.meta.get("kind") == "tensor"
 
 
 def mark(node: fx.Node) -> None:
     """Say of a new node whether it is a constant that was cast to what a value has, or made of such."""
-    if is_cast(node):
+    if is_cast(node) or is_made_like(node):
         node.meta.update(const=True, cast=True)
     elif node.meta["const"] and any(n.meta.get("cast") for n in node.all_input_nodes):
         if metadata_read(node) == "shape":
@@ -68,3 +76,20 @@ def unknown(value: Any) -> Any:
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
         return value
     return value.to(torch.get_default_dtype())
+
+
+_NAMED = {"float": torch.float32, "half": torch.float16, "double": torch.float64, "bfloat16": torch.bfloat16}
+
+
+def cast_target(node: fx.Node) -> torch.dtype | fx.Node | None:
+    """The dtype that a value is brought to, or the node that says which; None where this is no such cast alone."""
+    if node.op != "call_method" or not node.args or not isinstance(node.args[0], fx.Node) or node.args[0].meta["const"]:
+        return None
+    name = name_of(node)
+    if name in _NAMED:
+        return _NAMED[name] if len(node.args) == 1 and not node.kwargs else None
+    given: list[Any] = [*node.args[1:], *(v for k, v in node.kwargs.items() if k == "dtype")]
+    if name not in ("to", "type") or len(given) != 1 or set(node.kwargs) - {"dtype"}:
+        return None
+    is_dtype = isinstance(given[0], fx.Node) and given[0].meta.get("kind") == "dtype"
+    return given[0] if is_dtype or isinstance(given[0], torch.dtype) else None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import reptool
+from reptool.errors import SpecializedError
 from reptool.refusal import Code
 from reptool.testing import randomize
 
@@ -147,7 +148,7 @@ def test_the_dtype_of_another_value_is_refused_where_it_is_not_known() -> None:
         assert Code.DTYPE in {r.code for r in reptool.report(deployed).refusals}
 
 
-def test_what_is_asked_of_a_cast_constant_is_no_constant() -> None:
+def test_what_is_asked_of_a_cast_constant_is_asked_of_the_value() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -163,7 +164,11 @@ def test_what_is_asked_of_a_cast_constant_is_no_constant() -> None:
         deployed = reptool.deploy(model, *given)
         for dtype in (torch.float32, torch.float64):
             x = torch.randn(2, 3, 5, 4, dtype=dtype)
-            torch.testing.assert_close(deployed(x), model(x))
+            if given and dtype is torch.float64:
+                with pytest.raises(SpecializedError):
+                    deployed(x)
+            else:
+                torch.testing.assert_close(deployed(x), model(x))
 
 
 def test_a_cast_that_is_still_read_stays_as_it_is() -> None:
@@ -310,3 +315,40 @@ def test_a_layer_without_a_dtype_of_its_own_keeps_following_its_input(form: str,
     for dtype, close in ((torch.float32, 1e-5), (torch.float16, 5e-3), (torch.bfloat16, 4e-2)):
         x = torch.randn(2, 3, 6, 5).to(dtype)
         torch.testing.assert_close(deployed(x), model(x), rtol=close, atol=close)  # the dtype as well
+
+
+class Made(nn.Module):
+    """A layer whose weight begins with a matrix made like the input."""
+
+    def __init__(self, make: Forward) -> None:
+        super().__init__()
+        self.weight, self.make = nn.Parameter(torch.randn(4, 4)), make
+        self.after = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The weight and what is made."""
+        return self.after(F.linear(x, self.weight + self.make(self, x).to(self.weight.dtype)))
+
+
+@pytest.mark.parametrize("shown", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m, x: torch.eye(4, device=x.device),
+        lambda m, x: torch.eye(4, dtype=x.dtype, device=x.device),
+        lambda m, x: torch.full((4, 4), 0.5, dtype=x.dtype),
+        lambda m, x: torch.arange(m.weight.shape[0], device=x.device),
+    ],
+)
+def test_a_matrix_made_like_a_value_is_a_constant(make: Forward, shown: bool) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Made(make), nn.ReLU()).eval(), torch.randn(5, 4)
+    deployed = reptool.deploy(model, x if shown else None)
+    assert sum(p.numel() for p in deployed.parameters() if p.dim() == 2) == 12
+    torch.testing.assert_close(deployed(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_matrix_of_the_size_of_a_value_is_none() -> None:
+    model = nn.Sequential(Made(lambda m, x: torch.eye(x.shape[-1], device=x.device)), nn.ReLU()).eval()
+    deployed = reptool.deploy(model, torch.randn(5, 4))
+    assert sum(p.numel() for p in deployed.parameters() if p.dim() == 2) == 28
