@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 import tests.network_layouts
-import tests.network_passages  # noqa: F401
+import tests.network_passages
+import tests.network_sums  # noqa: F401
 from reptool.testing import randomize
 from tests.network_blocks import BLOCKS, written
 from tests.network_text import ClassText, Generator, Value

@@ -304,3 +304,36 @@ def test_random_networks_agree_in_every_ir(seed: int) -> None:
     handed = IRS[wide](before)
     made = reptool.deploy(handed, None if isinstance(handed, ExportedProgram) else fresh())
     torch.testing.assert_close(run(made, *fresh()), run(before, *fresh()), rtol=1e-10, atol=1e-10)
+
+
+class Sums(nn.Module):
+    """Branches of one value with another value between them, in several groupings."""
+
+    def __init__(self, kind: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.c, self.d = nn.Conv2d(3, 3, (9, 1), padding=(4, 0)), nn.Conv2d(3, 3, (1, 9), padding=(0, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, r = torch.relu(x), torch.tanh(x)
+        a, b, c, d = self.a(z), self.b(z), self.c(r), self.d(z)
+        return (
+            lambda: r + a + b,
+            lambda: (a + r.sin()) + ((c + d) + (b + r)),
+            lambda: (a - r) + (z + (r.cos() + b)),
+            lambda: (a + c) + (r + (b + (d + z))) + a * c,
+        )[self.kind]()
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_terms_merge_in_any_order(kind: int) -> None:
+    model, x = ready(Sums(kind)), image()
+    given = program(model, x, dynamic_shapes=DYNAMIC)
+    found = reptool.deploy(given)
+    assert len(targets(given.graph, "conv")) == 4
+    assert len(targets(found.graph, "conv")) == 3
+    assert "<" not in str([r.nodes for r in reptool.report(found).refusals])
+    for size in ((2, 3, 12, 11), (1, 3, 15, 20)):
+        y = image(*size)
+        torch.testing.assert_close(run(found, y), model(y), rtol=1e-10, atol=1e-10)
