@@ -36,7 +36,6 @@ class GraphTrace(Writing):
         self.top = Event(self.root, "", "forward", None)
         self.stack = [self.top]
         self.knows_inputs = True
-        self._events: dict[str, Event] = {"": self.top}
 
     def input(self, name: str, value: Any, kind: str = "tensor") -> fx.Node:
         """A value that is given at every call; `value` is a fake of it, None where nothing is known."""
@@ -62,14 +61,19 @@ class GraphTrace(Writing):
             value: a fake of what it gives, None where nothing is known.
             path: the module in whose code it stood.
         """
-        if path not in self._events:
-            self._events[path] = Event(self.root, path, "forward", self.top)
-            self.top.items.append(self._events[path])
-        self.stack = [self.top, self._events[path]]
+        self.stack = [self.top, self._event(path)]
         node = self.emit("call_function", function, tuple(args), kwargs, kind).node
         self.stack = [self.top]
         node.meta["frame"] = None
         return node if node.meta["const"] else self._known(node, value)
+
+    def _event(self, path: str) -> Event:
+        """The call of a module in which an operation stands; it ends where another module's begins."""
+        last = self.top.items[-1] if self.top.items else None
+        if not path or (isinstance(last, Event) and last.path == path):
+            return last if path and isinstance(last, Event) else self.top
+        self.top.items.append(Event(self.root, path, "forward", self.top))
+        return self._event(path)
 
     def untouched(self, name: str, values: Iterable[fx.Node], *, kind: str = "unknown", value: Any = None) -> fx.Node:
         """An operation that stays as it is."""

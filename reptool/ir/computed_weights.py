@@ -20,12 +20,17 @@ def is_weight_hook(hook: Any) -> bool:
 
 def has_computed_weight(module: nn.Module) -> bool:
     """Whether a parameter of `module` is recomputed at every call (a parametrization or a legacy hook)."""
-    return parametrize.is_parametrized(module) or any(is_weight_hook(h) for h in module._forward_pre_hooks.values())
+    return _is_parametrized(module) or any(is_weight_hook(h) for h in module._forward_pre_hooks.values())
+
+
+def _is_parametrized(module: nn.Module) -> bool:
+    held = module._modules.get("parametrizations")  # what was absorbed raises where its attributes are asked for
+    return isinstance(held, nn.ModuleDict) and len(held) > 0
 
 
 def has_weight_property(module: nn.Module) -> bool:
     """Whether a class computes its weight in a property of its own: what is written there is not what it gives."""
-    if parametrize.is_parametrized(module):
+    if _is_parametrized(module):
         return False
     return any(isinstance(getattr(type(module), n, None), property) for n in ("weight", "bias"))
 

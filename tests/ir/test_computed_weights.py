@@ -203,3 +203,11 @@ def test_a_parametrization_that_refuses_another_dtype_is_computed_as_the_model_d
     deployed = reptool.deploy(model, x)
     torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-5)
     assert len(list(deployed.parameters())) == 2
+
+
+def test_a_model_whose_computed_weight_was_absorbed_is_explained_again() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1))
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), normed, nn.ReLU()).eval()
+    deployed = reptool.deploy(model)
+    assert reptool.report(deployed).layers == (2, 1)
+    assert reptool.explain(deployed).layers[1] == 1
