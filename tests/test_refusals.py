@@ -123,7 +123,7 @@ def by_rank(self: Any, x: Tensor) -> Tensor:
 
 
 def one_by_one(self: Any, x: Tensor) -> Tensor:
-    """Code that hangs on data and uses the parts of a block by themselves."""
+    """Code that depends on data and uses the parts of a block by themselves."""
     if float(x.sum()) > 1e9:
         return self.block[0](x)  # type: ignore[no-any-return]
     return self.block(x)  # type: ignore[no-any-return]

@@ -150,7 +150,7 @@ class Spreads:
         lowest = next((e for e in chains[0] if e in common), None)
         chains.append([e for n in inner for e in n.meta.get("through", ())])
         for event in (e for chain in chains for e in chain if e is lowest or e not in common):
-            for question in (*event.questions, *event.minor):
+            for question in event.questions:
                 return Refusal(
                     Code.SPECIALIZED,
                     f"{event.function} asks for {asked(question)}; with another answer it may run other code",

@@ -78,10 +78,8 @@ class Event:
     output: Any = None
     items: list[fx.Node | Event] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
-    minor: list[Question] = field(default_factory=list)  # those about ranks, dtypes and devices alone
     settings: list[Setting] = field(default_factory=list)  # what it read that is no data
     effects: list[str] = field(default_factory=list)  # what its code does beside returning a value
-    passed: list[Event] = field(default_factory=list)
     peeked: set[str] = field(default_factory=set)  # other modules whose parameters its code reads
     hooked: bool = False
     node: fx.Node | None = None  # for a leaf
@@ -161,7 +159,7 @@ def lowest_call(nodes: Iterable[fx.Node]) -> tuple[Event, dict[Event, None]]:
 
 def questions_of(event: Event) -> list[Question]:
     """What a call asked."""
-    return [*event.questions, *event.minor]
+    return event.questions
 
 
 def all_events(event: Event) -> Iterator[Event]:

@@ -27,8 +27,8 @@ def drop_settled(trace: Trace) -> None:
     """Forget the questions of a trace that have one answer, whatever comes in.
 
     ``y = self.norm(x); y.view(-1, 8, *y.shape[2:])`` asks for the length of a slice of a shape. A BatchNorm2d takes
-    nothing but four axes, so it is two. How many pieces ``conv(x).chunk(2, 1)`` has hangs on the channels of the layer
-    alone, where such a norm stands behind a piece.
+    nothing but four axes, so it is two. How many pieces ``conv(x).chunk(2, 1)`` has depends on the channels of the
+    layer alone, where such a norm stands behind a piece.
     """
     for event in all_events(trace.top):
         event.questions[:] = [q for q in event.questions if not _is_settled(q) and not _is_of_widths(q)]

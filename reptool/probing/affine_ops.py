@@ -118,7 +118,7 @@ def _operations(graph: fx.Graph) -> str:
     roots: dict[fx.Node, fx.Node] = {}
     hangs: set[fx.Node] = set()
     before = -1
-    while before != len(hangs):  # what is written into a value hangs on all that is ever written into it
+    while before != len(hangs):  # a value depends on all that is ever written into it
         before = len(hangs)
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -155,15 +155,15 @@ def _problem(node: fx.Node, hangs: set[fx.Node]) -> str:
     if name in _JOINT or name in _VIEWS:
         return ""
     if name in _PRODUCTS:
-        return "" if _factors(node, name, hangs) <= 1 else f"{name} multiplies two values that hang on the input"
+        return "" if _factors(node, name, hangs) <= 1 else f"{name} multiplies two values that depend on the input"
     if name in _FIRST_ONLY:
         training = name == "native_batch_norm" and node.args[5] is not False
-        return "" if mixed == [node.args[0]] and not training else f"{name} hangs on the input in other ways"
+        return "" if mixed == [node.args[0]] and not training else f"{name} depends on the input in other ways"
     return f"it runs {name}, which is not known to be affine"
 
 
 def _factors(node: fx.Node, name: str, hangs: set[fx.Node]) -> int:
-    """How many factors of a product hang on the input (a summand beside it may)."""
+    """How many factors of a product depend on the input (a summand beside it may)."""
     summand = name in ("addmm", "baddbmm", "addcmul")
     factors = node.args[1:] if summand else node.args[:2]
     flat = [f for a in factors for f in (a if isinstance(a, (list, tuple)) else [a])]

@@ -85,7 +85,7 @@ class Found:
         model_difference: largest difference of the whole from the original in the runtime in which both were run, for
             what has no float64 (ONNX).
         model_error_float64: that of the model deployed in float64, where `model_error` alone tells nothing, as in
-            outputs that hang on rounding.
+            outputs that depend on rounding.
         seconds: how long each phase took.
     """
 

@@ -169,7 +169,7 @@ class _Seen:
         for event, unit in next(called, []):
             if _has_fallback(event, unit):
                 continue  # with another answer the original code runs, on what is kept for it
-            for question in (*event.questions, *event.minor):
+            for question in event.questions:
                 return f"{event.function} asks for {asked(question)}; with another answer it may"
             left_out = [] if unit.trace.shown or event.parent is not None else _left_out(event)
             if left_out:

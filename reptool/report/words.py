@@ -85,7 +85,7 @@ def notes(report: Found) -> Iterator[str]:
     if report.model_difference is not None:
         yield f"whole model against the original, in ONNX Runtime: {report.model_difference:.2e}"
     if report.model_error_float64 is not None:
-        yield f"deployed in float64 {report.model_error_float64:.2e}: the output hangs on rounding"
+        yield f"deployed in float64 {report.model_error_float64:.2e}: the output depends on rounding"
 
 
 def size(count: int) -> str:

@@ -147,8 +147,8 @@ class Like:
 
     Args:
         shape: the size of each axis; ``-n`` stands for every size from `n` on.
-        dtype: its dtype, None when no answer hangs on it.
-        device: its kind of device, None when no answer hangs on it.
+        dtype: its dtype, None when no answer depends on it.
+        device: its kind of device, None when no answer depends on it.
     """
 
     shape: tuple[int, ...]

@@ -103,7 +103,7 @@ class Wiring:
         for event in all_events(self.trace.top):
             methods.setdefault(event.path, set()).add(event.method)
         for event in all_events(self.trace.top):
-            questions = [*event.questions, *event.minor]
+            questions = event.questions
             if (
                 not questions
                 or state.is_gone(event.path)

@@ -647,7 +647,7 @@ def test_a_report_is_a_table_a_dict_and_json() -> None:
 
 # --- requirements ---------------------------------------------------------------------------------------------------
 class Asks(nn.Module):
-    """Code that hangs on data."""
+    """Code that depends on data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -897,7 +897,7 @@ def test_an_output_that_hangs_on_rounding_is_checked_in_float64() -> None:
     found = reptool.report(deployed)
     assert found.model_error == (pytest.approx(1.0), 0.0)
     assert found.model_error_float64 == 0.0
-    assert "hangs on rounding" in str(found)
+    assert "depends on rounding" in str(found)
     assert isinstance(deployed.norm, nn.Identity)
 
 

@@ -224,7 +224,7 @@ def test_a_gate_in_a_method_that_would_be_written_anew() -> None:
 
 
 class Heads(nn.Module):
-    """One head for every level, called in a loop over them; what it computes last hangs on a size it remembers."""
+    """One head for every level, called in a loop over them; what it computes last depends on a size it remembers."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ def test_what_does_not_fit_into_tables_is_said_in_sentences() -> None:
         "blur: named by the caller",
         "part.forward is specialized for x=(2, 3)",
         "whole model against float64: deployed 1.00e-07, original 2.00e-07",
-        "the output hangs on rounding",
+        "the output depends on rounding",
         "weights kept for fallbacks",
         "multiplications on example_inputs",
         "2 M -> 1,500",

@@ -1,4 +1,4 @@
-"""Guards: which sizes an answer hangs on."""
+"""Guards: which sizes an answer depends on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def guarded(question: Callable[..., Any], x: Tensor) -> Any:
     """The guard of a call with `x`."""
     recorder = Recorder(Asks(question).eval())
     top = recorder.run(placeholders((x,), "x"), {}).top
-    return guard(top, [*top.questions, *top.minor], recorder).values[0]
+    return guard(top, top.questions, recorder).values[0]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])

@@ -51,7 +51,7 @@ def is_dead(item: fx.Node | Event, edits: Edits) -> bool:
 def gives_back(event: Event, edits: Edits) -> bool:
     """Whether a call gives back an argument and does nothing else any more."""
     calls = list(all_events(event))
-    if event.parent is None or any(e.hooked or e.questions or e.minor or e.effects or e.settings for e in calls):
+    if event.parent is None or any(e.hooked or e.questions or e.effects or e.settings for e in calls):
         return False
     inner = [n for n in event.nodes() if not n.meta["const"] and not is_inert(n)]
     kept = edits.layers.keys() | edits.promoted

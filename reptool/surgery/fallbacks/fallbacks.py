@@ -151,7 +151,7 @@ class Fallbacks:
                 raise CannotGuardError("its children, or those of a module around it, are walked")
             if KEPT in place.module._modules:
                 raise CannotGuardError("it has a fallback already")
-            made = guard(place, [q for e in asked for q in (*e.questions, *e.minor)], self.recorder)
+            made = guard(place, [q for e in asked for q in e.questions], self.recorder)
             if made not in fallback.guards:
                 fallback.guards.append(made)
             fallback.training |= any(_asks_training(e) for e in asked)

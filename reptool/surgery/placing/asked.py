@@ -38,7 +38,7 @@ def asked_around(traced: Traced, site: Site) -> Refusal | None:
     if lowest is not None and shown:
         site.dtypes[lowest] = shown
     for event in seen:
-        questions = [*event.questions, *event.minor]
+        questions = event.questions
         if lowest is not None and event is lowest and questions and _in_line(traced, site, event):
             continue
         if traced.fallbacks is not None and lowest is not None and questions:
