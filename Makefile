@@ -37,7 +37,7 @@ SSE4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCT
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model test test-models test-install test-processors test-oldest fuzz perturb lint types format docs bench bench-quick zoo clean
+.PHONY: help demo demo-model test test-models test-install test-processors test-oldest fuzz perturb prove lint types format docs bench bench-quick zoo clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -73,6 +73,9 @@ fuzz: $(READY) ## random whole networks for SECONDS=300, printing a reproducer o
 
 perturb: $(READY) ## change random deployed networks and their originals alike for SECONDS=300: they agree or reptool raises
 	$(VENV)/bin/python -m tests.fuzz --perturb --seconds $(SECONDS) $(ARGS)
+
+prove: $(READY) ## prove the exactness conditions of the laws (z3), and show for each refusal why it is needed
+	$(VENV)/bin/python -m tests.prove
 
 lint: $(READY) ## ruff: rules and format; import-linter: imports point down the list of packages
 	$(VENV)/bin/ruff check .
