@@ -27,6 +27,7 @@ from reptool.ir.decisions import decided
 from reptool.ir.kinds.casts import cast_target
 from reptool.ir.nodes import drops, is_inert, metadata_read, name_of
 from reptool.ir.ops import Affine, Inner, Op
+from reptool.lift.registry import FUNCTIONS, key_of
 from reptool.probing.affine_ops import all_affine
 from reptool.probing.impulse import Response, measure
 
@@ -85,7 +86,7 @@ class _Finder:
         if node.meta["const"] or node.op not in ("call_function", "call_method") or not self.is_known(node):
             return False
         if node.target in self.facts.recorder.functions:
-            return True
+            return key_of(node.target) not in FUNCTIONS  # a rule of the user's says what it is
         given = self._given(node)
         return name_of(node) in _MIXES and bool(given) and all(name_of(n) in _VIEWS for n in given)
 
