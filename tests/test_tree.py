@@ -159,7 +159,6 @@ COVERED = {
     "surgery/editing/operate.py": "surgery/test_surgeon.py",
     "surgery/fallbacks/fallback.py": "surgery/fallbacks/test_fallbacks.py",
     "surgery/fallbacks/keeping.py": "surgery/fallbacks/test_fallbacks.py",
-    "surgery/gating.py": "surgery/test_surgeon.py",
     "surgery/graph_modules.py": "surgery/test_surgeon.py",
     "surgery/placing/asked.py": "surgery/test_surgeon.py",
     "surgery/placing/functional.py": "surgery/test_surgeon.py",

@@ -88,10 +88,13 @@ def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
 
 
 def _ranks(traced: Traced, sites: Iterable[Site]) -> frozenset[int]:
-    """The numbers of axes that the norms of some regions take, as they say themselves; none where they take any."""
+    """The numbers of axes that the norms of some regions take, as they say themselves; none where they take any.
+
+    Behind a view, or where a part of a norm came from elsewhere, they say nothing of what the layer itself is given.
+    """
     found = frozenset(RANKS)
     for op, node in ((traced.found.ops[n], n) for s in sites for n in s.region.form.ops):
-        if isinstance(op, View):
+        if isinstance(op, View) or node.meta.get("share"):
             return frozenset()
         found &= ranks_taken(node)
     return found if found < frozenset(RANKS) else frozenset()
