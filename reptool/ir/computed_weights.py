@@ -24,7 +24,8 @@ def has_computed_weight(module: nn.Module) -> bool:
 
 
 def _is_parametrized(module: nn.Module) -> bool:
-    held = module._modules.get("parametrizations")  # what was absorbed raises where its attributes are asked for
+    # what was absorbed raises where its attributes are asked for, and what is scripted has no dictionary
+    held = next((m for name, m in module._modules.items() if name == "parametrizations"), None)
     return isinstance(held, nn.ModuleDict) and len(held) > 0
 
 
