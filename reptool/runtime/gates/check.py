@@ -73,7 +73,7 @@ def open_gates() -> Iterator[None]:
 def _followed(layer: nn.Module, chain: Chain, calls: Calls) -> Followed | None:
     """The calls of a chain that a layer is in, innermost first; None where it is in other ones."""
     found: Followed = []
-    index, last = 0, None
+    index = 0
     for link in chain.links:
         while True:
             call = calls.at(index)
@@ -82,12 +82,9 @@ def _followed(layer: nn.Module, chain: Chain, calls: Calls) -> Followed | None:
             index += 1
             if call[1] == link.method and is_kind(type(call[0]), link):
                 found.append((calls.frames[index - 1], call[0]))
-                last = call
                 break
             if isinstance(call[0], fx.GraphModule):
                 return [] if traced_through(layer, chain, call[0]) else None
-            if not (call[0] is layer or call == last or call[1] in chain.between):  # decorated methods run twice
-                return None
     if not found:
         return None
     lowest = found[-1][1]
