@@ -87,11 +87,12 @@ class _Package(ModuleType):
     @property
     def report(self) -> Any:
         """The function; the import of the subpackage of this name does not hide it."""
-        return import_module("reptool.api.reporting").report
+        return vars(self).get("_report") or import_module("reptool.api.reporting").report
 
     @report.setter
     def report(self, value: Any) -> None:
-        pass
+        if not isinstance(value, ModuleType):
+            vars(self)["_report"] = value
 
     def __getattr__(self, name: str) -> Any:
         if name in _HOMES:

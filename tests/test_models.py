@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from reptool.demo.export import export_onnx, onnx_operators, run_onnx
 from torch import Tensor, nn
 
 import reptool
 from reptool.demo.others import calibrate
+from reptool.ship.runtimes import RUNTIMES, onnx_operators
 from reptool.testing import count_operations, randomize, tensors_in, unnamed_sites
 from tests.pysource.test_places import assert_no_graph_names
 from tests.report.test_counting import counted
@@ -189,10 +189,11 @@ def test_it_can_be_traced_compiled_and_exported(name: str) -> None:
 @pytest.mark.parametrize("name", [*MAIN, "fastvit_t8"])
 def test_onnx_there_and_back(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    export_onnx(copy.deepcopy(deployed(name)), images(name), path)
+    reptool.export(copy.deepcopy(deployed(name)), images(name), path)
+    run = RUNTIMES[".onnx"].open(path)
     for batch in (2, 5):
         x = images(name, batch, seed=batch)
-        (found,) = run_onnx(path, x)
+        (found,) = run([x])
         exact = double(name)(x.double())
         assert error(found, exact) <= max(5 * error(original(name)(x), exact), 5e-6)
     operators = onnx_operators(path)

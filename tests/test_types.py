@@ -24,7 +24,7 @@ reveal_type(reptool.deploy(Net(), torch.ones(1), inplace=True, exclude=[nn.Conv2
 reveal_type(reptool.deploy(Net(), flatten=False))
 reveal_type(reptool.deploy(Net(), flatten=True))
 reveal_type(reptool.deploy(Net(), flatten=flag()))
-reptool.deploy("model.pt")
+reptool.deploy(3)
 reptool.deploy(Net(), include=3)
 """
 

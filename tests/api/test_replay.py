@@ -63,7 +63,7 @@ def test_what_was_given_up_is_given_up_again(monkeypatch: pytest.MonkeyPatch) ->
 
     def worse(region: Any, *rest: Any) -> Any:
         found: Any = measure(region, *rest)
-        found[0].exact = 1.0 if "odd" in region.value.name else found[0].exact
+        found.exact = 1.0 if "odd" in region.value.name else found.exact
         return found
 
     monkeypatch.setattr(regions, "measure", worse)
