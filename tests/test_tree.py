@@ -104,12 +104,14 @@ COVERED = {
     "passages/norm_affine.py": "passages/test_own_affines.py",
     "passages/passage.py": "passages/test_passages.py",
     "passages/poolings.py": "passages/test_passages.py",
-    "passages/spread.py": "api/test_distributing.py",
+    "passages/spread.py": "plan/spreading/test_spreads.py",
     "passages/views.py": "passages/test_passages.py",
     "plan/forms.py": "plan/test_candidates.py",
     "plan/options.py": "api/test_deploy.py",
     "plan/pricing.py": "plan/test_select.py",
     "plan/rules.py": "api/test_deploy.py",
+    "plan/spreading/ahead.py": "plan/spreading/test_way.py",
+    "plan/spreading/back.py": "plan/spreading/test_way.py",
     "probing/operations.py": "testing/test_testing.py",
     "probing/sandbox.py": "probing/test_impulse.py",
     "probing/trials.py": "probing/test_impulse.py",
@@ -187,7 +189,7 @@ COVERED = {
     "verify/deformable.py": "lift/layers/test_deformable.py",
     "verify/originals.py": "verify/test_methods.py",
     "verify/regions.py": "api/test_deploy.py",
-    "verify/spreads.py": "api/test_distributing.py",
+    "verify/spreads.py": "plan/spreading/test_spreads.py",
 }
 """Files without a test file of their name, and the tests that see what they do."""
 NO_NAME = {"__main__": "main"}

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reptool.api.distributing import Spreads
 from reptool.api.planning import Planning
 from reptool.capture.exposed_values import handed_out
 from reptool.capture.replay_check import mark_state
@@ -27,6 +26,7 @@ from reptool.plan.candidates import Analysis, analyse, out_of_reach
 from reptool.plan.inference import Facts
 from reptool.plan.options import Options
 from reptool.plan.settled import drop_settled
+from reptool.plan.spreading.spreads import Outcome, Spreads
 from reptool.probing.opaque import Responses, named_paths
 from reptool.pysource.module_info import stock_forward, watched_classes
 from reptool.pysource.places import asked, named, said
@@ -42,6 +42,7 @@ from reptool.surgery.fallbacks.fallbacks import Fallbacks
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.surgeon import Surgeon
 from reptool.surgery.units import GivenUp, Plan, Unit
+from reptool.verify.spreads import measure_spread
 
 NOTHING = GivenUp()
 
@@ -204,7 +205,7 @@ def _unit(
     specialize = _specializer(recorder, trace, owned, options) if options.keep_fallback and trace.shown else None
     closed = [str(n.target) for n in trace.graph.nodes if n.op == "call_module" and n.meta.get("opaque") == ""]
     unread = {".".join(p for p in (trace.prefix, path) if p) for path in closed}
-    spreads, affines = Spreads(trace, values), OwnAffines()
+    spreads, affines = Spreads(trace, measure_spread, values), OwnAffines()
     while True:
         found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy(), affines)
         if affines.go_on(found.ops, found.wanted):
@@ -220,7 +221,7 @@ def _unit(
         alive = surgeon.alive(surgery.sites) if planned else out_of_reach(found, planning.rejected)
         if affines.keep(alive, reason):
             continue
-        if spreads.settled(surgeon, surgery, refusals):
+        if spreads.settled(_outcome(surgeon, surgery, alive, refusals)):
             break
     refusals.update(spreads.refused)
     fused = {n for s in surgery.sites for n in s.region.form.ops}
@@ -236,6 +237,21 @@ def _unit(
         plan.untraced.pop(".".join(p for p in (trace.prefix, path) if p), None)
     unit.closed = list(dict.fromkeys(p for p in closed if p not in gone))
     return unit
+
+
+def _outcome(
+    surgeon: Surgeon, surgery: Surgery, alive: set[fx.Node], refusals: dict[fx.Node, Refusal]
+) -> Outcome:  # fmt: skip
+    """What came of a plan, for the norms that are given to parts."""
+    found = surgeon.found
+    placed = {n for s in surgery.sites if s.carrier not in found.shares for n in s.region.form.ops}
+    regions = [s.region for s in surgery.sites]
+
+    def kept(nodes: set[fx.Node]) -> bool:
+        paths = {n.meta["event"].path for n in nodes} | {str(n.target) for n in nodes if n.op == "call_module"}
+        return any(not k or f"{p}.".startswith(f"{k}.") for p in paths for k in surgery.keeping)
+
+    return Outcome(found, regions, placed - alive, refusals, kept)
 
 
 def _of_sum(item: tuple[fx.Node, Refusal]) -> tuple[fx.Node, Refusal]:

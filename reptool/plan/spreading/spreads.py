@@ -1,33 +1,57 @@
-"""Distributing: which norms are given to the parts of what they read, or to the layers behind them, all or none.
+"""Spreads: which norms are given to the parts of what they read, or to the layers behind them, all or none.
 
 For each norm or scale that no region has taken, follow the graph back through sums, concatenations, slices and passages
-to the parts, then on through passages to the layers behind it (`ways`). Where each part ends in a layer and is read
+to the parts, then on through passages to the layers behind it. Where each part ends in a layer and is read
 nowhere else, a `Spread` is made and everything is planned again; where a share then finds no layer, the spread is
 given up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import fx
 
-from reptool.api.ways import Ahead, Back, Way, layered
 from reptool.capture.exposed_values import given_by_methods
+from reptool.ir.aliasing import Reads
 from reptool.ir.decisions import decided
 from reptool.ir.nodes import metadata_read
 from reptool.ir.ops import Affine
 from reptool.ir.trace import Event, Trace, all_events
 from reptool.passages.spread import Spread
 from reptool.plan.candidates import Analysis
+from reptool.plan.inference import Facts
+from reptool.plan.select import Region
+from reptool.plan.spreading.ahead import Ahead
+from reptool.plan.spreading.back import Back
+from reptool.plan.spreading.way import Way, layered
 from reptool.pysource.places import asked, named
 from reptool.refusal import Code, Refusal
-from reptool.surgery.site import Site, Surgery
-from reptool.surgery.surgeon import Surgeon
-from reptool.verify.spreads import measure_spread
 
 PARADIGMS = ("bn", "scale")
+Measure = Callable[[Spread, set[fx.Node], Facts, Reads], "float | None"]
+"""The error of the shares of a norm against the norm, None where nothing could be run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a plan.
+
+    Args:
+        found: what it was made of.
+        regions: what becomes layers.
+        gone: operations that nobody computes any more, since a layer does.
+        refusals: why other values are no layers.
+        kept: whether code that stays beside the layers runs one of these operations.
+    """
+
+    found: Analysis
+    regions: list[Region]
+    gone: set[fx.Node]
+    refusals: Mapping[fx.Node, Refusal]
+    kept: Callable[[set[fx.Node]], bool] = lambda nodes: False
 
 
 @dataclass
@@ -36,13 +60,17 @@ class Spreads:
 
     Args:
         trace: what was seen.
+        measure: the error of shares against their norm.
+        values: whether values may be looked at.
+        of_code: whether the trace is one run of code, which other answers lead elsewhere and which may run again.
         active: those that are tried now, each behind those it builds on.
         refused: norms that stay, and why.
-        values: whether values may be looked at.
     """
 
     trace: Trace
+    measure: Measure
     values: bool = True
+    of_code: bool = True
     active: list[Spread] = field(default_factory=list)
     refused: dict[fx.Node, Refusal] = field(default_factory=dict)
     _tried: set[tuple[fx.Node, type[Way]]] = field(default_factory=set)
@@ -53,31 +81,25 @@ class Spreads:
         """Values that somebody outside may read."""
         return {*self.trace.escaped, *self.trace.outputs, *given_by_methods(self.trace.top)}
 
-    def settled(self, surgeon: Surgeon, surgery: Surgery, refusals: dict[fx.Node, Refusal]) -> bool:
+    def settled(self, outcome: Outcome) -> bool:
         """Give up what found no place and take up what may find one; whether nothing changed by that."""
-        return not self._give_up(surgeon, surgery, refusals) and not self._take_up(surgeon, surgery, refusals)
+        return not self._give_up(outcome) and not self._take_up(outcome)
 
     # --- giving up
-    def _give_up(self, surgeon: Surgeon, surgery: Surgery, refusals: dict[fx.Node, Refusal]) -> bool:
-        alive = surgeon.alive(surgery.sites)
-        placed = {
-            n
-            for s in surgery.sites
-            for n in s.region.form.ops
-            if n not in alive and s.carrier not in surgeon.found.shares
-        }
+    def _give_up(self, outcome: Outcome) -> bool:
+        found = outcome.found
         gone: set[fx.Node] = set()
         for spread in list(self.active):
             why = None
-            lost = next((n for n in spread.shares if n not in placed), None)
+            lost = next((n for n in spread.shares if n not in outcome.gone), None)
             if lost is not None:
                 part = spread.leaves[spread.shares.index(lost)]
-                said = (r for n in _asked_for(spread, lost) for r in (refusals.get(n), surgeon.found.refused.get(n)))
+                said = (r for n in _asked_for(spread, lost) for r in (outcome.refusals.get(n), found.refused.get(n)))
                 own = next((r for r in said if r is not None), None)
                 why = _unplaced(spread, part, own)
             elif gone & set(spread.leaves):
                 why = Refusal(Code.DISTRIBUTE, "the norm in front of it stays", (spread.norm.name,))
-            elif _kept(spread, surgery):
+            elif outcome.kept(_changed(spread, outcome)):
                 sentence = "the original of a method that keeps a fallback would run a part of what it is made of"
                 why = Refusal(Code.SPECIALIZED, sentence, (spread.norm.name,))
             if why is not None:
@@ -87,10 +109,9 @@ class Spreads:
         return bool(gone)
 
     # --- taking up
-    def _take_up(self, surgeon: Surgeon, surgery: Surgery, refusals: dict[fx.Node, Refusal]) -> bool:
-        found = surgeon.found
-        fused = {n for s in surgery.sites if layered(found, s.region.form.ops) for n in s.region.form.ops}
-        values = {s.region.value for s in surgery.sites}
+    def _take_up(self, outcome: Outcome) -> bool:
+        found = outcome.found
+        fused = {n for r in outcome.regions if layered(found, r.form.ops) for n in r.form.ops}
         more: list[Spread] = []
         for node, op in list(found.ops.items()):
             if not isinstance(op, Affine) or op.paradigm not in PARADIGMS:
@@ -100,7 +121,7 @@ class Spreads:
             if node not in found.wanted and all(map(metadata_read, found.reads.readers.get(node, ()))):
                 continue  # nobody has any use for what it computes
             for kind in (Back, Ahead):
-                made = self._way(kind, node, op, surgeon, values, more, refusals)
+                made = self._way(kind, node, op, outcome, more)
                 if made is not None:
                     more.append(made)
                     break
@@ -109,18 +130,15 @@ class Spreads:
             self.active.insert(next(at, len(self.active)), made)
         return bool(more)
 
-    def _way(
-        self, kind: type[Way], node: fx.Node, op: Affine, surgeon: Surgeon, values: set[fx.Node], more: list[Spread],
-        refusals: dict[fx.Node, Refusal],
-    ) -> Spread | None:  # fmt: skip
+    def _way(self, kind: type[Way], node: fx.Node, op: Affine, outcome: Outcome, more: list[Spread]) -> Spread | None:
         """The spread of one norm in one direction, None where there is none."""
         if (node, kind) in self._tried:
             return None
-        found = surgeon.found
-        way = kind(found, self.active, self.kept, values, node, op)
+        found = outcome.found
+        way = kind(found, self.active, self.kept, {r.value for r in outcome.regions}, node, op)
         if not way.starts():
             return None
-        why = way.run() or self._asked(way) or _repeated(way, surgeon)
+        why = way.run() or (_asked(way) or _repeated(way, self.trace) if self.of_code else None)
         if why is None and any(p.leaf in (*s.leaves, s.norm) or s.norm in way.tree for s in more for p in way.parts):
             return None  # two slices of one value: the next round sees the first one's share
         made = way.made(self._graph) if why is None else None
@@ -132,7 +150,7 @@ class Spreads:
             assert made is not None
             way.adopted(made)
             return made
-        told = node in refusals or node in found.refused or (node in self.refused and way.ahead)
+        told = node in outcome.refusals or node in found.refused or (node in self.refused and way.ahead)
         if way.any_layer and (way.mixed or not told):
             self.refused[node] = why.at(node.name)
         return None
@@ -140,27 +158,28 @@ class Spreads:
     def _runs(self, made: Spread, found: Analysis) -> bool:
         """Whether what lies between a norm and its parts runs on values made up, as far as these may be looked at."""
         norms = {s.norm for s in (*self.active, made)}
-        return not self.values or measure_spread(made, norms, found.facts, found.reads) is not None
-
-    def _asked(self, way: Way) -> Refusal | None:
-        """Whether the code around asks something: with another answer the parts may not meet in this norm."""
-        inner = [*way.tree, *(p.leaf for p in way.parts)]
-        chains = [list(n.meta["event"].ancestors()) for n in (way.norm, *inner)]
-        common = set(chains[0]).intersection(*chains[1:])
-        lowest = next((e for e in chains[0] if e in common), None)
-        chains.append([e for n in inner for e in n.meta.get("through", ())])
-        for event in (e for chain in chains for e in chain if e is lowest or e not in common):
-            for question in event.questions:
-                return Refusal(
-                    Code.SPECIALIZED,
-                    f"{event.function} asks for {asked(question)}; with another answer it may run other code",
-                )
-        return None
+        return not self.values or self.measure(made, norms, found.facts, found.reads) is not None
 
 
-def _repeated(way: Way, surgeon: Surgeon) -> Refusal | None:
+def _asked(way: Way) -> Refusal | None:
+    """Whether the code around asks something: with another answer the parts may not meet in this norm."""
+    inner = [*way.tree, *(p.leaf for p in way.parts)]
+    chains = [list(n.meta["event"].ancestors()) for n in (way.norm, *inner)]
+    common = set(chains[0]).intersection(*chains[1:])
+    lowest = next((e for e in chains[0] if e in common), None)
+    chains.append([e for n in inner for e in n.meta.get("through", ())])
+    for event in (e for chain in chains for e in chain if e is lowest or e not in common):
+        for question in event.questions:
+            return Refusal(
+                Code.SPECIALIZED,
+                f"{event.function} asks for {asked(question)}; with another answer it may run other code",
+            )
+    return None
+
+
+def _repeated(way: Way, trace: Trace) -> Refusal | None:
     """Whether the code in which the norm stands runs more than once."""
-    calls: list[tuple[str, str]] = [(e.path, e.method) for e in all_events(surgeon.trace.top)]
+    calls: list[tuple[str, str]] = [(e.path, e.method) for e in all_events(trace.top)]
     event: Event | None = way.norm.meta["event"]
     while event is not None:
         if calls.count((event.path, event.method)) > 1:
@@ -182,9 +201,8 @@ def _unplaced(spread: Spread, part: fx.Node, own: Refusal | None) -> Refusal:
     return Refusal(own.code, f"its share of {named(part)} finds no place: {own.sentence}", (spread.norm.name,))
 
 
-def _kept(spread: Spread, surgery: Surgery) -> bool:
-    """Whether a method that keeps its original code runs any of what this changes."""
-    sites: list[Site] = [s for s in surgery.sites if set(spread.shares) & s.region.form.ops]
-    nodes = {n for s in sites for n in s.region.form.ops} | spread.tree | {spread.norm}
-    paths = {n.meta["event"].path for n in nodes} | {str(n.target) for n in nodes if n.op == "call_module"}
-    return any(not k or f"{p}.".startswith(f"{k}.") for p in paths for k in surgery.keeping)
+def _changed(spread: Spread, outcome: Outcome) -> set[fx.Node]:
+    """All operations that a spread and the layers that took its shares change."""
+    shares = set(spread.shares)
+    taken = {n for r in outcome.regions if shares & r.form.ops for n in r.form.ops}
+    return {*taken, *spread.tree, spread.norm}
