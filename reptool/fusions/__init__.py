@@ -12,6 +12,7 @@ from reptool.fusions.distribute import distribute_over_sum as distribute_over_su
 from reptool.fusions.kernel_size import align_kernels as align_kernels
 from reptool.fusions.linear import linear_to_pointwise as linear_to_pointwise
 from reptool.fusions.linear import pointwise_to_linear as pointwise_to_linear
+from reptool.fusions.nonlinear.carried_shortcut import carry_shortcut as carry_shortcut
 from reptool.fusions.nonlinear.dead_channels import drop_channels as drop_channels
 from reptool.fusions.nonlinear.positive_scale import scale_before_activation as scale_before_activation
 from reptool.fusions.sequential import fuse_1x1_kxk as fuse_1x1_kxk
@@ -26,6 +27,7 @@ __all__ = [
     "bn_scale_shift",
     "branch_add",
     "branch_concat",
+    "carry_shortcut",
     "dirac_kernel",
     "distribute_over_concat",
     "distribute_over_sum",

@@ -6,7 +6,7 @@
 
 Domain: a shortcut of as many channels as the branch writes; odd and even kernels (the centre is any tap, here
 ``K // 2``), any groups, padding ``K // 2`` before and ``K - 1 - K // 2`` after. A shortcut around several layers with
-activations is another rule. Refused elsewhere: `channels`, `stride`, `extent`.
+activations is paradigm 6b, `nonlinear/carried_shortcut.py`. Refused elsewhere: `channels`, `stride`, `extent`.
 """
 
 from __future__ import annotations

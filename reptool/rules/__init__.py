@@ -1,6 +1,7 @@
 """Rules of one's own: what a module or function computes (`lifts`), and rewrites of a network (`Rule`)."""
 
 from reptool.algebra.kernel import Kernel as Kernel
+from reptool.rules.carry_shortcut import CarryShortcut as CarryShortcut
 from reptool.rules.drop_dead import DropDeadChannels as DropDeadChannels
 from reptool.rules.lifting import Lift as Lift
 from reptool.rules.lifting import lifts as lifts
@@ -15,6 +16,7 @@ from reptool.rules.rule import chain as chain
 from reptool.rules.rule import is_kind as is_kind
 
 __all__ = [
+    "CarryShortcut",
     "Conv",
     "DropDeadChannels",
     "Kernel",

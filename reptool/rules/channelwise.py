@@ -4,13 +4,16 @@ Both are laws of functions, and an operation is asked whether it obeys them, wha
 
     homogeneous     f(s x) = s f(x)             for every s >= 0, one for each channel
     by itself       f(x)[:, some] = f(x[:, some])   for every choice of channels
+    elementwise     f(x)[some] = f(x[some])         for every choice of elements
 
-in float64, at random values of every third decade from 1e-30 to 1e30.
+in float64, at random values of every third decade from 1e-30 to 1e30. The first two also ask that samples do not meet:
+without a batch, the first axis is that of the channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +25,8 @@ from reptool.rules.rule import Site
 DECADES = range(-30, 31, 3)
 SIZES = (7, 6, 5)
 EXACT = 1e-13
+SAMPLED = 6
+"""Channels of what is asked whether it takes any number of them."""
 
 Function = Callable[[Tensor], Tensor]
 
@@ -72,7 +77,7 @@ def is_homogeneous(function: Function, channels: int, axes: int) -> bool:
         except Exception:  # it takes nothing of this shape
             return False
         same = wanted.dim() == x.dim() and wanted.shape[1] == channels
-        if not same or not _close(found, wanted * column):
+        if not same or not _close(found, wanted * column) or not _by_sample(function, x, wanted):
             return False
     return True
 
@@ -88,9 +93,45 @@ def is_by_itself(function: Function, channels: int, axes: int) -> bool:
         except Exception:  # it takes nothing of this shape
             return False
         same = wanted.dim() == x.dim() and wanted.shape[1] == channels
-        if not same or not _close(found, wanted[:, some]):
+        if not same or not _close(found, wanted[:, some]) or not _by_sample(function, x, wanted):
             return False
     return True
+
+
+def is_elementwise(function: Function, axes: int) -> bool:
+    """Whether a function treats each element by itself, and all alike, however many there are."""
+    generator = torch.Generator().manual_seed(0)
+    for decade in DECADES:
+        x = _values(SAMPLED, axes, generator) * 10.0**decade
+        fewer = (1, SAMPLED - 1, *[2] * axes)
+        some = torch.randperm(x.numel(), generator=generator)[: prod(fewer)]
+        try:
+            found, wanted = function(x.flatten()[some].reshape(fewer)), function(x)
+        except Exception:  # it takes nothing of this shape
+            return False
+        if wanted.shape != x.shape or not _close(found.flatten(), wanted.flatten()[some]):
+            return False
+    return True
+
+
+def slopes(function: Function, channels: int, axes: int) -> Tensor | None:
+    """``[channels, 2]``: the slopes on either side of zero of a function that has one on each; None for others."""
+    if not is_homogeneous(function, channels, axes):
+        return None
+    ones = torch.ones(2, channels, *SIZES[:axes], dtype=torch.float64)
+    up, down = function(ones), -function(-ones)
+    generator = torch.Generator().manual_seed(0)
+    for decade in DECADES:
+        x = _values(channels, axes, generator) * 10.0**decade
+        if up.shape != x.shape or not _close(function(x), torch.where(x >= 0, up, down) * x):
+            return None
+    found = torch.stack([up.transpose(0, 1).flatten(1), down.transpose(0, 1).flatten(1)], -1)
+    return found[:, 0] if bool((found == found[:, :1]).all()) else None
+
+
+def _by_sample(function: Function, x: Tensor, wanted: Tensor) -> bool:
+    """Whether each of two samples is treated by itself."""
+    return _close(function(x[1:]), wanted[1:]) and _close(function(x[:1]), wanted[:1])
 
 
 def _values(channels: int, axes: int, generator: torch.Generator) -> Tensor:

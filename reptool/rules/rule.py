@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
 
+from reptool.ir.aliasing import mutated_argument
 from reptool.ir.nodes import name_of
 from reptool.refusal import Code, Refusal
 from reptool.runtime.hooks import guarded_rank, set_guard
@@ -161,13 +162,14 @@ def in_the_way(site: Site) -> Refusal | None:
         if others:
             return Refusal(Code.READ_ELSEWHERE, f"{node.name} is also read by {others[0].name}", (node.name,))
     for node in site.nodes:
-        module = site.module(node) if node.op == "call_module" else None
-        writes = getattr(module, "inplace", False) or (module is None and _in_place(node))
-        if writes and node.all_input_nodes and node.all_input_nodes[0] not in inside:
-            return Refusal(Code.MUTATED, f"{node.name} writes into {node.all_input_nodes[0].name}", (node.name,))
+        written = _written(site, node)
+        if written is not None and written not in inside:
+            return Refusal(Code.MUTATED, f"{node.name} writes into {written.name}", (node.name,))
     return None
 
 
-def _in_place(node: fx.Node) -> bool:
-    name = name_of(node)
-    return (name.endswith("_") and not name.endswith("__")) or node.kwargs.get("inplace") is True or name == "setitem"
+def _written(site: Site, node: fx.Node) -> fx.Node | None:
+    """The value that an operation writes into."""
+    if node.op != "call_module":
+        return mutated_argument(node)
+    return node.all_input_nodes[0] if getattr(site.module(node), "inplace", False) and node.all_input_nodes else None

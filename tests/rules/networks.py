@@ -25,6 +25,18 @@ class Scaled(nn.Module):
         return self.between(self.layer(x)) * self.factor  # type: ignore[no-any-return]
 
 
+class Around(nn.Module):
+    """Layers in a row, and a shortcut around them; the last part is what stands on the shortcut."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.main, self.shortcut = nn.Sequential(*parts[:-1]), parts[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Their sum."""
+        return self.main(x) + self.shortcut(x)  # type: ignore[no-any-return]
+
+
 def random(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """With statistics that are not those of a fresh model."""
     return randomize(build(), seed).eval()

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from reptool import Refusal
-from reptool.rules import Conv, DropDeadChannels, Lift, Linear, PositiveScale, Rule, Site, chain
+from reptool.fusions import carry_shortcut
+from reptool.rules import CarryShortcut, Conv, DropDeadChannels, Lift, Linear, PositiveScale, Rule, Site, chain
 from reptool.rules.layers import layer_like
-from tests.rules.networks import Scaled
+from tests.rules.networks import Around, Scaled
 
 Pick = Callable[[Any], Any]
 
@@ -356,6 +357,37 @@ class BeforeActivation(DropDeadChannels):
         super().rewrite(site, replace(evidence, constant=site.module(site.nodes[0]).bias.detach()))
 
 
+def shortcuts(pick: Pick) -> nn.Module:
+    """A shortcut around two layers, with the activation between them or with none."""
+    make = pick([nn.ReLU, lambda: nn.LeakyReLU(0.25)])
+    return Around(nn.Conv2d(4, 6, 3, padding=1), make(), nn.Conv2d(6, 4, 1), pick([nn.Identity, make])())
+
+
+class OneCopy(CarryShortcut):
+    """Carries one copy, whatever the activation leaves of it."""
+
+    name = "one_copy"
+
+    def check(self, site: Site) -> Any:
+        found = super().check(site)
+        if isinstance(found, Refusal):
+            return found
+        layers = [site.module(n) for n in found.parts.layers]
+        return replace(found, layers=carry_shortcut([m.weight for m in layers], [m.bias for m in layers]), slopes={})
+
+
+class BesideCentre(CarryShortcut):
+    """Takes the tap beside the centre."""
+
+    name = "beside_centre"
+
+    def rewrite(self, site: Site, evidence: Any) -> None:
+        first = evidence.layers[0]
+        weight = first.weight.clone()
+        weight[first.copies.flatten()] = weight[first.copies.flatten()].roll(1, -1)
+        super().rewrite(site, replace(evidence, layers=[replace(first, weight=weight), *evidence.layers[1:]]))
+
+
 def to_relu(graph: fx.GraphModule) -> fx.GraphModule:
     """A leaky ReLU of a small slope is nearly a ReLU."""
     for name, part in list(graph.named_modules()):
@@ -418,5 +450,7 @@ PLANTED = [
     Planted("forgotten constant", NoConstant, pruned, "computes something else"),
     Planted("zeros beyond the border", NoBorder, pruned, "where .*padding.* computes something else"),
     Planted("constant in front of the activation", BeforeActivation, pruned, "computes something else"),
+    Planted("one copy through any activation", lambda: OneCopy(True), shortcuts, "computes something else"),
+    Planted("tap beside the centre", lambda: BesideCentre(True), shortcuts, "computes something else"),
     Planted("nearly the same", lambda: to_relu, leaky, "computes something else"),
 ]  # fmt: skip

@@ -61,6 +61,7 @@ BAD: dict[str, tuple[Callable[[], nn.Module], Code]] = {
     "all dead": (lambda: pruned(rows=8), Code.CHANNELS),
     "groups": (lambda: pruned(groups=2), Code.CHANNELS),
     "mixed": (lambda: pruned(lambda: nn.Softmax(1)), Code.DISTRIBUTE),
+    "along the batch": (lambda: pruned(lambda: nn.Softmax(0)), Code.DISTRIBUTE),
     "own slopes": (lambda: pruned(lambda: nn.PReLU(8)), Code.DISTRIBUTE),
     "average": (lambda: pruned(lambda: nn.Sequential(nn.Sigmoid(), nn.AvgPool2d(3, 1, 1))), Code.DISTRIBUTE),
 }

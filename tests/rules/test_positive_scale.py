@@ -16,6 +16,15 @@ from reptool.rules import PositiveScale
 from reptool.testing import assert_equivalent
 from tests.rules.networks import Scaled, deployed_by, images, random, rewritten
 
+
+class SumOfSamples(nn.Module):
+    """Positively homogeneous, and along the channels where there is no batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each sample and those before it."""
+        return x.cumsum(0)
+
+
 FACTOR = torch.tensor([0.5, 2.0, 0.0, 3.0]).reshape(4, 1, 1)
 BETWEEN: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -30,6 +39,7 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "softmax": lambda: nn.Softmax(1),
     "shrink": lambda: nn.Softshrink(1e-6),
     "instance": lambda: nn.InstanceNorm2d(4),
+    "along the batch": lambda: SumOfSamples(),
 }
 
 
