@@ -74,7 +74,7 @@ COVERED = {
     "blocks/_checks.py": "blocks/test_options.py",
     "blocks/behind.py": "blocks/test_compose.py",
     "blocks/weight_maps.py": "blocks/test_parametrizations.py",
-    "capture/fake_eval.py": "capture/test_symbolic.py",
+    "capture/evaluation/fakes.py": "capture/test_symbolic.py",
     "capture/graph_builder.py": "capture/test_tracer.py",
     "errors.py": "test_refusals.py",
     "expansion/blocks/adapter.py": "expansion/blocks/test_table.py",

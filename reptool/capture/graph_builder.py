@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from reptool.capture.fake_eval import Evaluation
+from reptool.capture.evaluation.fakes import Evaluation
 from reptool.capture.patching import DRAWS
 from reptool.capture.side_effects import contents_of, held_by, metadata_of, written_so_far
 from reptool.capture.symbolic import Symbolic, TensorValue, Value

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from reptool.capture.evaluation.on_meta import without_mode
 from reptool.ir.kinds.casts import is_cast, is_made_like, unknown
 from reptool.ir.trace import Unanswerable
 from reptool.ir.walk import nodes_in
@@ -63,9 +64,17 @@ class Evaluation:
                 if node.meta["const"]:
                     memo[node] = self.run(node, args, kwargs)
                 else:
-                    with self.fake_mode():
-                        memo[node] = self.run(node, args, kwargs)
+                    memo[node] = self._faked(node, args, kwargs)
         return self.real[wanted] if wanted.meta["const"] else self.fakes[wanted]
+
+    def _faked(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """What a node gives for fakes."""
+        mode = self.fake_mode()
+        found = without_mode(node, args, kwargs, lambda a, k: self.run(node, a, k), mode)
+        if found is NotImplemented:
+            with mode:
+                found = self.run(node, args, kwargs)
+        return found
 
     def _made_alone(self, node: fx.Node) -> list[fx.Node]:
         """Make a constant of the default dtype, since nobody knows what it is made like; what is missing for it."""

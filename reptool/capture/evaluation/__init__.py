@@ -1,0 +1,1 @@
+"""Shapes, dtypes and constants of a trace."""
