@@ -51,8 +51,13 @@ def full_copy(model: M, memo: dict[int, Any] | None = None) -> M:
     return _Copy(memo).of(model)
 
 
-def copy_in(model: M, dtype: torch.dtype | None) -> M:
-    """A full copy on the CPU, whose parameters and buffers with a fraction are of one dtype; each is copied once.
+def copy_in(model: M, dtype: torch.dtype | None, device: str | None = "cpu") -> M:
+    """A full copy whose parameters and buffers with a fraction are of one dtype; each is copied once.
+
+    Args:
+        model: what is copied.
+        dtype: of the copies; None keeps each.
+        device: where they are; None keeps each where it is.
 
     >>> copy_in(nn.Linear(2, 3), torch.float64).weight.dtype
     torch.float64
@@ -63,9 +68,9 @@ def copy_in(model: M, dtype: torch.dtype | None) -> M:
             if tensor is None or type(tensor) not in (Tensor, nn.Parameter) or vars(tensor):
                 continue  # one with attributes of its own is copied with them
             if tensor.is_floating_point():
-                made = tensor.detach().to("cpu", dtype, copy=True)
+                made = tensor.detach().to(device or tensor.device, dtype, copy=True)
                 memo[id(tensor)] = made if type(tensor) is Tensor else nn.Parameter(made, tensor.requires_grad)
-    return full_copy(model, memo).to(device="cpu", dtype=dtype)
+    return full_copy(model, memo).to(device=device, dtype=dtype)
 
 
 def independent_copy(model: M, memo: dict[int, Any] | None = None) -> M:

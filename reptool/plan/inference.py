@@ -29,6 +29,8 @@ _RANKED_MODULES = tuple(
     for n in (1, 2, 3)
     if (kind, n) != ("BatchNorm", 1)
 )
+_POOLS = {n: tuple(getattr(nn, f"{k}Pool{n}d") for k in ("Max", "AdaptiveMax")) for n in (1, 2, 3)}
+"""Modules that leave the channels in front of so many axes as they are, and are no affine map."""
 _SAME_RANK = {"cat", "concat", "pad", "split", "chunk", "split_with_sizes", "tensor_split"}
 _ORDERS = {"transpose", "roll", "flip", "swapaxes", "swapdims", "movedim", "moveaxis", "channel_shuffle"}
 _ARITHMETIC = {
@@ -347,7 +349,7 @@ class Facts:
             elif isinstance(op, Concat) and op.axes == behind:
                 parts = [self.channels(s, behind) for s in op.sources]
                 return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)
-            elif keeps_shape(at) and at.args:
+            elif at.args and (keeps_shape(at) or isinstance(at.meta.get("module"), _POOLS.get(behind, ()))):
                 at = at.args[0] if isinstance(at.args[0], fx.Node) else None
             else:
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -172,42 +173,38 @@ def is_finite(tensor: Tensor) -> bool:
 
 def new_layer(shape: Geometry, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """A fresh layer of this geometry: `nn.Linear`, `nn.Conv*d` or `nn.ConvTranspose*d`, padding in front if needed."""
-    layer: nn.Module
-    n = len(shape.kernel_size)
-    with torch.device("meta"):
-        if shape.kind == "linear":
-            layer = nn.Linear(shape.in_channels, shape.out_channels, bias is not None)
-        elif shape.kind == "transposed":
-            layer = _TRANSPOSED[n](
-                shape.in_channels,
-                shape.out_channels,
-                shape.kernel_size,
-                shape.stride,
-                shape.padding,
-                output_padding=shape.output_padding,
-                groups=shape.groups,
-                bias=bias is not None,
-                dilation=shape.dilation,
-            )
-        else:
-            layer = _CONVS[n](
-                shape.in_channels,
-                shape.out_channels,
-                shape.kernel_size,
-                stride=shape.stride,
-                padding=shape.padding,
-                dilation=shape.dilation,
-                groups=shape.groups,
-                bias=bias is not None,
-                padding_mode=shape.padding_mode,
-            )
+    layer = _like(_blank(shape, bias is not None))
     set_values(layer, weight, bias)
-    layer.eval()
     if shape.outer is None:
         return layer
+    n = len(shape.kernel_size)
     flat = [p for pair in reversed(shape.outer) for p in pair]
     pad = nn.ZeroPad2d(flat) if n == 2 and shape.outer_mode == "constant" else _pad_module(n, flat, shape.outer_mode)  # type: ignore[arg-type]
     return nn.Sequential(OrderedDict(pad=pad, conv=layer)).eval()
+
+
+@lru_cache(256)
+def _blank(shape: Geometry, biased: bool) -> nn.Module:
+    """A layer of a geometry on the meta device: nobody's, since making one takes longer than all that is done to it."""
+    n = len(shape.kernel_size)
+    common: dict[str, Any] = {"bias": biased, "device": "meta"}
+    if shape.kind == "linear":
+        return nn.Linear(shape.in_channels, shape.out_channels, **common).eval()
+    plain = (shape.in_channels, shape.out_channels, shape.kernel_size)
+    common |= {"stride": shape.stride, "padding": shape.padding, "groups": shape.groups, "dilation": shape.dilation}
+    if shape.kind == "transposed":
+        made: nn.Module = _TRANSPOSED[n](*plain, output_padding=shape.output_padding, **common)
+    else:
+        made = _CONVS[n](*plain, padding_mode=shape.padding_mode, **common)
+    return made.eval()
+
+
+def _like(layer: nn.Module) -> nn.Module:
+    """Another layer of the same kind and settings, with tables of its own."""
+    made: nn.Module = object.__new__(type(layer))
+    for name, value in vars(layer).items():
+        vars(made)[name] = value.copy() if isinstance(value, (dict, set, list)) else value
+    return made
 
 
 def _pad_module(axes: int, flat: list[int], mode: str) -> nn.Module:

@@ -37,7 +37,7 @@ GROWTH = 2.0**16
 SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
     2: ((),),
     3: ((64,),),
-    4: ((16, 24), (17, 20), (64, 72)),
+    4: ((8, 12), (16, 24), (17, 20), (64, 72)),
     5: ((4, 6, 8), (8, 12, 10), (16, 16, 20)),
 }
 """Positions of made-up images by rank; larger ones are tried where the original does not run on smaller ones."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from reptool.ir.aliasing import Reads
 from reptool.ir.computed_weights import computed_tensors, exact_tensors, has_computed_weight, set_plain
@@ -69,6 +69,8 @@ def read_by(norm: fx.Node, reads: Reads) -> fx.Node:
 
 
 def _double(module: nn.Module) -> nn.Module:
+    if _is_plain(module):
+        return _twin(module)
     made = copy_in(module, torch.float64)
     if not has_computed_weight(made):
         return made
@@ -82,3 +84,27 @@ def _double(module: nn.Module) -> nn.Module:
             if value is not None:
                 made.register_parameter(name, nn.Parameter(value.cpu()))
     return made
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is a layer of torch with nothing added, and computes by its settings and tensors alone."""
+    tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    return (
+        type(module).__module__.startswith("torch.nn.modules.")
+        and not (module._modules or module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+        and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+    )
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A layer that shares all but its tensors, which are copies on the CPU, in float64 where they are no counts."""
+    made: nn.Module = object.__new__(type(module))
+    vars(made).update(vars(module))
+    for table in ("_parameters", "_buffers"):
+        held: dict[str, Tensor | None] = getattr(module, table)
+        vars(made)[table] = {n: None if t is None else _wide(t) for n, t in held.items()}
+    return made
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)

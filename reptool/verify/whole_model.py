@@ -12,7 +12,7 @@ from reptool.errors import UnsupportedModelError
 from reptool.frontends.inputs import check_inputs_run
 from reptool.ir.walk import cloned, tensors_in
 from reptool.models.as_given import run_as_given
-from reptool.models.copies import full_copy
+from reptool.models.copies import copy_in, full_copy
 from reptool.models.running import users_code
 from reptool.models.state import changed_since, held_by, modules_of
 from reptool.report.counting import Multiplications
@@ -70,7 +70,7 @@ def reference_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if not wide:
         return found
     try:
-        double = full_copy(copied).double()
+        double = copy_in(copied, torch.float64, None)
         with torch.no_grad(), users_code():
             found.exact = double(*cloned(args, True), **cloned(kwargs, True))
     except Exception:  # a model that fixes a dtype in its code
@@ -140,7 +140,7 @@ def movement(model: nn.Module, args: Any, kwargs: Any, exact: Any) -> float:
 
     errors = []
     for _ in range(DRAWS):
-        wide = full_copy(model).double()
+        wide = copy_in(model, torch.float64, None)
         for tensor in (*wide.parameters(), *wide.buffers()):
             tensor.data = moved(tensor.data)
         given = mapped(cloned((args, kwargs), True), moved)

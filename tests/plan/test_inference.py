@@ -137,3 +137,14 @@ def test_constants_are_worked_out_in_float64_from_their_parameters() -> None:
     assert torch.equal(exact, wanted)
     assert found.facts.constant(weight).dtype is torch.float32
     assert sorted(found.facts.cone(weight)) == ["scale", "weight"]
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(3)])
+def test_a_pooling_that_is_no_map_keeps_the_channels(pool: nn.Module) -> None:
+    net = Shaped(nn.Sequential(nn.ReLU(), pool, nn.ReLU()))
+    found = analysed(net.eval(), torch.randn(1, C, 9, 9))
+    found.facts.shown = False
+    found.facts._channels.clear()
+    last = [n for n in found.graph.nodes if n.op == "call_module"][-1]
+    assert found.facts.channels(last, 2) == C
+    assert found.facts.channels(last, 1) is None

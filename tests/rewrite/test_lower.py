@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from reptool.algebra.kernel import Axis, Channels, Kernel
 from reptool.refusal import Code, Refusal
-from reptool.rewrite.lower import Place, is_finite, values
+from reptool.rewrite.lower import Geometry, Place, geometry_of, is_finite, new_layer, values
 
 
 def place(dtype: torch.dtype) -> Place:
@@ -50,3 +51,29 @@ def test_values_share_nothing_with_the_kernel() -> None:
         assert found[0].untyped_storage().data_ptr() != weight.untyped_storage().data_ptr()
         assert found[1].untyped_storage().data_ptr() != bias.untyped_storage().data_ptr()  # type: ignore[union-attr]
         assert found[0].is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize(
+    ("shape", "like"),
+    [
+        (Geometry("linear", 3, 2), nn.Linear(3, 2)),
+        (Geometry("conv", 4, 2, (3, 1), (2, 1), (1, 0), (1, 1), 2), nn.Conv2d(4, 2, (3, 1), (2, 1), (1, 0), groups=2)),
+        (
+            Geometry("transposed", 4, 2, (3,), (2,), (1,), (1,), 1, output_padding=(1,)),
+            nn.ConvTranspose1d(4, 2, 3, 2, 1, 1),
+        ),
+    ],
+)
+def test_layers_of_one_geometry_share_nothing(shape: Geometry, like: nn.Module) -> None:
+    weight, bias = like.weight.detach(), like.bias.detach()  # type: ignore[operator, union-attr]
+    one, other = new_layer(shape, weight + 1, bias), new_layer(shape, weight, bias)
+    assert geometry_of(one) == geometry_of(like) == shape
+    assert torch.equal(one.weight, weight + 1)  # type: ignore[arg-type, operator]
+    assert torch.equal(other.weight, weight)  # type: ignore[arg-type]
+    assert {one.training, other.training} == {False}
+    one.register_forward_hook(lambda *_: None)
+    one.extra = nn.Identity()
+    assert not {**other._forward_hooks, **other._modules, **new_layer(shape, weight, None)._modules}
+    assert repr(new_layer(shape, weight, bias)) == repr(like)
+    tables = [{id(v) for v in vars(m).values() if isinstance(v, (dict, set))} for m in (one, other)]
+    assert not tables[0] & tables[1]

@@ -1,12 +1,13 @@
 """One operation without data and without a mode: the shape, dtype and strides of what it gives for fakes.
 
     f keeps shapes and reads x alone:  f(x) is of the shape of x, and of the dtype of f(x[:0]), which is run as it is
+    f is a batch norm:                 the same, run on one position, where it compares channels
     otherwise:                         f(x) is of the shape, dtype and strides of f(meta(x))
 
 Torch's fake tensor mode says the same at about ten times the price. It is asked where the meta device might answer
 otherwise: operations that are not torch's own (their code may ask for the device), that change the shape of what they
-are given, that are told a device or run under autocast, inputs on several devices or stored in another order; what gives
-something else than tensors; and whatever raises here.
+are given, that are told a device or run under autocast, inputs on several devices or stored in another order; what
+gives something else than tensors; and whatever raises here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from reptool.ir.nodes import name_of
 from reptool.ir.shapes import keeps_shape
@@ -43,8 +46,12 @@ def without_mode(node: fx.Node, args: Any, kwargs: Any, run: Run, mode: Any) -> 
     if not fakes or not _is_own(node) or not _suit(given, fakes):
         return NotImplemented
     try:
-        if keeps_shape(node) and _reads_alone(fakes[0], node, given):
-            return _empty_run(fakes[0], args, kwargs, run, mode)
+        x = fakes[0]
+        if keeps_shape(node) and x.dim() and x is given[0]:
+            if _reads_alone(node, given):
+                return _small_run(x, (0, *x.shape[1:]), (args, kwargs), run, mode)
+            if len(fakes) == 1 and x.dim() > 1 and _is_batch_norm(node):
+                return _small_run(x, (1, x.shape[1], *(1 for _ in x.shape[2:])), (args, kwargs), run, mode)
         return _meta_run(node, fakes[0].device, (args, kwargs), run, mode)
     except Exception:  # the mode says what is wrong, if anything is
         return NotImplemented
@@ -57,20 +64,24 @@ def _is_fake(value: Any) -> bool:
 def _is_own(node: fx.Node) -> bool:
     """Whether an operation is torch's own code, leaves the shapes of its inputs and says nothing of a device."""
     if node.op == "call_module":
-        module = node.meta.get("module")
-        plain = isinstance(module, nn.Module) and type(module).__module__.startswith("torch.nn.modules.")
-        return plain and stock_forward(module) and not module._modules and not _is_hooked(module)
+        module: nn.Module = node.meta["module"]
+        plain = type(module).__module__.startswith("torch.nn.modules.") and stock_forward(module)
+        return plain and not module._modules and not _is_hooked(module)
     name = name_of(node)
     changes = name.endswith("_") and not name.endswith("__") and not keeps_shape(node)
     home = getattr(node.target, "__module__", None) or "torch"
     return node.target is not getattr and home.partition(".")[0] in _TORCH and not changes and "out" not in node.kwargs
 
 
-def _reads_alone(x: Any, node: fx.Node, given: list[Any]) -> bool:
+def _reads_alone(node: fx.Node, given: list[Any]) -> bool:
     """Whether an operation reads one tensor and nothing else: on an empty one a norm would not compare channels."""
     module = node.meta.get("module") if node.op == "call_module" else None
     holds = module is not None and bool(module._parameters or module._buffers)
-    return x.dim() > 0 and x is given[0] and not holds and not any(isinstance(v, Tensor) for v in given[1:])
+    return not holds and not any(isinstance(v, Tensor) for v in given[1:])
+
+
+def _is_batch_norm(node: fx.Node) -> bool:
+    return node.target in (F.batch_norm, torch.batch_norm) or isinstance(node.meta.get("module"), _BatchNorm)
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -90,23 +101,20 @@ def _suit(given: list[Any], fakes: list[Any]) -> bool:
     )
 
 
-def _empty_run(x: Any, args: Any, kwargs: Any, run: Run, mode: Any) -> Any:
-    """An operation that keeps shapes, run on none of the entries of a batch."""
-    shape, device = tuple(x.shape), x.device
-    empty = torch.empty((0, *shape[1:]), dtype=x.dtype, device=device)
-    out = run((empty, *args[1:]), kwargs)
-    if not isinstance(out, Tensor) or out.shape != empty.shape or out.device != device:
+def _small_run(x: Any, size: tuple[int, ...], given: Any, run: Run, mode: Any) -> Any:
+    """An operation that keeps shapes, run as it is on less."""
+    args, kwargs = given
+    small = torch.zeros(size, dtype=x.dtype, device=x.device)
+    out = run((small, *args[1:]), kwargs)
+    if not isinstance(out, Tensor) or out.shape != small.shape or out.device != x.device:
         return NotImplemented
-    return _fake(mode, torch.empty(shape, dtype=out.dtype, device="meta"), device)
+    return _fake(mode, torch.empty(tuple(x.shape), dtype=out.dtype, device="meta"), x.device)
 
 
 def _meta_run(node: fx.Node, device: torch.device, given: Any, run: Run, mode: Any) -> Any:
     """An operation on tensors of the meta device."""
     args, kwargs = map_tensors(given, _on_meta)
-    if node.op == "call_module":
-        out = _twin(node.meta["module"])(*args, **kwargs)
-    else:
-        out = run(args, kwargs)
+    out = _twin(node.meta["module"])(*args, **kwargs) if node.op == "call_module" else run(args, kwargs)
     made = list(leaves(out))
     if not made or not all(isinstance(v, Tensor) and v.is_meta for v in made):
         return NotImplemented

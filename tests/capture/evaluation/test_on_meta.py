@@ -20,7 +20,13 @@ MODE = FakeTensorMode(allow_non_fake_inputs=True)
 def asked(target: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     """What is found without the mode, and what the mode says; real tensors become fakes unless they are parameters."""
     graph = fx.Graph()
-    op = "call_module" if isinstance(target, nn.Module) else "call_method" if isinstance(target, str) else "call_function"
+    op = (
+        "call_module"
+        if isinstance(target, nn.Module)
+        else "call_method"
+        if isinstance(target, str)
+        else "call_function"
+    )
     node = graph.create_node(op, "m" if isinstance(target, nn.Module) else target, (), {})
     node.meta["module"] = target if isinstance(target, nn.Module) else None
     args, kwargs = map_tensors((args, kwargs), faked)
@@ -151,4 +157,5 @@ def test_what_does_not_run_is_asked_of_the_mode() -> None:
 def test_autocast_is_asked_of_the_mode() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found, wanted = asked(nn.Linear(7, 3), x)
-    assert found is NotImplemented and wanted.dtype == torch.bfloat16
+    assert found is NotImplemented
+    assert wanted.dtype == torch.bfloat16
