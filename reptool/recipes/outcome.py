@@ -15,6 +15,7 @@ from reptool.ir.decisions import described
 from reptool.recipes.plain import NotPlainError, encode
 from reptool.runtime.absorbed import Absorbed, plain_attributes
 from reptool.runtime.expect import FUSED
+from reptool.runtime.gates.called import CALLED
 from reptool.runtime.gates.calls import kind_of
 from reptool.runtime.gates.marker import GATE
 from reptool.runtime.hooks import guarded_rank
@@ -72,7 +73,7 @@ def _methods(module: nn.Module) -> str:
 def _guards(module: nn.Module) -> str:
     own = vars(module)
     folded = [dataclasses.astuple(f) for f in own.get(FOLDED, ())]
-    return words((own.get(GATE), folded, own.get(FUSED), guarded_rank(module)))
+    return words((own.get(GATE), own.get(CALLED), folded, own.get(FUSED), guarded_rank(module)))
 
 
 def digest(value: object) -> str:

@@ -29,7 +29,7 @@ def totals(model: nn.Module, plan: Plan) -> tuple[int, int]:
         lead = f"{unit.prefix}." if unit.prefix else ""
         surgery = unit.surgery
         gone |= {f"{lead}{p}".rstrip(".") for p in (*surgery.identities, *surgery.plain)}
-        dropped |= {f"{lead}{p}" for p in surgery.dropped if p.rpartition(".")[0] in {*surgery.methods, *surgery.bare}}
+        dropped |= {f"{lead}{p}" for p in surgery.dropped}
         places: set[tuple[str, ...]] = set()
         for site in surgery.sites:
             place = (site.slot,) if site.slot is not None else (site.owner, str(site.names[0]))

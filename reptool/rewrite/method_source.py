@@ -103,6 +103,20 @@ class AbsorbedCheck(Check):
         """A script cannot be given another module."""
 
 
+class CalledCheck(Check):
+    """That a method which is a part of a region is called by the code that runs all of it."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__("called", "self", (method,))
+
+    def text(self, constants: Constants) -> str:
+        """The statement that checks it."""
+        return f"_expect_called(self, {self.seen[0]!r})"
+
+    def scripted(self) -> None:
+        """A script is the code that was traced."""
+
+
 def checks(wanted: Sequence[Check], constants: Constants) -> list[str]:
     """Statements that raise where one of the values is another."""
     if not wanted:

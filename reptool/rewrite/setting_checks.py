@@ -6,7 +6,7 @@ import functools
 import inspect
 import keyword
 from collections.abc import Iterable
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 from reptool.ir.trace import Event, Setting
@@ -14,6 +14,8 @@ from reptool.pysource.globals_read import Outside, is_importable, read_outside
 from reptool.rewrite.constants import CannotCutError, Constants, address
 from reptool.rewrite.kind_checks import KindCheck, KindOf
 from reptool.rewrite.method_source import Check
+from reptool.rewrite.settings.held_functions import code_of, held_functions
+from reptool.rewrite.settings.of_classes import class_settings
 from reptool.runtime.snapshot import ABSENT, taken
 
 
@@ -78,7 +80,7 @@ def _attribute(event: Event, setting: Setting) -> Check:
 def _of_class(setting: Setting, constants: Constants) -> str:
     """The text for an attribute of a class, of which no module is left."""
     kind = constants.text(setting.kind) if address(setting.kind) is not None else constants.keep(setting.kind, "_kind")
-    return f"getattr({kind}, {setting.name!r}, _absent)"
+    return f"getattr({kind}, {setting.name.rpartition('.')[2]!r}, _absent)"
 
 
 def _outside(event: Event, setting: Outside) -> Check:
@@ -103,14 +105,19 @@ def _holder(event: Event, setting: Outside, constants: Constants) -> str:
     return f"_original.__closure__[{setting.cell}].cell_contents"
 
 
+_HELD = (FunctionType, MethodType, functools.partial)
+"""What an attribute holds, and no class: functions."""
+
+
 def outside_of(event: Event) -> list[Setting | Outside]:
-    """What the method of a call reads from outside of the model, and its own defaults."""
-    function = inspect.getattr_static(type(event.module), event.method, None)
-    if isinstance(function, (staticmethod, classmethod)):
-        function = function.__func__
-    if not callable(function) or str(getattr(function, "__module__", "")).partition(".")[0] == "torch":
-        return []
-    found: list[Setting | Outside] = list(read_outside(function))
+    """What the method of a call reads from outside of the model and off its classes, and its own defaults."""
+    method = inspect.getattr_static(type(event.module), event.method, None)
+    function = code_of(method)
+    found: list[Setting | Outside] = []
+    for member in held_functions(event.module, method):
+        read = [] if (code := code_of(member)) is None else read_outside(code)
+        known = member is not method and isinstance(member, _HELD)  # the setting that holds it looks at its cells
+        found += [*class_settings(event, member), *(one for one in read if not known or one.cell is None)]
     if isinstance(function, FunctionType) and (function.__defaults__ or function.__kwdefaults__):
         value = taken((function.__defaults__, function.__kwdefaults__))
         found.append(Setting(event.path, f"{event.method}()", value, 0))

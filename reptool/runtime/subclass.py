@@ -39,6 +39,7 @@ from reptool.runtime.expect import (
     _sealed,
     holds,
 )
+from reptool.runtime.gates.called import expect_called
 from reptool.runtime.gates.marker import NORMS, tell_of_norms
 from reptool.runtime.method import Method, find
 from reptool.runtime.snapshot import ABSENT, same
@@ -108,6 +109,7 @@ SCOPE: dict[str, Any] = {
     "_not_there": _not_there,
     "_expect_fused": _expect_fused,
     "_expect_absorbed": _expect_absorbed,
+    "_expect_called": expect_called,
     "_absent": ABSENT,
     "_same": same,
     "_sealed": _sealed,

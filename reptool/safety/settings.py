@@ -19,6 +19,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import fx
+
 from reptool.ir.trace import Event, Question, Setting, lowest_call
 from reptool.ir.walk import only_tensors
 from reptool.pysource.functions import behind, tree_of
@@ -52,8 +54,9 @@ def guarded_settings(surgery: Surgery, surgeon: Surgeon) -> dict[tuple[str, str]
     outside_of_all = functools.cache(lambda event: [o for e in _decided_in(event) for o in outside_of(e)])
     slots = {s.slot: s for s in surgery.sites if s.slot is not None}
     for site in surgery.sites:
-        end = _end(site)
-        for event, read in _on_the_way(site, slots, surgery).items():
+        ops = site.region.form.ops | surgeon.between(site)
+        end = _end(site, ops)
+        for event, read in _on_the_way(ops, slots, surgery).items():
             last = math.inf if _may_run_again(site, event) else end
             relevant = [s for s in read if s.time < last and not _is_handed_on(s, event)]
             settings = [s for s in (_after(s, slots, surgery) for s in relevant) if s is not None]
@@ -70,10 +73,10 @@ def guarded_settings(surgery: Surgery, surgeon: Surgeon) -> dict[tuple[str, str]
     return found
 
 
-def _end(site: Site) -> float:
+def _end(site: Site, ops: Collection[fx.Node]) -> float:
     """When a region was complete and no value inside of it could be used any more."""
-    inner = site.region.form.ops - {site.region.value}
-    last = max(n.meta.get("time", math.inf) for n in site.region.form.ops)
+    inner = set(ops) - {site.region.value}
+    last = max(n.meta.get("time", math.inf) for n in ops)
     return max([last, *(n.meta.get("dead", math.inf) for n in inner)])
 
 
@@ -101,13 +104,13 @@ def _attributes_of(method: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _on_the_way(site: Site, slots: Collection[str], surgery: Surgery) -> dict[Event, list[Setting]]:
+def _on_the_way(ops: Collection[fx.Node], slots: Collection[str], surgery: Surgery) -> dict[Event, list[Setting]]:
     """Calls from the lowest that holds a whole region down to its operations -> what was read for them.
 
     What was read in a call that is not made any more counts for the call around it, and so does what a method read that
     gives something else than tensors.
     """
-    lowest, way = lowest_call(site.region.form.ops)
+    lowest, way = lowest_call(ops)
     out: dict[Event, list[Setting]] = {}
     for event in way:
         stays = next((e for e in event.ancestors() if e is lowest or not _is_gone(e.path, slots, surgery)), lowest)

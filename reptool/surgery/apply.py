@@ -16,11 +16,12 @@ from reptool.rewrite.other_graphs import graphs_of, settle
 from reptool.runtime.absorbed import Absorbed, names_lost
 from reptool.runtime.expect import FUSED, KEPT
 from reptool.runtime.hooks import set_guard
+from reptool.runtime.method import Method
 from reptool.runtime.originals import keep
 from reptool.runtime.state import Folded, set_folded
 from reptool.runtime.subclass import derive
 from reptool.surgery.conversions import set_class, silence
-from reptool.surgery.gating import gone_with, set_gates
+from reptool.surgery.gating import emptied, gone_with, set_gates
 from reptool.surgery.graph_modules import rewrite_graph_module
 from reptool.surgery.site import Site, Surgery, is_below
 from reptool.surgery.traced import Traced
@@ -51,6 +52,7 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
     for path, rank in surgery.guards.items():
         set_guard(root.get_submodule(path), rank)
     _put_methods(root, surgery)
+    _empty(root, surgery)
     for path, names in earlier.items():
         layer = root.get_submodule(path)
         if gone := sorted(n for n in names if not hasattr(layer, n)):
@@ -107,6 +109,21 @@ def _put_methods(root: nn.Module, surgery: Surgery) -> None:
         else:
             written = (*methods.values(), *(refusing_methods(dropped) if dropped else ()))
             set_class(module, derive(type(module), written, path in surgery.plain))
+
+
+def _empty(root: nn.Module, surgery: Surgery) -> None:
+    """Take folded tensors away from modules whose code stays: only others read them, and they are loud about it."""
+    for path in sorted(emptied(surgery)):
+        module = root.get_submodule(path)
+        dropped = _drop(module, path, surgery.dropped)
+        set_class(module, derive(type(module), (*refusing_methods(dropped), _SHOWN), path in surgery.plain))
+
+
+_SHOWN = Method(
+    "extra_repr",
+    "def extra_repr(self):\n    try:\n        return _original(self)\n    except AttributeError:\n        return ''\n",
+)
+"""What a module shows of itself, where that may have been taken away."""
 
 
 def _attributes(module: nn.Module, names: set[str]) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from torch import Tensor, fx, nn
 
 from reptool.ir.ops import Affine, View
 from reptool.ir.trace import Event, lowest_call
+from reptool.runtime.gates.called import set_called
 from reptool.runtime.gates.calls import kind_of
 from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Link, Path
-from reptool.runtime.gates.gate import set_gate
+from reptool.runtime.gates.gate import geometry_of, set_gate
 from reptool.runtime.gates.in_place import hooks_on
 from reptool.surgery.site import Calls, Site, Surgery, is_below
-from reptool.surgery.traced import Traced, is_plain_identity
+from reptool.surgery.traced import Traced, holders, is_plain_identity
 
 
 def calls(traced: Traced, surgery: Surgery, sites: Iterable[tuple[Site, Site]]) -> Iterator[Calls]:
@@ -28,30 +29,40 @@ def calls(traced: Traced, surgery: Surgery, sites: Iterable[tuple[Site, Site]]) 
     """
     gone = gone_with(surgery)
     for site, known in sites:
-        lowest = _lowest(site)
+        lowest = lowest_of(site)
         if lowest is None:
             continue
-        absorbed = {p: e for p, e in _absorbed(site, surgery).items() if not is_below(p, gone)}
+        absorbed = {p: e for p, e in _absorbed(site, traced, surgery).items() if not is_below(p, gone)}
         inside = {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors() if lowest in e.ancestors()}
-        passed = inside | _handing_on(site, traced)
+        passed = inside | _between(site, traced, lowest) | _handing_on(site, traced)
         watched = tuple(sorted(p for p in passed - {lowest.path} if p not in gone and not is_below(p, gone)))
         gated = site.slot is not None and changes(traced, site)
+        changed = (inside & surgery.methods.keys()) - {lowest.path}
         chain = Chain(
             (),
             None,
             _places(absorbed, lowest),
             series=_in_series(traced, site, lowest),
             slots=_places([site.slot] if gated and site.slot is not None else [], lowest),
-            written=_places(sorted(p for p in inside - {lowest.path} if p in surgery.methods), lowest),
+            written=_places(sorted(changed | _emptied(site, traced, surgery)), lowest),
         )
         if site.slot is not None and gated:
             around = site.carrier.meta["event"] if site.event is None else site.event.parent
             found = _chain(traced, site.slot, around, lowest, chain)
             yield Calls(site.slot, known, lowest.path, found, (*watched, site.slot))
-        for event in _written(site, lowest, surgery):
-            yield Calls(event.path, known, lowest.path, _chain(traced, event.path, event.parent, lowest, chain), ())
+        for event in written(site, lowest, surgery):
+            around = event.parent if event.method == "forward" else event
+            found = _chain(traced, event.path, around, lowest, chain)
+            yield Calls(event.path, known, lowest.path, found, (), event.method)
         for path, caller in absorbed.items():
             yield Calls(path, known, lowest.path, _chain(traced, path, caller, lowest, chain), watched)
+
+
+def _between(site: Site, traced: Traced, lowest: Event) -> set[str]:
+    """Modules that rearrange values of a region and stay: what goes in or comes out is another value now."""
+    nodes = traced.between(site)
+    leaves = {str(n.target) for n in nodes if n.op == "call_module"}
+    return leaves | {e.path for n in nodes for e in n.meta["event"].ancestors() if lowest in e.ancestors()}
 
 
 def _handing_on(site: Site, traced: Traced) -> set[str]:
@@ -67,9 +78,15 @@ def _handing_on(site: Site, traced: Traced) -> set[str]:
 def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
     """Put the gates of a surgery into a model that it was carried out on."""
     found: dict[str, list[Calls]] = {}
+    parts: dict[tuple[str, str], list[Calls]] = {}
     for one in (*calls(traced, surgery, [(s, s) for s in surgery.sites]), *surgery.other_calls):
-        found.setdefault(one.path, []).append(one)
+        if one.method == "forward":
+            found.setdefault(one.path, []).append(one)
+        else:
+            parts.setdefault((one.path, one.method), []).append(one)
     modules = dict(root.named_modules(remove_duplicate=False))
+    for (path, method), held in parts.items():
+        set_called(modules[path], method, tuple(dict.fromkeys(c.chain for c in held)))
     for path in surgery.identities:
         found.setdefault(path, [Calls(path, None, c.path, c.chain, ()) for c in _callers(traced, path)])
     gone = gone_with(surgery)
@@ -154,11 +171,11 @@ def _counted(one: Calls, modules: dict[str, nn.Module]) -> Chain:
     counts = tuple((place, hooks_on(modules[p])) for p, place in places.items() if place is not None and p in modules)
     for path in places:
         if path in modules:
-            vars(modules[path])[WITHIN] = True
+            vars(modules[path])[WITHIN] = True if path == one.path else geometry_of(modules[path])
     return replace(one.chain, hooks=counts, marked=True)
 
 
-def _lowest(site: Site) -> Event | None:
+def lowest_of(site: Site) -> Event | None:
     """The lowest call that holds a region."""
     lowest, _ = lowest_call(site.region.form.ops)
     return site.event.parent if site.event is not None and site.event in lowest.ancestors() else lowest
@@ -169,29 +186,41 @@ def _ops(site: Site) -> list[fx.Node]:
     return sorted(site.region.form.ops, key=lambda node: node.name)
 
 
-def _written(site: Site, lowest: Event, surgery: Surgery) -> list[Event]:
-    """Calls inside of a region whose method was written anew: the module does only a part of what it did."""
-    found: dict[str, Event] = {}
+def written(site: Site, lowest: Event, surgery: Surgery) -> list[Event]:
+    """Calls inside of a region whose method was written anew: it does only a part of what it did."""
+    found: dict[tuple[str, str], Event] = {}
     for node in _ops(site):
         for event in node.meta["event"].ancestors():
             if event is lowest or event.path == site.slot:  # the layer itself is looked after by its own gate
                 break
-            if event.method == "forward" and "forward" in surgery.methods.get(event.path, {}):
-                found.setdefault(event.path, event)
+            if event.method in surgery.methods.get(event.path, {}):
+                found.setdefault((event.path, event.method), event)
     return list(found.values())
 
 
-def _absorbed(site: Site, surgery: Surgery) -> dict[str, Event]:
-    """Absorbed modules of a region, and the call that runs each."""
+def _absorbed(site: Site, traced: Traced, surgery: Surgery) -> dict[str, Event]:
+    """Absorbed modules of a region, and the call that runs each or reads its tensors."""
     found: dict[str, Event] = {}
     for node in _ops(site):
         event: Event = node.meta["event"]
-        if node.op == "call_module" and str(node.target) in surgery.identities:
-            found[str(node.target)] = event
+        held = [str(node.target)] if node.op == "call_module" else holders(traced.found.ops[node])
+        found |= {path: event for path in held if path in surgery.identities}
         for around in event.ancestors():
             if around.parent is not None and around.method == "forward" and around.path in surgery.identities:
                 found[around.path] = around.parent
     return found
+
+
+def _emptied(site: Site, traced: Traced, surgery: Surgery) -> set[str]:
+    """Modules that are not called in a region and of whose tensors some went into it."""
+    return emptied(surgery) & {p for n in site.region.form.ops for p in holders(traced.found.ops[n])}
+
+
+def emptied(surgery: Surgery) -> set[str]:
+    """Paths of modules that lose tensors and keep their code."""
+    gone = gone_with(surgery)
+    losing = {tensor.rpartition(".")[0] for tensor in surgery.dropped} - surgery.methods.keys() - surgery.bare - gone
+    return {path for path in losing if not is_below(path, gone)}
 
 
 def gone_with(surgery: Surgery) -> set[str]:

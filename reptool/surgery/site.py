@@ -67,6 +67,7 @@ class Calls:
         lowest: path of the module whose call is the lowest that holds the region.
         chain: the calls, from the layer up to that one.
         watched: paths of modules whose values are inside of the region.
+        method: of the module at `path`, which is right in them.
     """
 
     path: str
@@ -74,6 +75,7 @@ class Calls:
     lowest: str
     chain: Chain
     watched: tuple[str, ...]
+    method: str = "forward"
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from reptool.ir.nodes import metadata_read, name_of
-from reptool.ir.ops import Affine, HandedOn, Op
+from reptool.ir.ops import Affine, HandedOn, Op, View
 from reptool.ir.trace import Event, Trace, all_events
 from reptool.ir.walk import nodes_in
 from reptool.plan.candidates import Analysis
@@ -159,6 +159,12 @@ class Traced:
         """The operations of a form in the order in which they run."""
         return sorted(form.ops, key=self.reads.position.__getitem__)
 
+    def between(self, site: Site) -> set[fx.Node]:
+        """Operations that only rearrange values of a region, and stay: each has another value before and behind it."""
+        ops = site.region.form.ops
+        found = {n for n in ops if isinstance(self.found.ops[n], View)}
+        return found | {n for s in self.found.spreads if not ops.isdisjoint(s.shares) for n in s.tree}
+
     def pattern(self, ops: list[fx.Node]) -> object:
         """What operations do and whose values they use, whatever the nodes are called."""
         shares = self.found.shares
@@ -166,6 +172,11 @@ class Traced:
             (self.found.ops[n].owners, name_of(n), self.found.ops[n].paradigm, shares[n].at(n) if n in shares else None)
             for n in ops
         )
+
+
+def holders(op: Op) -> set[str]:
+    """Paths of the modules that hold the tensors which an operation reads."""
+    return {owner.rpartition(".")[0] for owner in op.owners}
 
 
 def is_plain_identity(op: Op | None, node: fx.Node) -> bool:

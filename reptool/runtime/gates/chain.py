@@ -7,7 +7,10 @@ from typing import Any
 
 Path = tuple[str, ...]
 WITHIN = "_reptool_within"
-"""The mark of a module whose values are inside of a region: another one in its place is not what was fused."""
+"""The mark of a module whose values are inside of a region: another one in its place is not what was fused.
+
+It holds what the attributes of a module of torch's were by which it rearranges them, otherwise True.
+"""
 
 
 @dataclass(frozen=True)

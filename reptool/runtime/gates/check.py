@@ -46,14 +46,14 @@ def _check_all(layer: nn.Module, gate: Gate, frame: FrameType) -> None:
     if layer.training and gate.norms and TOLD not in own:
         own[TOLD] = True
         tell_of_norms(calls.outermost() or layer)
-    if not _OPEN.get() and not is_shaped(layer, gate):
+    if not are_open() and not is_shaped(layer, gate):
         _refuse(gate)
     for chain in gate.chains:
-        found = _followed(layer, chain, calls)
+        found = followed(layer, chain, calls)
         if found is not None:
             remember(layer, gate, chain, frame, found)
             return
-    if not _OPEN.get() and not runs_all(layer, gate, calls):
+    if not are_open() and not runs_all(layer, gate, calls):
         _refuse(gate)
 
 
@@ -70,7 +70,12 @@ def open_gates() -> Iterator[None]:
         _OPEN.reset(token)
 
 
-def _followed(layer: nn.Module, chain: Chain, calls: Calls) -> Followed | None:
+def are_open() -> bool:
+    """Whether layers run by themselves now."""
+    return _OPEN.get()
+
+
+def followed(layer: nn.Module, chain: Chain, calls: Calls) -> Followed | None:
     """The calls of a chain that a layer is in, innermost first; None where it is in other ones."""
     found: Followed = []
     index = 0

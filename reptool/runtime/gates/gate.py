@@ -9,7 +9,7 @@ not matter. Modules are known by their places below that lowest call, so that co
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Tuple  # noqa: UP035 - TorchScript reads this annotation
+from typing import Any, Tuple  # noqa: UP035 - TorchScript reads this annotation
 
 from torch import Tensor, nn
 from torch.compiler import is_compiling
@@ -20,6 +20,7 @@ from reptool.runtime.gates.check import check
 from reptool.runtime.gates.marker import GATE, Marker, names_read
 
 _GEOMETRY = ("padding", "stride", "dilation", "groups", "padding_mode", "output_padding")
+_PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def runs_in_its_region(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
@@ -38,6 +39,12 @@ def set_gate(module: nn.Module, gate: Gate) -> None:
     own[GATE] = replace(gate, geometry=geometry)
     if not isinstance(module, Marker) and runs_in_its_region not in module._forward_pre_hooks.values():
         nn.Module.register_forward_pre_hook(module, runs_in_its_region)
+
+
+def geometry_of(module: nn.Module) -> dict[str, Any]:
+    """What a module of torch's says of how it rearranges values, by name; nothing of a module with other code."""
+    own, read = module.__dict__, names_read(type(module)) or frozenset()
+    return {n: own[n] for n in sorted(read - {"training"} & own.keys()) if isinstance(own[n], _PLAIN)}
 
 
 def move_gate(module: nn.Module, name: str) -> None:

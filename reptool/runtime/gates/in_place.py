@@ -23,7 +23,17 @@ def is_whole(lowest: nn.Module, chain: Chain) -> bool:
 def is_watched(lowest: nn.Module, path: Path, count: int, chain: Chain) -> bool:
     """Whether the module at a path is the one that was there, and has no hook more or less."""
     inner = inside(lowest, path)
-    return inner is not None and (not chain.marked or WITHIN in inner.__dict__) and not hooks_differ(inner, count)
+    return inner is not None and (not chain.marked or is_marked(inner.__dict__)) and not hooks_differ(inner, count)
+
+
+def is_marked(own: dict[str, Any]) -> bool:
+    """Whether a module is the one whose values are inside of a region, and says what it said then.
+
+    Args:
+        own: its attributes. The mark is what they were, or True where they do not matter.
+    """
+    was = own.get(WITHIN)
+    return was is True or (was is not None and all(own.get(n) == v for n, v in was.items()))
 
 
 def has_slots(lowest: nn.Module, chain: Chain) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 from torch import nn
 
 from reptool.runtime.gates.calls import MAX_KNOWN
-from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Path
-from reptool.runtime.gates.in_place import are_written, inside
+from reptool.runtime.gates.chain import Chain, Gate, Path
+from reptool.runtime.gates.in_place import are_written, inside, is_marked
 from reptool.runtime.gates.marker import GATE, Marker
 
 _hooks_of: Callable[[Any], tuple[Any, ...]] = itemgetter(
@@ -89,7 +89,7 @@ class Known:
             if inner is None:
                 return False
             seen = inner.__dict__
-            if (chain.marked and WITHIN not in seen) or sum(map(len, _hooks_of(seen))) != count:
+            if (chain.marked and not is_marked(seen)) or sum(map(len, _hooks_of(seen))) != count:
                 return False
         return True
 

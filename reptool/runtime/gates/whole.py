@@ -29,7 +29,7 @@ def runs_all(layer: nn.Module, gate: Gate, calls: Calls) -> bool:
         index += 1
         if call[1] == "forward" and any(_in_a_row(layer, c, call[0]) for c in gate.chains if c.series):
             return True
-    return _is_run_again()
+    return is_run_again()
 
 
 def _in_a_row(layer: nn.Module, chain: Chain, holder: nn.Module) -> bool:
@@ -96,7 +96,7 @@ def _belongs(module: nn.Module | None, layer: nn.Module) -> bool:
 _AGAIN = {"torch.utils.checkpoint": ("recompute_fn", "unpack_hook", "backward")}
 
 
-def _is_run_again() -> bool:
+def is_run_again() -> bool:
     """Whether torch runs a part of a forward again (checkpointing), or code that it has compiled."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

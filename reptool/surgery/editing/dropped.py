@@ -24,7 +24,7 @@ def drop(draft: Draft) -> None:
                     continue
                 if any(owner == s or owner.startswith(s + ".") for s in draft.slots):
                     continue
-                if not _is_read(draft, owner):
+                if not is_read(draft, owner):
                     draft.surgery.dropped.add(owner)
     for path in filter(None, draft.surgery.methods):
         if _is_no_layer(draft, path, kept):
@@ -32,7 +32,7 @@ def drop(draft: Draft) -> None:
             draft.surgery.dropped |= {f"{path}.{n}" for n, _ in draft.traced.modules[path].named_buffers(recurse=False)}
 
 
-def _is_read(draft: Draft, tensor: str) -> bool:
+def is_read(draft: Draft, tensor: str) -> bool:
     """Whether an operation that still runs reads a parameter or buffer."""
     users = (u for a in draft.traced.attributes_of(tensor) for u in draft.traced.const_users(a, sizes=True))
     return any(u not in draft.edits.dead and u not in draft.edits.bypass and u not in draft.edits.bare for u in users)
@@ -46,7 +46,7 @@ def _is_no_layer(draft: Draft, path: str, kept: set[str]) -> bool:
         return False
     if own & kept or not own <= draft.surgery.dropped:
         return False
-    if any(_is_read(draft, f"{path}.{n}") for n, _ in module.named_buffers(recurse=False)):
+    if any(is_read(draft, f"{path}.{n}") for n, _ in module.named_buffers(recurse=False)):
         return False
     called = {i.method for i in draft.surgery.events[path].items if isinstance(i, Event) and i.module is module}
     return called <= own_members(type(module)).keys()

@@ -8,7 +8,7 @@ from reptool.refusal import Refusal
 from reptool.rewrite.codegen.edits import Edits
 from reptool.surgery.editing.draft import Draft
 from reptool.surgery.editing.dropped import drop
-from reptool.surgery.editing.idle import absorb_idle
+from reptool.surgery.editing.idle import absorb_emptied, absorb_idle
 from reptool.surgery.editing.left_out import kill_inert, leave_out, leave_out_spread, leave_out_terms
 from reptool.surgery.editing.methods import mixed, rewrite
 from reptool.surgery.site import Site, Surgery
@@ -32,6 +32,7 @@ def operate(traced: Traced, sites: list[Site]) -> Surgery | dict[fx.Node, Refusa
     leave_out_terms(draft)
     kill_inert(draft)
     absorb_idle(draft)
+    absorb_emptied(draft)
     rewrite(draft, traced.trace.top)
     problems = draft.problems or (mixed(draft) if traced.fallbacks is None else {})
     if problems:

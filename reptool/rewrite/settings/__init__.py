@@ -1,0 +1,1 @@
+"""What decides beside arguments and attributes: values of classes, functions that attributes hold."""
