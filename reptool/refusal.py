@@ -25,6 +25,7 @@ class Code(str, Enum):
     NO_STATISTICS = "no-statistics"
     DATA_WEIGHT = "data-weight"
     POOL_GEOMETRY = "pool-geometry"
+    RESAMPLING = "resampling"
     RANK_UNKNOWN = "rank-unknown"
     BROADCAST = "broadcast"
     DTYPE = "dtype"

@@ -127,6 +127,11 @@ def images() -> Tensor:
     return torch.randn(2, 4, 9, 8)
 
 
+def upsampled() -> nn.Module:
+    """A convolution behind nearest upsampling."""
+    return nn.Sequential(nn.Sigmoid(), nn.Upsample(scale_factor=2), conv())
+
+
 Case = tuple[str, str, Callable[[], nn.Module], Callable[[], Tensor], bool]
 
 # file of the formula, where the engine calls it, a model in which it matters, its inputs, whether it needs force
@@ -144,6 +149,8 @@ CASES: list[Case] = [
     ("kernel_size", "algebra.laws.embed_on", lambda: Sum(conv(), conv(1)), images, False),
     ("linear", "plan.forms.linear_to_pointwise", Last, images, False),
     ("linear", "rewrite.lower.pointwise_to_linear", lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), plane, True),
+    ("resampling.upsample_conv", "algebra.transposed.join", upsampled, images, False),
+    ("resampling.upsample_conv", "lift.layout.resampling.upsample_kernel", upsampled, images, False),
     ("sequential", "algebra.laws.contract", thin, images, False),
     ("sequential", "algebra.laws.carry_bias", thin, images, False),
     ("sequential", "algebra.laws.scale_columns", bn_conv, images, False),

@@ -6,7 +6,7 @@ have weights, the formulas of `reptool.fusions`. Nothing here knows of ``torch.f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 from math import gcd
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reptool.algebra.kernel import ZERO_TOLERANCE, Axis, Border, Channels, Kernel, rewindow
-from reptool.algebra.transposed import on_one_lattice
+from reptool.algebra.transposed import behind_transposed, on_one_lattice
 from reptool.fusions.branch_add import branch_add
 from reptool.fusions.branch_concat import branch_concat
 from reptool.fusions.conv_bn import scale_rows
@@ -329,7 +329,7 @@ def _after(g: Kernel, f: Kernel) -> Channels | None:
 
 
 def _compose_transposed(g: Kernel, f: Kernel) -> Kernel | Refusal:
-    """Scale, bias and channel mixing behind a transposed convolution; unbiased mixing before it."""
+    """A map behind a transposed convolution; unbiased mixing before it."""
     if f.transposed is not None and g.is_pointwise:
         return _values(g, f, Kernel(_after(g, f), f.axes, None, None, g.biased or f.biased, transposed=f.transposed))
     if g.transposed is not None and len(g.transposed) == 6 and not f.is_channelwise:
@@ -338,7 +338,29 @@ def _compose_transposed(g: Kernel, f: Kernel) -> Kernel | Refusal:
         return _values(g, f, Kernel(_after(g, f), g.axes, None, None, g.biased, transposed=g.transposed))
     if g.transposed is not None and f.is_pointwise:
         return Refusal(Code.BORDER_BIAS, "a transposed convolution spreads the first layer's bias unevenly")
-    return Refusal(Code.BORDER_UNKNOWN, "only pointwise maps compose with a transposed convolution")
+    if g.transposed is not None or g.axes is None:
+        return Refusal(Code.BORDER_UNKNOWN, "only pointwise maps compose with a transposed convolution")
+    made = behind_transposed(g.axes, f)
+    if isinstance(made, Refusal):
+        return made
+    shape = Kernel(_after(g, f), made.axes, None, None, g.biased or f.biased, transposed=made.transposed)
+    if g.weight is None or f.weight is None:
+        return shape
+    weight = _weight_by_channel(g, f, made.weight) if f.is_channelwise else _weight_of(g, f, shape, made.weight)
+    return _with_bias(g, f, shape, weight)
+
+
+def _weight_by_channel(g: Kernel, f: Kernel, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`_weight_of` where each channel that `g` reads is a channel of what `f` reads."""
+    assert g.weight is not None and f.weight is not None
+    rows, columns = g.weight.shape[:2]
+    first = f.weight[:, 0]
+    if g.channels is not None and len(first) > 1:
+        first = first[torch.as_tensor(g.channels.offset[:, None] + np.arange(columns))].flatten(0, 1)
+    else:
+        first = first.expand(rows * columns, *first.shape[1:])
+    made = join(g.weight.flatten(0, 1)[:, None, None], first[:, None, None])
+    return made.reshape(rows, columns, *made.shape[3:])
 
 
 def _values(g: Kernel, f: Kernel, shape: Kernel) -> Kernel:
@@ -355,6 +377,12 @@ def _values(g: Kernel, f: Kernel, shape: Kernel) -> Kernel:
         weight = scale_columns(g.weight, _rows_of(f.weight.flatten(), g))
     else:
         weight = _weight(g, f, shape)
+    return _with_bias(g, f, shape, weight)
+
+
+def _with_bias(g: Kernel, f: Kernel, shape: Kernel, weight: Tensor) -> Kernel:
+    """A composition of this weight, with its bias."""
+    assert g.weight is not None
     bias, terms = g.bias, _terms(g)
     if f.bias is not None:
         rows = _rows_of(f.bias, g)
@@ -384,15 +412,21 @@ def _weight(g: Kernel, f: Kernel, shape: Kernel) -> Tensor:
         for ga, fa, both in zip(g.axes or (), f.axes or (), shape.axes or (), strict=True):
             steps_g.append(fa.stride * ga.dilation // both.dilation if ga.kernel_size > 1 else 1)
             steps_f.append(fa.dilation // both.dilation if fa.kernel_size > 1 else 1)
+    return _weight_of(g, f, shape, lambda second, first: contract(second, first, steps_g, steps_f))
+
+
+def _weight_of(g: Kernel, f: Kernel, shape: Kernel, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Blocks of rows that read the same channels, joined with what they read."""
+    assert g.weight is not None and f.weight is not None
     if g.channels is None or f.channels is None or shape.channels is None:
-        return contract(g.weight[None], f.weight[None], steps_g, steps_f)[0]
+        return join(g.weight[None], f.weight[None])[0]
     out: Tensor | None = None
     for rows, offset in _row_blocks(g.channels):
         inner = offset[:, None] + np.arange(g.channels.width)  # [B, I] channels between the layers
         start = shape.channels.offset[rows[:, 0]]
         first = _gather(f, inner, start, shape.channels.width)
         index = torch.as_tensor(rows)
-        part = contract(g.weight[index], first, steps_g, steps_f)
+        part = join(g.weight[index], first)
         if out is None:
             out = part.new_zeros(shape.channels.out_channels, *part.shape[2:])
         out[index.reshape(-1)] = part.flatten(0, 1)

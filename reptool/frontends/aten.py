@@ -94,6 +94,22 @@ def _pad(mode: str) -> Callable[[fx.Node], Called]:
     return made
 
 
+def _upsample(node: fx.Node) -> Called | None:
+    given = _given(node)
+    source = given.get("self", given.get("input"))
+    factors = given.get("scale_factors") or [v for k, v in given.items() if k.startswith("scales")]
+    if given["output_size"] is not None and not _is_shape(node, given["output_size"]):
+        return None
+    rank = getattr(source.meta.get("val"), "ndim", None) if isinstance(source, fx.Node) else None
+    known = rank is not None and len(factors) == rank - 2 and all(isinstance(f, (int, float)) for f in factors)
+    return (F.interpolate, (source, None, list(factors), "nearest"), {}) if known else None
+
+
+def _is_shape(node: fx.Node, size: Any) -> bool:
+    """Whether a size that an operator is told, beside factors, is that of what it gives."""
+    return list(node.meta["val"].shape[2:]) == list(size)
+
+
 _NORMS = (
     "batch_norm", "native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit",
     "_native_batch_norm_legit_no_training", "_batch_norm_no_update",
@@ -104,5 +120,6 @@ _OPERATORS: dict[str, Callable[[fx.Node], Called | None]] = {
     "slice": _slice,
     "select": _select,
     "constant_pad_nd": _constant_pad,
+    **{f"upsample_nearest{n}d": _upsample for n in (1, 2, 3)},
     **{f"{name}{n}d": _pad(mode) for name, mode in _PADS.items() for n in (1, 2, 3)},
 }

@@ -209,6 +209,28 @@ def _global_average(n: _Node) -> Made:
     return None if x is None or rank is None else n.r.call(torch.mean, x, list(range(2, rank)), True)
 
 
+def _resize(n: _Node) -> Made:
+    """Nearest resampling by whole numbers, however the file says where a position is read."""
+    x, rank = n.value(0), n.rank()
+    at = 1 if n.node.op_type == "Upsample" or (n.opset < 11 and len(n) < 3) else 2
+    held = n.constant(at)
+    scales = list(n.attribute("scales", [])) if held is None else [float(v) for v in held.reshape(-1)]
+    if x is None or rank is None or n.attribute("mode", "nearest") != "nearest" or n.given(3) is not None:
+        return None
+    axes = n.attribute("axes")
+    if axes is not None:
+        known = {a % rank: s for a, s in zip(axes, scales, strict=True)}
+        scales = [known.get(a, 1.0) for a in range(rank)]
+    if len(scales) != rank or not 3 <= rank <= 5 or scales[:2] != [1, 1] or any(s < 1 or s % 1 for s in scales):
+        return None
+    if n.node.op_type == "Resize" and n.opset > 10:
+        where = n.attribute("coordinate_transformation_mode", "half_pixel")
+        rounded = n.attribute("nearest_mode", "round_prefer_floor")
+        if (where, rounded) != ("asymmetric", "floor") and not (where == "half_pixel" and rounded.startswith("round")):
+            return None
+    return n.r.call(F.interpolate, x, None, [int(s) for s in scales[2:]], "nearest")
+
+
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 def _function(function: Callable[..., Any]) -> Callable[[_Node], Made]:
     def made(n: _Node) -> Made:
@@ -395,6 +417,7 @@ _OPERATORS: dict[str, Callable[[_Node], Made]] = {
     "MatMul": _matmul,
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global_average,
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
     "Add": _function(torch.add),
     "Sub": _function(torch.sub),
     "Mul": _function(torch.mul),

@@ -18,8 +18,9 @@ from reptool.lift.layers.deformable import NAME as DEFORMABLE
 from reptool.lift.layers.deformable import deformable
 from reptool.lift.layers.transposed import asks_for_size, convolution, transposed_function, transposed_module
 from reptool.lift.layout.identities import dropout_function, dropout_module, identity_module, passthrough
-from reptool.lift.layout.orders import flip, repeat, repeat_interleave, roll, shuffle_function, shuffle_module
+from reptool.lift.layout.orders import flip, repeat, roll, shuffle_function, shuffle_module
 from reptool.lift.layout.padding import fill, pad_function, pad_module
+from reptool.lift.layout.resampling import repeated, upsample_function, upsample_module
 from reptool.lift.layout.reshaped import reshaped
 from reptool.lift.layout.slices import (
     SPLITS,
@@ -57,6 +58,7 @@ _MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...
     (nn.PixelUnshuffle, unshuffle_module),
     (nn.ChannelShuffle, shuffle_module),
     (CLASSES, unchanged_module),
+    (nn.Upsample, upsample_module),
 )
 _FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     **{f"conv{n}d": conv_function for n in (1, 2, 3)},
@@ -110,9 +112,10 @@ _FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     "flip": flip,
     "roll": roll,
     "repeat": repeat,
-    "repeat_interleave": repeat_interleave,
+    "repeat_interleave": repeated,
     "channel_shuffle": shuffle_function,
     **dict.fromkeys(LAWS, unchanged_function),
+    "interpolate": upsample_function,
 }
 
 

@@ -69,9 +69,12 @@ def nominal_size(axes: int) -> Size:
 def out_size(kernel: Kernel, size: Size) -> Size:
     """Output size of a kernel at input `size` (at least one position)."""
     if kernel.transposed is not None:
-        stride = kernel.transposed[1]
-        assert isinstance(stride, tuple)
-        return tuple(n * s for n, s in zip(size, stride, strict=False))
+        if len(size) != len(kernel.transposed[1]):
+            size = nominal_size(len(kernel.transposed[1]))
+        if len(kernel.transposed) != 5:  # a deformable one
+            return tuple(n * s for n, s in zip(size, kernel.transposed[1], strict=True))
+        along = zip(size, *kernel.transposed, strict=True)
+        return tuple(max(s * (n - 1) + d * (k - 1) - 2 * a + e + 1, 1) for n, k, s, a, e, d in along)
     if not kernel.axes:
         return size  # a linear layer: once at every position
     if len(size) != len(kernel.axes):

@@ -442,11 +442,11 @@ class Facts:
 
 
 def _keeps_rank(node: fx.Node) -> bool:
-    """Whether a reader is a linear layer, or an index that takes slices alone or a piece of a split value."""
+    """Whether a reader is a linear layer, a resampling, an index of slices alone or a piece of a split value."""
     if node.op == "call_module":
-        return isinstance(node.meta.get("module"), nn.Linear)
+        return isinstance(node.meta.get("module"), (nn.Linear, nn.Upsample))
     if name_of(node) != "getitem":
-        return False
+        return name_of(node) in ("interpolate", "repeat_interleave") and bool(node.args[1:] or node.kwargs)
     owner, key = node.args
     if isinstance(owner, fx.Node) and owner.meta.get("kind") == "sequence" and type(key) is int:
         return name_of(owner) in _SAME_RANK

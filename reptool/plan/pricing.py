@@ -16,6 +16,11 @@ from reptool.plan.cost import Price, Size, layer_price, nominal_size, op_price
 from reptool.plan.forms import Form
 from reptool.refusal import Code, Refusal
 
+LEAST_GAIN = 0.03
+"""What a layer that moves to another resolution must save, of the price of what stands."""
+MOVED = ("upsample",)
+"""Paradigms by which it moves."""
+
 
 class Prices:
     """The price of every operation as it stands, and of every form as one layer."""
@@ -73,6 +78,12 @@ class Prices:
         old = sum((self._price_as_is(n, self._seen_size(n)) for n in form.ops), Price())
         new = layer_price(form.shape, shape[-len(form.shape.axes) :])
         return None if new.total < old.total else _dearer(node, form, old, new, " at the size of example_inputs")
+
+    def gains_little(self, node: fx.Node, form: Form) -> Refusal | None:
+        """A layer at another resolution that is hardly cheaper: what the price does not know decides there."""
+        moved = any(isinstance(op, Affine) and op.paradigm in MOVED for op in map(self.found.ops.get, form.ops))
+        enough = self.layer(form).total <= (1 - LEAST_GAIN) * self.standing_of(form).total
+        return None if enough or not moved else self.dearer(node, form)
 
     def with_channels(self, node: fx.Node, form: Form) -> Form | Refusal:
         """A form of poolings alone on as many channels as its value has."""

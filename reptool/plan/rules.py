@@ -12,7 +12,7 @@ from reptool.rules.lifting import BUILT_IN
 
 RULES = (
     "conv_bn", "bn_conv", "branch_add", "branch_concat", "kernel_size", "sequential", "shortcut", "avg_pool", "scale",
-    "padding", "slice", "linear", "weights", "impulse", "distribute",
+    "padding", "slice", "linear", "weights", "impulse", "distribute", "upsample",
 )  # fmt: skip
 BUILT_IN.update(RULES)
 
@@ -37,6 +37,7 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
                 "scale": {"scale"},
                 "padding": {"padding"},
                 "slice": {"slice"},
+                "upsample": {"upsample"},
                 "impulse": {"impulse"},
             }.get(op.paradigm, set())
             if op.computed and op.work is None and not op.rule:

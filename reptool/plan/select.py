@@ -152,7 +152,8 @@ class Chooser:
         return self._forms[node]
 
     def _refused(self, node: fx.Node, form: Form) -> Refusal | None:
-        return (None if self.force else self.prices.grows(node, form)) or self.allowed(node, form)
+        own = None if self.force else self.prices.grows(node, form) or self.prices.gains_little(node, form)
+        return own or self.allowed(node, form)
 
     def _note(self, node: fx.Node, refusal: Refusal) -> None:
         """Keep why a value is no layer; of a group of terms, nobody asked for one."""

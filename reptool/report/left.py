@@ -35,7 +35,13 @@ _KINDS: tuple[tuple[type, str], ...] = (
     (Sum, "a sum"), (Reduced, "a sum"), (Concat, "a concatenation"), (Stack, "a stack"), (Pieces, "a piece of a value"),
     (View, "a view"), (Fill, "a padding"),
 )  # fmt: skip
-_PARADIGMS = {"bn": "a norm", "scale": "a scale", "avg_pool": "an average pooling", "padding": "a padding"}
+_PARADIGMS = {
+    "bn": "a norm",
+    "scale": "a scale",
+    "avg_pool": "an average pooling",
+    "padding": "a padding",
+    "upsample": "an upsampling",
+}
 Tried = Mapping[fx.Node, Mapping[frozenset[fx.Node], Refusal]]
 
 

@@ -1,5 +1,7 @@
 """Inputs that show a wrong kernel: sizes at which every tap shows at every border, values with which every weight does.
 
+Transposed convolutions are tried on images with a position whose taps are all kept, between others.
+
 Per axis as many consecutive sizes are tried as the stride, from the least on at which all taps lie inside of the image
 at some position and in the padding at others, with H != W. Where the original does not run on those, larger ones are.
 Values are between 0.5 and 1 in size, with random signs.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +36,8 @@ def sizes_of(kernel: Kernel, reference: list[Op], count: int = MAX_SIZES) -> Ite
     """
     axes = kernel.axes or ()
     if kernel.transposed is not None or not axes:
-        yield [tuple(range(3, 3 + len(axes)))]
+        least = [3] * len(axes) if kernel.transposed is None else _all_written(kernel.transposed)
+        yield [tuple(n + i for i, n in enumerate(least))]
         return
     count = min(count, max(axis.stride for axis in axes))
     for base in ([_least(a) for a in axes], [_roomy(a, reference, i, len(axes)) for i, a in enumerate(axes)]):
@@ -43,6 +47,17 @@ def sizes_of(kernel: Kernel, reference: list[Op], count: int = MAX_SIZES) -> Ite
         yield [s for s in sizes if check_bytes(kernel, s, 1) <= BYTES] or [
             tuple(n + i for i, n in enumerate(smallest_size(axes)))
         ]
+
+
+def _all_written(transposed: tuple[Any, ...]) -> list[int]:
+    """Per axis the least size, from three on, with a position whose taps are all kept, and others beside it."""
+    if len(transposed) != 5:
+        return [3] * len(transposed[0])
+    out = []
+    for _, stride, padding, extra, _ in zip(*transposed, strict=True):
+        lost = max(padding - extra, 0)  # behind the last position that is written
+        out.append(max(3, -(-padding // stride) + -(-lost // stride) + 2))
+    return out
 
 
 def _least(axis: Axis) -> int:

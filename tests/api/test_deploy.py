@@ -384,6 +384,7 @@ RULE_CASES: dict[str, tuple[Callable[[], nn.Module], list[str], bool]] = {
     "weights": (lambda: nn.Sequential(weight_norm(conv(4, 4)), nn.ReLU()), [], False),
     "impulse": (lambda: nn.Sequential(conv(4, 4), nn.ReLU(), Unread(conv(4, 4))), [], False),
     "distribute": (Apart, ["conv_bn"], False),
+    "upsample": (lambda: nn.Sequential(nn.ReLU(), nn.Upsample(scale_factor=2), conv(4, 4)), [], False),
 }
 
 

@@ -22,6 +22,8 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], Any]] = {
     "slice with a step": (lambda x: x[..., ::2], operator.getitem),
     "select": (lambda x: x[:, 2], operator.getitem),
     "constant_pad_nd": (lambda x: F.pad(x, (1, 2, -1, 0), value=3.0), F.pad),
+    "upsample_nearest2d": (nn.Upsample(scale_factor=2), F.interpolate),
+    "upsample_nearest2d, each axis": (lambda x: F.interpolate(x, scale_factor=(1.0, 3.0)), F.interpolate),
     "batch_norm": (nn.BatchNorm2d(4).eval(), torch.batch_norm),
 }
 

@@ -46,6 +46,21 @@ def test_the_price_of_a_convolution_is_what_it_executes(
     assert price.total == multiplications + TRAFFIC * moved + layer.weight.numel() + OPERATION
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("along", [(2, 2, 0, 0, 1), (4, 2, 1, 0, 1), (3, 3, 2, 1, 2), (5, 1, 2, 0, 1)])
+def test_a_transposed_convolution_multiplies_where_it_reads(along: tuple[int, int, int, int, int], groups: int) -> None:
+    size, stride, padding, extra, dilation = along
+    layer = nn.ConvTranspose2d(6, 6, size, stride, padding, extra, groups, True, dilation)
+    key = tuple((v,) * 2 for v in along)
+    kernel = Kernel(Channels.grouped(6, 6, groups), (Axis(size, border=Border.UNKNOWN),) * 2, transposed=key)
+    price = layer_price(kernel, (7, 7))
+    with torch.no_grad():
+        written = layer(torch.zeros(1, 6, 7, 7)).shape[2:]
+    assert price.multiplications == 6 * 6 // groups * size**2 * 49
+    assert out_size(kernel, (7, 7)) == tuple(written)
+    assert price.weights == layer.weight.numel()
+
+
 def test_the_price_of_a_linear_layer_at_one_position() -> None:
     price = layer_price(Kernel(Channels.grouped(6, 4, 1), ()), ())
     assert price == Price(24 + TRAFFIC * 10 + 24 + OPERATION, 24, 1, 24, 0)

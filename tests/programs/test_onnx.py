@@ -167,6 +167,45 @@ def test_padding_of_every_form(conv: dict[str, Any], opset: int) -> None:
     same(proto, made)
 
 
+def resized(opset: int, scales: list[float], kind: str = "Resize", **attributes: Any) -> Any:
+    """A resampling in front of a convolution."""
+    rng = np.random.default_rng(0)
+    held = {"w": rng.standard_normal((4, 3, 3, 3)), "b": rng.standard_normal(4), "s": np.asarray(scales)}
+    held["roi"] = np.zeros(0)
+    names = ["a", "s"] if kind == "Upsample" or opset < 11 else ["a", "roi" if opset < 13 else "", "s"]
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["a"]), helper.make_node(kind, names, ["u"], **attributes),
+        helper.make_node("Conv", ["u", "w", "b"], ["out"], "conv", pads=[1, 1, 1, 1]),
+    ]  # fmt: skip
+    return model_of(nodes, held, opset)
+
+
+AT = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+
+
+@pytest.mark.parametrize(("opset", "scales", "kind", "attributes"), [
+    (17, [1, 1, 2, 2], "Resize", AT), (11, [1, 1, 3, 1], "Resize", AT), (13, [1, 1, 2, 4], "Resize", {}),
+    (18, [2, 2], "Resize", {**AT, "axes": [2, 3]}), (10, [1, 1, 2, 2], "Resize", {}), (9, [1, 1, 2, 3], "Upsample", {}),
+    (13, [1, 1, 5, 2], "Resize", {"nearest_mode": "round_prefer_ceil"}),
+])  # fmt: skip
+def test_upsampling_by_whole_numbers(opset: int, scales: list[float], kind: str, attributes: dict[str, Any]) -> None:
+    proto = resized(opset, scales, kind, **attributes)
+    made, report = deployed(proto)
+    assert kinds(made) == ["Sigmoid", "ConvTranspose"]
+    assert report.regions[0].rules == ["upsample"]
+    same(proto, made)
+
+
+@pytest.mark.parametrize(("scales", "attributes"), [
+    ([1, 1, 1.5, 2], AT), ([1, 1, 2, 2], {"coordinate_transformation_mode": "asymmetric"}),
+    ([1, 1, 2, 2], {"mode": "linear"}), ([1, 1, 2, 2], {"nearest_mode": "ceil"}), ([1, 1, 0.5, 1], AT),
+])  # fmt: skip
+def test_other_resampling_stays(scales: list[float], attributes: dict[str, Any]) -> None:
+    proto = resized(17, scales, **attributes)
+    made, _ = deployed(proto)
+    assert kinds(made) == kinds(proto)
+
+
 def test_padding_that_depends_on_the_size_stays() -> None:
     proto = conv_norm(auto_pad="SAME_UPPER", strides=[2, 2])
     made, _ = deployed(proto)

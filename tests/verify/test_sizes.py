@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reptool.algebra.kernel import Axis, Channels, Kernel
+from reptool.algebra.kernel import Axis, Border, Channels, Kernel
 from reptool.verify.sizes import BATCH, SMALL, made_up, of_one_position, sizes_of
 
 
@@ -60,3 +60,20 @@ def test_large_kernels_are_run_on_one_image() -> None:
     for width, batch in ((4, BATCH), (SMALL // 9, 1)):
         kernel = Kernel(Channels.grouped(width, 1), axes, torch.zeros(1, width, 3, 3))
         assert len(made_up(kernel, (3, 4), None, torch.Generator())) == batch
+
+
+@pytest.mark.parametrize(
+    "along", [(4, 2, 1, 0, 1), (8, 2, 3, 0, 1), (13, 2, 6, 1, 1), (5, 3, 4, 0, 2), (7, 4, 0, 3, 1)]
+)
+def test_every_tap_of_a_transposed_convolution_shows(along: tuple[int, int, int, int, int]) -> None:
+    size, stride, padding, extra, dilation = along
+    key = tuple((v,) for v in along)
+    kernel = Kernel(Channels.grouped(1, 1), (Axis(size, border=Border.UNKNOWN),), transposed=key)
+    ((n,),) = next(sizes_of(kernel, []))
+    weight = torch.ones(1, 1, size, dtype=torch.float64, requires_grad=True)
+    out = torch.nn.functional.conv_transpose1d(
+        torch.ones(1, 1, n, dtype=torch.float64), weight, None, stride, padding, extra, 1, dilation
+    )
+    (shown,) = torch.autograd.grad(out.sum(), weight)
+    assert bool((shown >= 1).all())
+    assert n >= 3

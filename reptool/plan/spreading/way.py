@@ -11,6 +11,7 @@ from reptool.algebra.kernel import Kernel
 from reptool.ir.decisions import decided
 from reptool.ir.nodes import metadata_read
 from reptool.ir.ops import Affine, Concat, Pieces, View
+from reptool.lift.layout.resampling import is_upsampling
 from reptool.passages import Passage, crossed
 from reptool.passages.spread import Split, Spread, add_share
 from reptool.plan.candidates import Analysis
@@ -124,7 +125,8 @@ class Way:
 
     def _passage(self, node: fx.Node) -> Passage | None:
         op = self.found.ops.get(node)
-        own = self.found.passages.get(node) if op is None or isinstance(op, (View, Pieces)) else None
+        other = op is None or isinstance(op, (View, Pieces)) or is_upsampling(op)
+        own = self.found.passages.get(node) if other else None
         return own or crossed(node, op)
 
     def _blocked(self, node: fx.Node, passage: Passage, at: At) -> Refusal | None:

@@ -81,9 +81,9 @@ def placed(traced: Traced, region: Region, carrier: fx.Node, shape: Geometry) ->
     if shape.kind == "deformable" and not (isinstance(op, Affine) and op.beside):
         return Refusal(Code.METHOD, "a layer in this place would not know where to read", (carrier.name,))
     sized = [n for n in region.form.ops if asks_for_size(n)]
-    others = [n for n in region.form.ops if n is not carrier and _is_transposed(traced.found.ops[n])]
+    others = [n for n in region.form.ops if n is not carrier and _resizes(traced.found.ops[n])]
     if sized and (sized != [carrier] or others):
-        sentence = "a layer that is told what size to give is called by itself"
+        sentence = "a layer that is told what size to give is called by itself, or with what keeps that size"
         return Refusal(Code.METHOD, sentence, (carrier.name,))
     site = Site(region, carrier, None, shape, False, way, dead)
     written = written_between(traced, region, way, carrier) or needed_there(traced, site)
@@ -159,5 +159,6 @@ def _plain_forward(module: nn.Module) -> bool:
     }  # fmt: skip
 
 
-def _is_transposed(op: Op) -> bool:
-    return isinstance(op, Affine) and op.layer and op.shape.transposed is not None
+def _resizes(op: Op) -> bool:
+    """Whether an operation is a map that may give another size than it reads."""
+    return isinstance(op, Affine) and not op.shape.is_pointwise
