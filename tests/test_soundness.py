@@ -102,6 +102,24 @@ def test_deployed_models_agree_or_raise(family: str, sort: str, kind: str) -> No
     assert (sort, kind) not in faults(family), faults(family)[sort, kind]
 
 
+def _unwrapped() -> Iterator[tuple[str, nn.Module, Any]]:
+    yield from _of_traps()
+    for seed in (47, 72, 226, 335):  # settings of a class, attributes that are not there yet, globals
+        yield f"settings_source({seed})", *build(settings_source(seed), seed)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize(("name", "model", "inputs"), [pytest.param(*c, id=c[0]) for c in _unwrapped()])
+def test_nothing_is_silent_where_layers_took_the_places_of_wrappers(name: str, model: nn.Module, inputs: Any) -> None:
+    wide = map_tensors(inputs, lambda t: t.double() if t.is_floating_point() else t)
+    original = randomize(model, 1).double().eval()
+    session = Session(original, reptool.deploy(original, wide, unwrap=True), wide)
+    for _ in range(TRIES):
+        changes = session.draw()
+        verdict = session.judge(changes)
+        assert verdict.sort != "silent", f"{name}: {failure_text(*session.shrunk(changes, verdict))}"
+
+
 def test_networks_with_settings_run_and_ask_each_kind_of_setting() -> None:
     sources = [settings_source(seed) for seed in range(200)]
     for seed, source in enumerate(sources[:60]):

@@ -77,7 +77,7 @@ def _computes_itself(cls: type) -> bool:
     return any("__torch_function__" in c.__dict__ for c in cls.__mro__[: cls.__mro__.index(nn.Parameter)])
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def behind_wrappers(model: nn.Module) -> nn.Module:
     """The module behind DistributedDataParallel, DataParallel, AveragedModel and torch.compile."""
     for _ in range(8):
         if isinstance(
@@ -100,9 +100,10 @@ def prepared(
     exclude: Patterns,
     affine: Affine,
     keep_fallback: bool,
+    unwrap: bool = False,
 ) -> tuple[nn.Module, tuple[Any, ...] | None, dict[str, Any], Options]:
     """The module, its example arguments and the options, all of them checked."""
-    model = unwrap(model)
+    model = behind_wrappers(model)
     if model.training:
         raise InputError(f"the {type(model).__name__} is in training mode; call model.eval() first")
     args, kwargs = example_arguments(example_inputs, model)
@@ -114,7 +115,7 @@ def prepared(
         if not any(is_named(path, module, name) for path, module in model.named_modules()):
             raise nothing_matches("affine", name, model, [n for n, _ in model.named_modules() if n])
     lifts = active_lifts(chosen)
-    return model, args, kwargs, Options(chosen, force, wanted, left, keep_fallback, claimed, lifts, rewrites)
+    return model, args, kwargs, Options(chosen, force, wanted, left, keep_fallback, claimed, lifts, unwrap, rewrites)
 
 
 def is_program(model: Any) -> TypeIs[ExportedProgram | fx.GraphModule]:

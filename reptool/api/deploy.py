@@ -63,6 +63,7 @@ def deploy(
     flatten: Literal[True],
     keep_fallback: bool = False,
     affine: Affine = None,
+    unwrap: bool = False,
     progress: bool | None = None,
 ) -> fx.GraphModule: ...
 
@@ -97,6 +98,7 @@ def deploy(
     flatten: Literal[False] = False,
     keep_fallback: bool = False,
     affine: Affine = None,
+    unwrap: bool = False,
     progress: bool | None = None,
 ) -> M: ...
 
@@ -116,6 +118,7 @@ def deploy(
     flatten: bool,
     keep_fallback: bool = False,
     affine: Affine = None,
+    unwrap: bool = False,
     progress: bool | None = None,
 ) -> M | fx.GraphModule: ...
 
@@ -137,6 +140,7 @@ def deploy(
     flatten: bool = False,
     keep_fallback: bool = False,
     affine: Affine = None,
+    unwrap: bool = False,
     progress: bool | None = None,
 ) -> Any:  # long: each kind of program and of option, in order
     """Collapse every affine region of a model into one layer, exactly, and say what was done.
@@ -163,6 +167,8 @@ def deploy(
             original layers (as ``<module>.reptool_original``) for calls that would be answered otherwise.
         affine: classes of modules, or module path patterns, that you say are affine and treat every position alike.
             Their code is not read: each is measured by its impulse response, tested, and refused if a test fails.
+        unwrap: put the layer in the place of each module that only hands on to it afterwards (a block without an
+            activation, an adapter, a ``Sequential`` of one), where nobody could see the difference without an error.
         progress: show what is being done; None shows it on a terminal once it takes longer than two seconds. Phases
             and their times are logged under ``reptool`` as well, and kept in the report.
 
@@ -195,7 +201,7 @@ def deploy(
     if is_onnx(model):
         chosen = prepared_onnx(
             rules, force, include, exclude, example_inputs=example_inputs, inplace=inplace, flatten=flatten,
-            keep_fallback=keep_fallback, affine=affine,
+            keep_fallback=keep_fallback, affine=affine, unwrap=unwrap,
         )  # fmt: skip
         with watched("deploy an ONNX model", progress) as watch:
             written, found = deploy_onnx(model, chosen, verify)
@@ -203,7 +209,7 @@ def deploy(
     if is_program(model):
         given, options = prepared_program(
             model, example_inputs, rules, force, include, exclude, inplace=inplace, flatten=flatten,
-            keep_fallback=keep_fallback, affine=affine,
+            keep_fallback=keep_fallback, affine=affine, unwrap=unwrap,
         )  # fmt: skip
         with watched(f"deploy {type(model).__name__}", progress) as watch:
             made, found = deploy_program(model, given, options, verify)
@@ -217,8 +223,10 @@ def deploy(
         raise InputError("flatten=True returns another module, inplace=True changes the one given; choose one of them")
     if keep_fallback and flatten:
         raise InputError("flatten=True makes one graph, which has no place for the code keep_fallback=True keeps")
+    if unwrap and flatten:
+        raise InputError("flatten=True makes one graph, in which nothing is wrapped; leave unwrap=True out")
     model, args, kwargs, options = prepared(
-        model, example_inputs, rules, force, include, exclude, affine, keep_fallback
+        model, example_inputs, rules, force, include, exclude, affine, keep_fallback, unwrap
     )
     needed = required(require)
     if options.rewrites and not flatten:

@@ -25,6 +25,7 @@ from reptool.rewrite.lower import Geometry
 from reptool.runtime.gates.check import open_gates
 from reptool.surgery.site import Site
 from reptool.surgery.units import Plan
+from reptool.unwrap.replacing import unwrap
 from reptool.verify.regions import Checked
 
 
@@ -69,6 +70,7 @@ def _work(model: nn.Module, step: Step, fold: bool) -> Work:
     given = None if args is None else _moved(kwargs if kwargs and not args else args, device)
     model, args, kwargs, options = prepared(model, given, **step.chosen())
     work = Work(model, args, kwargs, options, fold, [], {})
+    work.fresh = True
     work.decisions, work.given_up = Decisions(step.answers()), step.failed()
     return work
 
@@ -104,7 +106,10 @@ def _shaped(model: nn.Module, step: Step) -> nn.Module:
     for unit in plan.units:
         sites = unit.surgery.sites
         checked[unit.prefix] = {s: (None, *_empty(s, step.layers.get(layer_key(unit.prefix, s)))) for s in sites}
-    write_all(model, plan, checked, report_of(model, plan, {}))
+    found = report_of(model, plan, {})
+    write_all(model, plan, checked, found)
+    if work.options.unwrap:
+        unwrap(model, plan, found, False)
     return model
 
 

@@ -82,6 +82,7 @@ def _fused(unit: Unit, site: Site, errors: Measured | None) -> FusedRegion:
         None if errors is None else errors.exact,
         None if errors is None else errors.cast,
         0 if errors is None else errors.sizes,
+        None if errors is None else errors.lost,
         "nominal" if shown is None else "example_inputs",
     )
 

@@ -27,6 +27,7 @@ from reptool.runtime.originals import kept_modules, kept_tensors
 from reptool.runtime.subclass import warn_in_training
 from reptool.surgery.apply import write
 from reptool.surgery.units import GivenUp, Plan
+from reptool.unwrap.replacing import unwrap
 from reptool.verify.measure import Verify
 from reptool.verify.methods import Rehearsal
 from reptool.verify.regions import EXACT, Checked, checked_unit
@@ -58,6 +59,7 @@ class Work:
         self.verify, self.needed, self.seconds = verify, needed, seconds
         self.given_up, self.decisions = GivenUp(), Decisions()
         self.found = Report(type(model).__name__)
+        self.fresh = False  # whether the model was just built, so that nobody else holds what is in it
 
     def written(self, inplace: bool, reference: Reference | None) -> nn.Module:
         """The deployed model: the original itself if `inplace`, else a copy."""
@@ -100,11 +102,14 @@ class Work:
         with undone_on_error(target):
             with phase("write"):
                 write_all(target, plan, checked, self.found)
-                add_step(target, step)
             with phase("rehearse"):
                 self.found.rehearsed = rehearsal.against(target)
             if rehearsal.failed:
                 raise _FailedError
+            if self.options.unwrap:
+                with phase("unwrap"):
+                    unwrap(target, plan, self.found, inplace and not self.fresh)
+            add_step(target, step)
             if self.verify and reference is not None:
                 assert self.args is not None
                 with phase("compare"):

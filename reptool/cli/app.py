@@ -35,6 +35,7 @@ ReportFile = Annotated[Path | None, typer.Option("--report", help="*.html, *.jso
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace files that are there already")]
 Force = Annotated[bool, typer.Option("--force", help="take the fewest operations, also where that is dearer")]
 Fallback = Annotated[bool, typer.Option("--keep-fallback", help="also fuse where code asks, and keep the originals")]
+Unwrap = Annotated[bool, typer.Option("--unwrap", help="put layers in the places of what only hands on to them")]
 Json = Annotated[bool, typer.Option("--json", help="print data for programs")]
 Seed = Annotated[int, typer.Option(help="of random weights and inputs")]
 Seconds = Annotated[float, typer.Option("--timeout", help="how many seconds building the model may take")]
@@ -54,8 +55,8 @@ def deploy(
     spec: Spec, weights: Weights = None, key: Key = None, inputs: Inputs = None,
     out: Annotated[Path | None, typer.Option(help="*.safetensors (weights and recipe), *.onnx or *.pt2")] = None,
     require: Require = None, report: ReportFile = None, include: Include = None, exclude: Exclude = None,
-    force: Force = False, keep_fallback: Fallback = False, overwrite: Overwrite = False, json: Json = False,
-    seed: Seed = 0, timeout: Seconds = SECONDS,
+    force: Force = False, keep_fallback: Fallback = False, unwrap: Unwrap = False, overwrite: Overwrite = False,
+    json: Json = False, seed: Seed = 0, timeout: Seconds = SECONDS,
 ) -> int:  # fmt: skip
     """Collapse a model, verify it, and write it to a file."""
     check_report(report, overwrite)
@@ -69,7 +70,7 @@ def deploy(
     check_out(out, given, overwrite)
     deployed = reptool.deploy(
         model, given, require=require or None, include=include or None, exclude=exclude or None, force=force,
-        keep_fallback=keep_fallback, progress=False if json else None,
+        keep_fallback=keep_fallback, unwrap=unwrap, progress=False if json else None,
     )  # fmt: skip
     found = reptool.report(deployed)
     made = None if out is None else write_out(out, deployed, given, model, overwrite)

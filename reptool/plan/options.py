@@ -28,6 +28,7 @@ class Options:
     keep_fallback: bool = False
     affine: Names = ()
     lifts: frozenset[str] = frozenset()
+    unwrap: bool = False
     rewrites: tuple[Rule | Callable[[fx.GraphModule], fx.GraphModule], ...] = ()
 
 

@@ -18,7 +18,7 @@ from reptool.runtime.expect import FUSED
 from reptool.runtime.gates.called import CALLED
 from reptool.runtime.gates.calls import kind_of
 from reptool.runtime.gates.marker import GATE
-from reptool.runtime.hooks import guarded_rank
+from reptool.runtime.hooks import guarded_rank, is_dtype_guarded
 from reptool.runtime.state import FOLDED
 
 MAX_DEPTH = 8
@@ -73,7 +73,8 @@ def _methods(module: nn.Module) -> str:
 def _guards(module: nn.Module) -> str:
     own = vars(module)
     folded = [dataclasses.astuple(f) for f in own.get(FOLDED, ())]
-    return words((own.get(GATE), own.get(CALLED), folded, own.get(FUSED), guarded_rank(module)))
+    guarded = (own.get(GATE), own.get(CALLED), folded, own.get(FUSED), guarded_rank(module), is_dtype_guarded(module))
+    return words(guarded)
 
 
 def digest(value: object) -> str:

@@ -81,10 +81,10 @@ class Step:
 
     def chosen(self) -> dict[str, Any]:
         """The options by name."""
-        found = decode({"dict": [[k, v] for k, v in self.options.items()]})
+        found = {"unwrap": False, **decode({"dict": [[k, v] for k, v in self.options.items()]})}
         kinds = {
             "rules": (*LIST, type(None)), "force": (bool,), "include": (*LIST, type(None)), "exclude": LIST,
-            "keep_fallback": (bool,), "affine": LIST,
+            "keep_fallback": (bool,), "affine": LIST, "unwrap": (bool,),
         }  # fmt: skip
         names = [n for v in found.values() if type(v) is list for n in v]
         if found.keys() != kinds.keys() or not all(type(found[n]) in k for n, k in kinds.items()):
@@ -156,6 +156,7 @@ def _options(model: nn.Module, options: Options) -> dict[str, Any]:
         "exclude": list(options.exclude),
         "keep_fallback": options.keep_fallback,
         "affine": named,
+        "unwrap": options.unwrap,
     }
     return {name: encode(value) for name, value in chosen.items()}
 

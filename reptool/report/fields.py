@@ -20,6 +20,8 @@ class FusedRegion:
         price: weighted price before and after, at the nominal image size by which plans are made.
         error: largest error in float64 before the cast, relative to ``sum |W||x|`` (None when not verified).
         error_cast: the same after the cast.
+        lost: share of what was folded into the layer's own weight that the cast loses, ``|cast(W + D) - W - D| / |D|``
+            (None where nothing was folded into one, or nothing was verified). Small updates vanish in narrow dtypes.
         sizes: input sizes tried.
         at: the size at which multiplications are counted: ``"example_inputs"``, all samples of them, or ``"nominal"``
             (one sample of 56x56, or 512 or 16x16x16 positions), where nobody showed what comes in.
@@ -34,6 +36,7 @@ class FusedRegion:
     error: float | None = None
     error_cast: float | None = None
     sizes: int = 0
+    lost: float | None = None
     at: str = "nominal"
 
 
@@ -79,6 +82,8 @@ class Found:
         fallbacks: method that was specialized -> the arguments it was specialized for; for others it runs as it was.
         changing: parameters and buffers that the model itself changes when it runs in eval mode, such as those of
             observers (seen with example inputs).
+        unwrapped: path of each wrapper whose place its layer took -> the class it was of.
+        wrapped: path of each module that only hands on to a layer, and stays -> why.
         kept: weights and bytes kept for that, which are not among `parameters`.
         rehearsed: modules with regenerated methods that were run beside the original ones on made-up inputs.
         model_error: whole-model error on the example inputs: (deployed, original) against float64.
@@ -105,6 +110,8 @@ class Found:
     specialized: list[str] = field(default_factory=list)
     fallbacks: dict[str, list[str]] = field(default_factory=dict)
     changing: list[str] = field(default_factory=list)
+    unwrapped: dict[str, str] = field(default_factory=dict)
+    wrapped: dict[str, str] = field(default_factory=dict)
     kept: tuple[int, int] = (0, 0)
     rehearsed: int = 0
     model_error: tuple[float, float] | None = None

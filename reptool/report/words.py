@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from reptool.models.state import modules_of
 from reptool.report.fields import Found, FusedRegion
 
+WORTH_SAYING = 0.01
+"""The share of a change of weights from which on it is said that the cast loses it."""
 HEADINGS = ("layer", "is now", "multiplications", "error", "after cast", "rules")
 NOMINAL = "at a nominal size (one sample of 56x56), since there are no example_inputs"
 
@@ -79,6 +81,7 @@ def notes(report: Found) -> Iterator[str]:
     for method, calls in report.fallbacks.items():
         given = " or ".join(calls) or "no call"
         yield f"{method} is specialized for {given}; otherwise the original code and layers run"
+    yield from _of_layers(report)
     if report.model_error is not None:
         deployed, original = report.model_error
         yield f"whole model against float64: deployed {deployed:.2e}, original {original:.2e}"
@@ -86,6 +89,19 @@ def notes(report: Found) -> Iterator[str]:
         yield f"whole model against the original, in ONNX Runtime: {report.model_difference:.2e}"
     if report.model_error_float64 is not None:
         yield f"deployed in float64 {report.model_error_float64:.2e}: the output depends on rounding"
+
+
+def _of_layers(report: Found) -> Iterator[str]:
+    """Where layers are now, and what their dtype keeps."""
+    for path, kind in report.unwrapped.items():
+        yield f"{path}: the layer took the place of the {kind} that only handed on to it"
+    for path, why in report.wrapped.items():
+        yield f"{path} only hands on to a layer, and stays: {why}"
+    much = [r for r in report.regions if (r.lost or 0.0) > WORTH_SAYING]
+    if much:
+        most = max(much, key=lambda r: r.lost or 0.0)
+        where = f"in {most.layer}" if len(much) == 1 else f"in {counted(len(much), 'layer')}, most in {most.layer}"
+        yield f"the cast loses {most.lost:.0%} of what was folded into the weight {where}; a wider dtype keeps it"
 
 
 def size(count: int) -> str:

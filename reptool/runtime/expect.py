@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from reptool.errors import SpecializedError
 from reptool.runtime.absorbed import GoneError
@@ -119,6 +119,26 @@ def _not_there(module: Any, name: str, gone: tuple[str, ...]) -> None:
             f"{name!r} of this {type(module).__name__} was folded into a layer by deploy() and is gone; exclude "
             "this module (deploy(model, exclude=...)), or use the original model"
         )
+
+
+def _not_inside(module: Any, name: str, gone: tuple[str, ...]) -> None:
+    """The guard of modules that were in a wrapper whose place a layer took; `hasattr` raises as well."""
+    if name in gone:
+        raise SpecializedError(
+            f"the module {name!r} in it is gone: deploy(unwrap=True) put this {type(module).__name__} in its place; "
+            "deploy without unwrap, or use the original model"
+        )
+
+
+def _not_new(module: Any, name: str, value: Any) -> None:
+    """The guard of a layer that took the place of a wrapper, whose code may have read any attribute."""
+    own = name.startswith("_") or name in ("training", "qconfig") or name in vars(module)
+    if not isinstance(value, nn.Module) and (own or name in module._parameters or name in module._buffers):
+        return
+    raise SpecializedError(
+        f"{name!r} is set on a {type(module).__name__} that deploy(unwrap=True) put in the place of the module around "
+        "it, so that setting it would change nothing; deploy without unwrap, or call reptool.release(deployed) first"
+    )
 
 
 def _not_set(module: Any, name: str, gone: tuple[str, ...]) -> None:

@@ -85,6 +85,12 @@ def guard_state(model: nn.Module, absorbed: Iterable[str], grown: Iterable[str] 
         module.register_load_state_dict_pre_hook(LoadGuard(frozenset(keys), *whole))
 
 
+def load_guard(module: nn.Module) -> LoadGuard | None:
+    """The guard of a module's state, if it has one."""
+    hooks = (_plain(h) for h in module._load_state_dict_pre_hooks.values())
+    return next((h for h in hooks if isinstance(h, LoadGuard)), None)
+
+
 def forget_folded(module: nn.Module) -> None:
     """Take plain dictionaries again, whatever their tensors mean."""
     for hook in module._load_state_dict_pre_hooks.values():
@@ -183,7 +189,7 @@ def hook_rank(hook: Any) -> int | None:
 
 def is_own_hook(hook: Any) -> bool:
     """Whether a hook is one of reptool's."""
-    return hook is runs_in_its_region or hook_rank(hook) is not None
+    return hook is runs_in_its_region or hook in _BY_DTYPE.values() or hook_rank(hook) is not None
 
 
 def guarded_rank(module: nn.Module) -> int | None:
@@ -196,3 +202,65 @@ def set_guard(module: nn.Module, rank: int) -> None:
     """Guard a module for inputs of one rank, once."""
     if guarded_rank(module) is None and rank in _BY_RANK:
         module.register_forward_pre_hook(_BY_RANK[rank])
+
+
+# --- dtypes ---------------------------------------------------------------------------------------------------------
+def expects_its_own_dtype(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
+    """A forward pre-hook of a layer whose code was decided by the dtype of its input, under autocast as well."""
+    if torch.jit.is_scripting():
+        assert input[0].dtype == self.weight.dtype, "this layer was fused by reptool for inputs of its own dtype"
+    else:
+        _check_dtype(input, self.weight.dtype)
+
+
+def expects_bfloat16(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
+    """The same for code that was decided by bfloat16 alone, whatever the layer is brought to."""
+    if torch.jit.is_scripting():
+        assert input[0].dtype == torch.bfloat16, "this layer was fused by reptool for inputs in bfloat16"
+    else:
+        _check_dtype(input, torch.bfloat16)
+
+
+def expects_float16(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
+    """The same for float16."""
+    if torch.jit.is_scripting():
+        assert input[0].dtype == torch.float16, "this layer was fused by reptool for inputs in float16"
+    else:
+        _check_dtype(input, torch.float16)
+
+
+def expects_float32(self: nn.Module, input: Tuple[Tensor]) -> None:  # noqa: UP006
+    """The same for float32."""
+    if torch.jit.is_scripting():
+        assert input[0].dtype == torch.float32, "this layer was fused by reptool for inputs in float32"
+    else:
+        _check_dtype(input, torch.float32)
+
+
+def _check_dtype(given: Any, wanted: Any) -> None:
+    found = getattr(given[0] if given else _by_name(), "dtype", None)
+    if found != wanted:
+        raise SpecializedError(
+            f"this layer was fused for inputs in {wanted} and got one in {found}, for which the original may run "
+            "other code; deploy with example_inputs of that dtype, or exclude it"
+        )
+
+
+_BY_DTYPE: dict[torch.dtype | None, Callable[..., None]] = {
+    None: expects_its_own_dtype,
+    torch.bfloat16: expects_bfloat16,
+    torch.float16: expects_float16,
+    torch.float32: expects_float32,
+}
+DTYPES = frozenset(_BY_DTYPE)
+"""The dtypes that a layer can be guarded for; None is its own, also once it was brought to another one."""
+
+
+def set_dtype_guard(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Guard a layer for inputs of one dtype, None for its own."""
+    module.register_forward_pre_hook(_BY_DTYPE[dtype])
+
+
+def is_dtype_guarded(module: nn.Module) -> bool:
+    """Whether a layer checks the dtype of its input."""
+    return any(h in _BY_DTYPE.values() for h in module._forward_pre_hooks.values())

@@ -18,7 +18,7 @@ from torch import nn
 from reptool.errors import InputError
 from reptool.models.copies import independent_copy
 from reptool.runtime.gates.release import release
-from reptool.runtime.hooks import LoadGuard, guarded_rank
+from reptool.runtime.hooks import LoadGuard, guarded_rank, is_dtype_guarded
 
 INSTEAD = "save it as *.safetensors, or pickle it with torch.save where reptool is installed"
 
@@ -44,8 +44,8 @@ def plain_copy(deployed: nn.Module) -> nn.Module:
         if methods or plain:
             names = ", ".join(m.name for m in methods) or "its class"
             raise InputError(f"{place!r} needs reptool to run: {names} was written anew by deploy(); {INSTEAD}")
-        if guarded_rank(module) is not None:
-            raise InputError(f"{place!r} needs reptool to run: it checks the rank of its input; {INSTEAD}")
+        if guarded_rank(module) is not None or is_dtype_guarded(module):
+            raise InputError(f"{place!r} needs reptool to run: it checks the rank or dtype of its input; {INSTEAD}")
         if type(module).__module__.partition(".")[0] == "reptool":
             raise InputError(f"{place!r} is a {type(module).__name__} of reptool, which it needs to run; {INSTEAD}")
         if cls is not None:

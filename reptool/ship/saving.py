@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from reptool.api.accept import is_onnx, unwrap
+from reptool.api.accept import behind_wrappers, is_onnx
 from reptool.api.replay import replay
 from reptool.errors import InputError, RecipeError
 from reptool.frontends.given import check_is_module, names_itself
@@ -68,7 +68,7 @@ def save(deployed: Any, path: str | os.PathLike[str], *, overwrite: bool = False
     if is_onnx(deployed) or isinstance(deployed, ExportedProgram):
         return _save_program(deployed, Path(path), overwrite)
     check_is_module(deployed, "save")
-    model = unwrap(deployed)
+    model = behind_wrappers(deployed)
     if Path(path).suffix == ".pt":
         with replacing(path, overwrite) as beside:
             write_plain(model, beside)
@@ -203,4 +203,4 @@ def built(into: Build, device: torch.device | None = None) -> nn.Module:
         raise InputError(f"into= could not build the model: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"into= has to build an nn.Module, and built a {type(model).__name__}")
-    return unwrap(model).eval()
+    return behind_wrappers(model).eval()

@@ -40,12 +40,15 @@ class Measured:
         cast: largest change of a weight or bias by the cast, relative to the largest one.
         size: the input size with the largest float64 error.
         sizes: how many sizes were tried.
+        lost: share of what was folded into the layer's own weight that the cast loses, ``|cast(W + D) - W - D| / |D|``;
+            None where nothing was, or the layer is another one.
     """
 
     exact: float = 0.0
     cast: float = 0.0
     size: tuple[int, ...] = ()
     sizes: int = 0
+    lost: float | None = None
 
 
 class Reference(Originals):

@@ -15,7 +15,7 @@ from reptool.plan.rules import rules_of
 from reptool.pysource.places import place_of
 from reptool.refusal import Code, Refusal
 from reptool.report.progress import unit as begun
-from reptool.rewrite.lower import values
+from reptool.rewrite.lower import arranged, values
 from reptool.surgery.site import Site
 from reptool.surgery.units import GivenUp, Unit, key_of, layer_name
 from reptool.verify.bare import measure_bare
@@ -71,7 +71,19 @@ def _checked(unit: Unit, site: Site, verify: Verify) -> tuple[Measured | None, T
             )
         return found
     assert not isinstance(made, Refusal)
+    if found is not None and isinstance(kernel, Kernel):
+        found.lost = _lost(unit, site, kernel, made[0])
     return (None if found is None else _judged(found, unit, site)) or (found, *made)
+
+
+def _lost(unit: Unit, site: Site, kernel: Kernel, cast: Tensor) -> float | None:
+    """The share of what was folded into a layer's own weight that the cast loses."""
+    layer = unit.trace.root.get_submodule(site.slot) if site.slot is not None and site.reuse else None
+    own, exact = None if layer is None else layer._parameters.get("weight"), arranged(kernel)[0].detach()
+    if own is None or own.shape != exact.shape or own.is_meta:
+        return None  # one that is computed is no number to compare with
+    change = float(torch.linalg.vector_norm(exact - own.detach().to(exact)))
+    return float(torch.linalg.vector_norm(cast.detach().to(exact) - exact)) / change if change else None
 
 
 def _judged(errors: Measured, unit: Unit, site: Site) -> Refusal | None:

@@ -96,6 +96,11 @@ def test_data_for_programs(capsys: Any) -> None:
     assert found["out"] == "m.onnx"
 
 
+def test_layers_take_the_places_of_wrappers_where_asked(capsys: Any) -> None:
+    found = data_of(capsys, "deploy", "cli_nets:Net", "--unwrap")
+    assert found["report"]["unwrapped"] == {"block.branches": "Parallel"}
+
+
 def test_weights_of_a_checkpoint_are_taken(capsys: Any) -> None:
     trained = randomize(Net().eval(), seed=3)
     torch.save({"model": {f"module.{n}": t for n, t in trained.state_dict().items()}}, "last.pth")

@@ -170,3 +170,23 @@ def test_a_real_report_reads_well_at_any_width() -> None:
         assert max(map(len, text(made, width).splitlines())) <= width
     assert "no-layer: no layer is next to it: ReLU in front of it, GELU behind it (5 times)" in text(made, 120)
     assert "    3, 8, 13, 18, 23" in text(made, 120)
+
+
+def test_a_small_change_that_a_narrow_dtype_swallows_is_said() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval().bfloat16()
+    made = reptool.report(reptool.deploy(model))
+    exact = reptool.report(reptool.deploy(model.float()))
+    assert made.regions[0].lost is not None
+    assert made.regions[0].lost > 0.01 > (exact.regions[0].lost or 1.0)
+    assert "of what was folded into the weight in 0" in str(made)
+    assert "of what was folded" not in str(exact)
+
+
+def test_a_change_that_a_dtype_keeps_is_measured_against_the_change_alone() -> None:
+    layer = nn.Conv2d(3, 8, 3).eval()
+    norm = nn.BatchNorm2d(8).eval()
+    norm.weight.data.fill_(3.0)
+    region = reptool.report(reptool.deploy(nn.Sequential(layer, norm).eval().bfloat16())).regions[0]
+    own, scale = layer.weight.detach().double(), 3.0 / (1 + norm.eps) ** 0.5
+    wanted = (own * scale).bfloat16().double() - own * scale
+    assert region.lost == pytest.approx(float(wanted.norm() / (own * (scale - 1)).norm()), rel=0.05)

@@ -78,7 +78,7 @@ class Adds(nn.Module):
     [
         (lambda: nn.Sequential(Adds()), "'0' needs reptool to run: forward was written anew"),
         (lambda: RepVGGBlock(3, 4), "'<root>' is a RepVGGBlock of reptool"),
-        (lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), "it checks the rank of its input"),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), "it checks the rank or dtype of its input"),
     ],
 )
 def test_what_needs_reptool_is_named(model: Any, said: str, tmp_path: Path) -> None:

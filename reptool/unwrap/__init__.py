@@ -1,0 +1,1 @@
+"""`deploy(unwrap=True)`: a layer takes the place of the wrapper that only hands on to it."""
