@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.api.accept import prepared
+from reptool.api.own_conversions import judge_conversions
 from reptool.api.pipeline import make_plan
 from reptool.api.reporting import report_of
 from reptool.api.work import Work, write_all
@@ -101,6 +102,7 @@ def _shaped(model: nn.Module, step: Step) -> nn.Module:
     work = _work(model, step, False)
     with deciding(work.decisions), open_gates():
         plan = make_plan(model, work.args, work.kwargs, work.options, False, True, work.given_up)
+        judge_conversions(model, plan)
     _check_code(plan, step)
     checked: dict[str, Checked] = {}
     for unit in plan.units:

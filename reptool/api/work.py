@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from reptool.api.own_conversions import judge_conversions
 from reptool.api.pipeline import make_plan
 from reptool.api.reporting import check_requirements, report_of
 from reptool.errors import RegionWarning, VerificationError, warn
@@ -70,6 +71,8 @@ class Work:
             check_requirements(self.found, self.needed)
             with phase("rehearse"):
                 rehearsal = Rehearsal(self.model, plan, self.args is not None)
+                with deciding(self.decisions):
+                    judge_conversions(self.model, plan)
             if rehearsal.failed:
                 self._give_up(rehearsal.failed)
                 continue

@@ -260,6 +260,11 @@ def refusing_methods(names: Sequence[str]) -> tuple[Method, Method]:
     return Method("__setattr__", setting, constants=held), Method("__getattr__", reading, constants=held)
 
 
+def refusing_conversion(name: str) -> Method:
+    """A conversion of the module's own that does more than to convert."""
+    return Method(name, f"def {name}(self, *args, **kwargs):\n    _not_converted(self, {name!r})\n")
+
+
 _AS_GIVEN = "self, *args, **kwargs"
 _BIND = "    _given = _bound(self, *args, **kwargs)"
 

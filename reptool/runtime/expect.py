@@ -108,6 +108,14 @@ def _expect_absorbed(module: Any, paths: tuple[tuple[str, ...], ...]) -> None:
             )
 
 
+def _not_converted(module: Any, name: str) -> None:
+    """A conversion of the model's own that changed what its module computes, on a module that is deployed."""
+    raise SpecializedError(
+        f"{type(module).__name__}.{name}() changes what the original computes, or cannot be called without arguments: "
+        "it is no conversion that deploy() could have done in its place; call it before deploying"
+    )
+
+
 FUSED = "_reptool_fused"
 """The mark of a layer that stands for a region; what `release` leaves of it."""
 

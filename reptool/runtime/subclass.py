@@ -34,6 +34,7 @@ from reptool.runtime.expect import (
     _expect_kind,
     _expect_same,
     _held,
+    _not_converted,
     _not_inside,
     _not_new,
     _not_set,
@@ -85,9 +86,14 @@ def _not_rebuilt(cls: type, *_: Any, **__: Any) -> Any:
     )
 
 
+def conversions_of(cls: type) -> list[str]:
+    """The names of a class's own conversions, of those that become no-ops."""
+    return [n for n in CONVERSIONS if callable(getattr(cls, n, None))]
+
+
 def has_own_conversions(cls: type) -> bool:
     """Whether a class can convert or rebuild its modules by itself."""
-    return any(callable(getattr(cls, n, None)) for n in (*CONVERSIONS, REBUILDS))
+    return bool(conversions_of(cls)) or callable(getattr(cls, REBUILDS, None))
 
 
 _CLASSES: dict[Any, type] = {}
@@ -114,6 +120,7 @@ SCOPE: dict[str, Any] = {
     "_expect_fused": _expect_fused,
     "_expect_absorbed": _expect_absorbed,
     "_expect_called": expect_called,
+    "_not_converted": _not_converted,
     "_absent": ABSENT,
     "_same": same,
     "_sealed": _sealed,
@@ -186,7 +193,7 @@ def warn_in_training(model: nn.Module, norms: int) -> None:
 def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]:
     """The namespace of a derived class."""
     body: dict[str, Any] = own_members(cls) if plain else {}
-    body |= {n: _converted for n in CONVERSIONS if callable(getattr(cls, n, None))}
+    body |= dict.fromkeys(conversions_of(cls), _converted)
     body |= {
         n: _is_converted
         for n in CONVERTED

@@ -1,10 +1,14 @@
-"""The model's own conversions (`fuse()`, `switch_to_deploy()`): no-ops where something inside was fused."""
+"""The model's own conversions (`fuse()`, `switch_to_deploy()`) where something inside was fused.
+
+They become no-ops; one that would have changed what its module computes raises.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from reptool.rewrite.method_source import refusing_conversion
 from reptool.runtime.subclass import derive, has_own_conversions
 from reptool.surgery.site import Surgery
 
@@ -26,9 +30,9 @@ def silence(model: nn.Module, prefix: str, surgery: Surgery) -> None:
     root = model.get_submodule(prefix)
     enclosing = [model.get_submodule(prefix[:i]) for i, c in enumerate(prefix) if c == "."]
     enclosing += [model] if prefix else []
-    inside = [root.get_submodule(p) for p in silenced(root, surgery)]
-    for module in (*(m for m in enclosing if _converts(m)), *inside):
-        set_class(module, derive(type(module), ()))
+    inside = {root.get_submodule(p): surgery.conversions.get(p, ()) for p in silenced(root, surgery)}
+    for module, wrong in {**{m: () for m in enclosing if _converts(m)}, **inside}.items():
+        set_class(module, derive(type(module), tuple(map(refusing_conversion, wrong))))
 
 
 def _converts(module: nn.Module) -> bool:

@@ -89,6 +89,7 @@ class Surgery:
     left_out: set[Event] = field(default_factory=set)  # calls that the methods written anew make no more
     plain: set[str] = field(default_factory=set)  # paths whose class becomes a plain module
     dropped: set[str] = field(default_factory=set)  # parameter and buffer paths that go away
+    conversions: dict[str, tuple[str, ...]] = field(default_factory=dict)  # path -> its own that do something else
     read: dict[str, set[str]] = field(default_factory=dict)  # replaced path -> attributes that are still asked for
     bare: set[str] = field(default_factory=set)  # paths of norms that lose their scale and shift
     fixed: bool = False  # whether a check holds for the dtypes that were shown alone

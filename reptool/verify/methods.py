@@ -167,9 +167,9 @@ def _takes(old: nn.Module, event: Event, unit: Unit) -> tuple[torch.dtype | None
     wanted.setdefault(own, MAX_NARROW)
     for dtype, tries in wanted.items() if not unit.surgery.fixed else [(None, MAX_NARROW)]:
         wide, out = copy_in(old, dtype), list[tuple[tuple[Any, Any], list[Tensor]]]()
-        for made in itertools.islice(_inputs(event, unit, dtype), tries):
+        for made in itertools.islice(inputs_of(event, unit, dtype), tries):
             try:
-                out.append((made, _outputs(wide, *made)))
+                out.append((made, outputs(wide, *made)))
             except Exception:  # the made-up inputs do not suit the original
                 continue
             if not unit.surgery.keeping:
@@ -186,7 +186,7 @@ def _judged(scene: _Scene, new: nn.Module) -> Refusal | None:
     for made, wanted in scene.takes:
         scene.off = float("inf")
         try:
-            got = _outputs(wide, *made)
+            got = outputs(wide, *made)
         except Exception as error:
             if is_out_of_memory(error):
                 return Refusal(Code.TOO_LARGE, f"running {path} ran out of memory", (path,))
@@ -200,7 +200,8 @@ def _judged(scene: _Scene, new: nn.Module) -> Refusal | None:
     return None
 
 
-def _outputs(module: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+def outputs(module: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that a module gives for copies of some inputs."""
     with torch.no_grad(), users_code():
         torch.manual_seed(0)
         return [t.detach() for t in tensors_in(module(*cloned(args), **cloned(kwargs)))]
@@ -212,7 +213,7 @@ MAX_NARROW = 20
 """Inputs of the model's own dtype, of code that may run on no other."""
 
 
-def _inputs(event: Event, unit: Unit, dtype: torch.dtype | None) -> Iterator[tuple[Any, Any]]:
+def inputs_of(event: Event, unit: Unit, dtype: torch.dtype | None) -> Iterator[tuple[Any, Any]]:
     """Arguments for a call: of shapes that were seen or are known, and of others that may suit it."""
     nodes = list(dict.fromkeys(v for v in leaves((event.args, event.kwargs)) if isinstance(v, fx.Node)))
     if not nodes or any(n.meta["const"] or n.meta.get("kind") != "tensor" for n in nodes):

@@ -175,13 +175,13 @@ def test_large_volumes_are_run_small(monkeypatch: pytest.MonkeyPatch) -> None:
             return torch.relu(self.a(x) + self.b(x)) + 0 * self.ups(x).mean()  # type: ignore[no-any-return]
 
     made: list[int] = []
-    own = methods._outputs
+    own = methods.outputs
 
     def counted(module: nn.Module, args: Any, kwargs: Any) -> Any:
         made.append(args[0].numel() * 2**12)
         return own(module, args, kwargs)
 
-    monkeypatch.setattr(methods, "_outputs", counted)
+    monkeypatch.setattr(methods, "outputs", counted)
     reptool.deploy(ready(Net()))
     assert made
     assert max(made) < 10_000_000
