@@ -13,7 +13,7 @@ from reptool.ir.nodes import metadata_read
 from reptool.ir.ops import Affine, Concat, Pieces, View
 from reptool.lift.layout.resampling import is_upsampling
 from reptool.passages import Passage, crossed
-from reptool.passages.spread import Split, Spread, add_share
+from reptool.passages.spread import Split, Spread, add_share, origin
 from reptool.plan.candidates import Analysis
 from reptool.pysource.places import named
 from reptool.refusal import Code, Refusal
@@ -93,9 +93,17 @@ class Way:
             return first or Refusal(Code.DISTRIBUTE, "it is no map of each channel by itself")
         if self.norm in self.found.reads.mutates:
             return first or Refusal(Code.MUTATED, "it writes into the value it reads")
+        if self.ahead and self._is_written():
+            return first or Refusal(Code.MUTATED, "what it reads or gives is written in place before the layers run")
         if self.op.rank_guard is not None and not self.keeps_rank:
             return first or Refusal(Code.RANK_UNKNOWN, "how many axes it sees is known from the example inputs alone")
         return first
+
+    def _is_written(self) -> bool:
+        """Whether what the norm reads, which is then read in its place, or what it gives is written before the layers."""
+        reads = self.found.reads
+        last = max((reads.position[n] for n in self.reading), default=0)
+        return any(reads.written_between(n, reads.position[self.norm], last) for n in (self.norm, origin(self.op.source)))
 
     def made(self, graph: fx.Graph) -> Spread:
         """The spread of what was collected."""

@@ -149,6 +149,16 @@ def test_norms_fold(name: str, given: bool) -> None:
         torch.testing.assert_close(deployed(y), model(y), rtol=1e-10, atol=1e-10)
 
 
+def written_in_front(m: Any, z: Tensor, r: Tensor) -> Tensor:
+    scaled = r * m.g
+    r.mul_(0.5)
+    return m.p(F.max_pool2d(scaled, 3, 1, 1)) + r  # type: ignore[no-any-return]
+
+
+def scale() -> nn.Parameter:
+    return nn.Parameter(torch.rand(C, 1, 1) + 0.5)
+
+
 LEFT: dict[str, tuple[Net, Code]] = {
     "padded": (
         Net(lambda m, z, r: m.p(torch.cat([m.n(r), z], 1)), p=nn.Conv2d(2 * C, C, 3, padding=1), n=norm()),
@@ -161,6 +171,11 @@ LEFT: dict[str, tuple[Net, Code]] = {
     "read elsewhere": (
         Net(lambda m, z, r: m.p(y := torch.cat([m.n(r), z], 1)) + y[:, :C], p=pointwise(2 * C), n=norm()),
         Code.DISTRIBUTE,
+    ),
+    "written in front": (Net(written_in_front, p=pointwise(), g=scale()), Code.MUTATED),
+    "written behind": (
+        Net(lambda m, z, r: m.p(F.max_pool2d((r * m.g).mul_(0.5), 3, 1, 1)) + r, p=pointwise(), g=scale()),
+        Code.MUTATED,
     ),
     "norms of their own": (
         Net(
