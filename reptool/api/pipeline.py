@@ -26,6 +26,7 @@ from reptool.plan.candidates import Analysis, analyse, out_of_reach
 from reptool.plan.inference import Facts
 from reptool.plan.options import Options
 from reptool.plan.settled import drop_settled
+from reptool.plan.spreading.code import asked_around, run_again
 from reptool.plan.spreading.spreads import Outcome, Spreads
 from reptool.probing.opaque import Responses, named_paths
 from reptool.pysource.module_info import stock_forward, watched_classes
@@ -205,7 +206,8 @@ def _unit(
     specialize = _specializer(recorder, trace, owned, options) if options.keep_fallback and trace.shown else None
     closed = [str(n.target) for n in trace.graph.nodes if n.op == "call_module" and n.meta.get("opaque") == ""]
     unread = {".".join(p for p in (trace.prefix, path) if p) for path in closed}
-    spreads, affines = Spreads(trace, measure_spread, values), OwnAffines()
+    spreads = Spreads(trace, measure_spread, lambda way: asked_around(way) or run_again(way, trace), values)
+    affines = OwnAffines()
     while True:
         found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy(), affines)
         if affines.go_on(found.ops, found.wanted):

@@ -94,15 +94,27 @@ def _pad(mode: str) -> Callable[[fx.Node], Called]:
     return made
 
 
-def _upsample(node: fx.Node) -> Called | None:
-    given = _given(node)
-    source = given.get("self", given.get("input"))
-    factors = given.get("scale_factors") or [v for k, v in given.items() if k.startswith("scales")]
-    if given["output_size"] is not None and not _is_shape(node, given["output_size"]):
-        return None
-    rank = getattr(source.meta.get("val"), "ndim", None) if isinstance(source, fx.Node) else None
-    known = rank is not None and len(factors) == rank - 2 and all(isinstance(f, (int, float)) for f in factors)
-    return (F.interpolate, (source, None, list(factors), "nearest"), {}) if known else None
+def _resampled(mode: str, antialias: bool = False) -> Callable[[fx.Node], Called | None]:
+    """Resampling to a size, or by factors, from which the size follows."""
+
+    def made(node: fx.Node) -> Called | None:
+        given = _given(node)
+        source, size = given.get("self", given.get("input")), given.get("output_size")
+        told = [v for k, v in given.items() if k in ("scales", "scales_d", "scales_h", "scales_w")]
+        factors = list(given.get("scale_factors") or (told if any(v is not None for v in told) else []))
+        if factors and size is not None and not _is_shape(node, size):
+            return None
+        rank = getattr(source.meta.get("val"), "ndim", None) if isinstance(source, fx.Node) else None
+        if rank is None or (factors and not (len(factors) == rank - 2 and all(map(_is_number, factors)))):
+            return None
+        args = (source, None if factors else size, factors or None, mode, given.get("align_corners"))
+        return F.interpolate, (*args, None, True) if antialias else args, {}
+
+    return made
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _is_shape(node: fx.Node, size: Any) -> bool:
@@ -110,16 +122,35 @@ def _is_shape(node: fx.Node, size: Any) -> bool:
     return list(node.meta["val"].shape[2:]) == list(size)
 
 
+def _under(function: Callable[..., Any], *names: str) -> Callable[[fx.Node], Called]:
+    """An operator that is a function of torch with other arguments, or with more results."""
+    return lambda node: (function, tuple(given[n] for given in [_given(node)] for n in names), {})
+
+
+_POOLED = ("self", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
 _NORMS = (
     "batch_norm", "native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit",
     "_native_batch_norm_legit_no_training", "_batch_norm_no_update",
 )  # fmt: skip
 _PADS = {"reflection_pad": "reflect", "replication_pad": "replicate"}
+_MODES = {
+    **{f"upsample_nearest{n}d": "nearest" for n in (1, 2, 3)},
+    **{f"_upsample_nearest_exact{n}d": "nearest-exact" for n in (1, 2, 3)},
+    "upsample_linear1d": "linear", "upsample_bilinear2d": "bilinear", "upsample_bicubic2d": "bicubic",
+    "upsample_trilinear3d": "trilinear",
+}  # fmt: skip
 _OPERATORS: dict[str, Callable[[fx.Node], Called | None]] = {
     **dict.fromkeys(_NORMS, _norm),
     "slice": _slice,
     "select": _select,
     "constant_pad_nd": _constant_pad,
-    **{f"upsample_nearest{n}d": _upsample for n in (1, 2, 3)},
+    **{name: _resampled(mode) for name, mode in _MODES.items()},
+    **{f"_upsample_{mode}2d_aa": _resampled(mode, True) for mode in ("bilinear", "bicubic")},
+    **{f"max_pool{n}d_with_indices": _under(getattr(F, f"max_pool{n}d"), *_POOLED) for n in (2, 3)},
+    **{f"adaptive_max_pool{n}d": _under(getattr(F, f"adaptive_max_pool{n}d"), "self", "output_size")
+       for n in (1, 2, 3)},
+    **{f"_adaptive_avg_pool{n}d": _under(getattr(F, f"adaptive_avg_pool{n}d"), "self", "output_size") for n in (2, 3)},
+    "native_layer_norm": _under(F.layer_norm, "input", "normalized_shape", "weight", "bias", "eps"),
+    "native_group_norm": _under(F.group_norm, "input", "group", "weight", "bias", "eps"),
     **{f"{name}{n}d": _pad(mode) for name, mode in _PADS.items() for n in (1, 2, 3)},
-}
+}  # fmt: skip

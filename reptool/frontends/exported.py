@@ -46,7 +46,7 @@ class Read:
 
 
 def read_exported(program: ExportedProgram | fx.GraphModule) -> Read:
-    """The trace of an exported program, or of a graph module of ATen operators.
+    """The trace of an exported program, which checks the sizes that it fixes, or of a graph module of ATen operators.
 
     Raises:
         UnsupportedModelError: its weights are fakes.
@@ -57,7 +57,7 @@ def read_exported(program: ExportedProgram | fx.GraphModule) -> Read:
         if isinstance(tensor, torch._subclasses.FakeTensor) or tensor.is_meta:
             raise UnsupportedModelError(f"{path!r} has no data (a fake tensor); give the program with its weights")
     while True:
-        made = _Reader(graph, held).read()
+        made = _Reader(graph, held, isinstance(program, ExportedProgram)).read()
         written = _written_constants(made)
         if not written:
             return made
@@ -93,8 +93,8 @@ def _written_constants(made: Read) -> set[fx.Node]:
 
 
 class _Reader:
-    def __init__(self, graph: fx.Graph, held: dict[fx.Node, tuple[str, Tensor]]) -> None:
-        self.graph, self.held = graph, held
+    def __init__(self, graph: fx.Graph, held: dict[fx.Node, tuple[str, Tensor]], fixes: bool) -> None:
+        self.graph, self.held, self.fixes = graph, held, fixes
         self.writing = GraphTrace()
         self.known: dict[fx.Node, Any] = {}
         self.origins: dict[fx.Node, list[fx.Node]] = {}
@@ -107,6 +107,9 @@ class _Reader:
                 continue
             made = self._read(node)
             self.known[node] = made
+            val = node.meta.get("val")
+            if self.fixes and isinstance(made, fx.Node) and isinstance(val, Tensor):
+                made.meta["fixed"] = tuple(map(_fixed, val.shape))
             if isinstance(made, fx.Node) and not gives_first_alone(node):
                 self.origins.setdefault(made, []).append(node)
         trace = self.writing.done(outputs)
@@ -123,6 +126,8 @@ class _Reader:
         taken_from = node.args[0] if node.target is operator.getitem else None
         if isinstance(taken_from, fx.Node) and gives_first_alone(taken_from):
             return self.known[taken_from]
+        if node.target is torch.ops.aten.sym_size.int and isinstance(self.known.get(node.args[0]), fx.Node):  # type: ignore[arg-type]
+            return self.writing.size(self.known[node.args[0]], int(node.args[1]), value)  # type: ignore[arg-type, index]
         stays = not isinstance(node.target, OpOverload) and node.target is not operator.getitem
         if stays or any(n not in self.known or self.known[n] is None for n in node.all_input_nodes):
             return self._untouched(node, kind, value)
@@ -159,6 +164,11 @@ def hint(size: int | torch.SymInt) -> int | None:
         return size
     found = size.node.hint if size.node.has_hint() else None
     return None if found is None else int(found)
+
+
+def _fixed(size: int | torch.SymInt) -> int | None:
+    """A size that is the same at every call; None for a symbol."""
+    return size if isinstance(size, int) else None
 
 
 def _kind(value: Any) -> str:

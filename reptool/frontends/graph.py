@@ -75,6 +75,10 @@ class GraphTrace(Writing):
         self.top.items.append(Event(self.root, path, "forward", self.top))
         return self._event(path)
 
+    def size(self, value: fx.Node, axis: int, known: Any = None) -> fx.Node:
+        """The size of a value along an axis; `known` is what it is, None where that is not known."""
+        return self._known(self.emit("call_method", "size", (value, axis), {}, "number").node, known)
+
     def untouched(self, name: str, values: Iterable[fx.Node], *, kind: str = "unknown", value: Any = None) -> fx.Node:
         """An operation that stays as it is."""
         node = self.call(Untouched(name), tuple(dict.fromkeys(values)), {}, kind=kind)

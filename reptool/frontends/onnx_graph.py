@@ -219,7 +219,7 @@ class _Reader:
 
     def size(self, value: fx.Node, axis: int) -> fx.Node:
         """Write the size of a value along an axis."""
-        return self.writing.emit("call_method", "size", (value, axis), {}, "number").node
+        return self.writing.size(value, axis)
 
 
 def _identifier(value: Any) -> str:

@@ -204,12 +204,70 @@ def _average_pool(n: _Node) -> Made:
     return n.r.call(_POOLS[len(kernel)], x, kernel, strides, before, bool(n.attribute("ceil_mode", 0)), counted)
 
 
+_LARGEST: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+def _max_pool(n: _Node) -> Made:
+    x, kernel = n.value(0), list(n.attribute("kernel_shape"))
+    found = _geometry(n, kernel) if len(kernel) in _LARGEST and n.single else None
+    if x is None or found is None:
+        return None
+    strides, dilations, before, after = found
+    if before != after or any(2 * p > k for p, k in zip(before, kernel, strict=True)):
+        return None
+    return n.r.call(_LARGEST[len(kernel)], x, kernel, strides, before, dilations, bool(n.attribute("ceil_mode", 0)))
+
+
+def _global_largest(n: _Node) -> Made:
+    x, rank = n.value(0), n.rank()
+    return None if x is None or rank is None else n.r.call(torch.amax, x, list(range(2, rank)), True)
+
+
+_RESAMPLED = {
+    ("nearest", "asymmetric", "floor"): ("nearest", None),
+    ("linear", "half_pixel", ""): ("linear", False),
+    ("linear", "pytorch_half_pixel", ""): ("linear", False),
+    ("linear", "align_corners", ""): ("linear", True),
+    ("cubic", "half_pixel", ""): ("cubic", False),
+    ("cubic", "pytorch_half_pixel", ""): ("cubic", False),
+    ("cubic", "align_corners", ""): ("cubic", True),
+}
+"""The mode, the coordinates and the rounding of Resize -> how torch calls it, and whether the corners are aligned."""
+_BY_AXES = {("linear", 1): "linear", ("linear", 2): "bilinear", ("linear", 3): "trilinear", ("cubic", 2): "bicubic"}
+
+
+def _resampled(n: _Node) -> Made:
+    """The image to other sizes that the file fixes, as one of torch's."""
+    x, shape, mode = n.value(0), n.r.shape(n.given(0)), n.attribute("mode", "nearest")
+    rounding = n.attribute("nearest_mode", "round_prefer_floor") if mode == "nearest" else ""
+    known = _RESAMPLED.get((mode, n.attribute("coordinate_transformation_mode", "half_pixel"), rounding))
+    odd = n.attribute("axes") is not None or n.attribute("antialias", 0) or n.attribute("exclude_outside", 0)
+    if x is None or shape is None or known is None or odd or len(n) < 3 or n.opset < 11:
+        return None
+    name = known[0] if known[0] == "nearest" else _BY_AXES.get((known[0], len(shape) - 2))
+    if mode == "cubic" and n.attribute("cubic_coeff_a", -0.75) != -0.75:
+        return None
+    scales, sizes = (n.constant(i) if n.given(i) is not None else None for i in (2, 3))
+    by = [] if scales is None else [float(s) for s in scales]
+    if name is not None and len(by) == len(shape) and by[:2] == [1.0, 1.0]:
+        return n.r.call(F.interpolate, x, None, by[2:], name, known[1])
+    to = [] if sizes is None else [int(s) for s in sizes]
+    if name is None or len(to) != len(shape) or to[:2] != list(shape[:2]):
+        return None
+    return n.r.call(F.interpolate, x, to[2:], None, name, known[1])
+
+
+def _depth_to_space(n: _Node) -> Made:
+    x = n.value(0)
+    return n.r.call(F.pixel_shuffle, x, n.attribute("blocksize")) if n.attribute("mode", "DCR") == "CRD" and x else None
+
+
 def _global_average(n: _Node) -> Made:
     x, rank = n.value(0), n.rank()
     return None if x is None or rank is None else n.r.call(torch.mean, x, list(range(2, rank)), True)
 
 
-def _resize(n: _Node) -> Made:
+def _repeated(n: _Node) -> Made:
     """Nearest resampling by whole numbers, however the file says where a position is read."""
     x, rank = n.value(0), n.rank()
     at = 1 if n.node.op_type == "Upsample" or (n.opset < 11 and len(n) < 3) else 2
@@ -229,6 +287,10 @@ def _resize(n: _Node) -> Made:
         if (where, rounded) != ("asymmetric", "floor") and not (where == "half_pixel" and rounded.startswith("round")):
             return None
     return n.r.call(F.interpolate, x, None, [int(s) for s in scales[2:]], "nearest")
+
+
+def _resize(n: _Node) -> Made:
+    return _repeated(n) or _resampled(n)
 
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
@@ -417,7 +479,10 @@ _OPERATORS: dict[str, Callable[[_Node], Made]] = {
     "MatMul": _matmul,
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global_average,
+    "MaxPool": _max_pool,
+    "GlobalMaxPool": _global_largest,
     **dict.fromkeys(("Resize", "Upsample"), _resize),
+    "DepthToSpace": _depth_to_space,
     "Add": _function(torch.add),
     "Sub": _function(torch.sub),
     "Mul": _function(torch.mul),
@@ -441,6 +506,8 @@ _OPERATORS: dict[str, Callable[[_Node], Made]] = {
     "Clip": _clip,
     "ReduceMean": _reduce(torch.mean),
     "ReduceSum": _reduce(torch.sum),
+    "ReduceMax": _reduce(torch.amax),
+    "ReduceMin": _reduce(torch.amin),
     "ReduceL2": _reduce(_norm2),
     **{
         name: _function(function)

@@ -45,6 +45,7 @@ META: dict[str, tuple[type, ...]] = {
     "length": (int,),  # how many values a sequence has
     "through": (list,),  # the calls that hand it on
     "kept": (fx.Node,),  # the node of an earlier run
+    "fixed": (tuple,),  # its sizes that are the same at every call, None for the others
 }
 """The annotations of a node that was captured."""
 REQUIRED = ("event", "const", "kind")

@@ -120,9 +120,13 @@ class OwnAffines:
         kept = [(b, n) for b in self.active.values() for n in [*wanted.intersection(b.ops)][:1]]
         reasons = [why(n) for _, n in kept]
         for (behind, _), reason in zip(kept, reasons, strict=True):
-            del self.active[behind.norm]
-            self.refused[behind.norm] = reason
+            self.leave(behind.norm, reason)
         return bool(kept)
+
+    def leave(self, norm: fx.Node, why: Refusal) -> None:
+        """Leave with a norm what it has."""
+        del self.active[norm]
+        self.refused[norm] = why
 
     def left(self) -> dict[fx.Node, Refusal]:
         """Each norm that keeps its scale and shift, with the reason."""

@@ -85,7 +85,7 @@ def _is_batch(node: fx.Node, value: Any, source: fx.Node, rank: int, ctx: Contex
         return alone and sizes[1] != -1 and _is_count(sizes[1], source, rank - 2, ctx)
     read = _read_from(value)
     if read is None or read[1] != 0:
-        return False
+        return type(value) is int and source.meta.get("fixed", (None,))[:1] == (value,)
     of = ctx.read(value, read[0]) or read[0]
     at: fx.Node | None = source
     for _ in range(_FAR):

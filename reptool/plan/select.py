@@ -6,6 +6,7 @@ value.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -212,8 +213,8 @@ class Chooser:
         base = self._total(order, wanted, {})
         greedy = self._greedy(order, wanted)
         starts: list[Choice] = [greedy]
-        if self._total(order, wanted, greedy).multiplications > base.multiplications:
-            starts.append({})  # it paid for a layer twice: climb from what stands as well
+        if self._total(order, wanted, greedy).multiplications > base.multiplications or self._cuts(greedy):
+            starts.append({})  # it paid for a layer twice, or for each piece of one: climb from what stands as well
         choice, best = greedy, None
         for begin in starts:
             reached, price = self._improved(order, wanted, begin, base)
@@ -224,6 +225,11 @@ class Chooser:
             self._note_dearer(island, choice)
             return []
         return self._chosen(order, wanted, choice)
+
+    def _cuts(self, choice: Choice) -> bool:
+        """Whether several layers would compute what one does."""
+        taken = Counter(n for o in choice.values() for _, f in o.layers for n in f.ops if _is_layer(self.found.ops[n]))
+        return any(count > 1 for count in taken.values())
 
     def _improved(
         self, order: list[fx.Node], wanted: set[fx.Node], choice: Choice, base: Price
@@ -299,6 +305,10 @@ class Chooser:
             for _, option in pairs
             for value, form in option.layers
         ]
+
+
+def _is_layer(op: Op) -> bool:
+    return isinstance(op, Affine) and op.layer
 
 
 def _hands_on(op: Op) -> bool:

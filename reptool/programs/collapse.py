@@ -1,53 +1,42 @@
-"""Collapse: the regions of a graph that has no code, and the checked values of their layers.
+"""Collapse: the regions of a graph that has no code, the checked values of their layers, and what norms become of it.
 
 A module's code may ask what a fused layer is, and its surgery needs a place; here a region stands wherever no operation
-writes in place what it reads or computes.
+writes in place what it reads or computes. Norms go to the parts in front of them and to the layers behind them as they
+do in modules (`plan.spreading`, `passages.own_affines`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, fx
+from torch import fx
 
 from reptool.algebra.budget import too_large, weight_bytes
-from reptool.errors import InputError, RegionWarning, warn
+from reptool.errors import RegionWarning, warn
 from reptool.frontends.exported import Read
 from reptool.ir.nodes import name_of, weight_argument
 from reptool.ir.ops import Affine
-from reptool.ir.trace import Unanswerable
-from reptool.plan.candidates import Analysis, analyse
+from reptool.passages.own_affines import OwnAffines
+from reptool.passages.spread import origin
+from reptool.plan.candidates import Analysis, analyse, out_of_reach
 from reptool.plan.forms import Form
 from reptool.plan.inference import Facts
 from reptool.plan.options import Options, allowed_by
 from reptool.plan.select import Chooser, Region
+from reptool.plan.spreading.spreads import Outcome, Spreads
+from reptool.plan.spreading.way import Way
+from reptool.programs.layers import Layer, Layers, Writable
+from reptool.pysource.places import place_of
 from reptool.refusal import Code, Refusal
-from reptool.report.left import left_over
-from reptool.rewrite.lower import Geometry, Place, geometry, values
-from reptool.verify.measure import Measured, Verify, measure
-from reptool.verify.regions import EXACT, tolerance
+from reptool.report.left import left_over, why_left
+from reptool.verify.bare import measure_bare
+from reptool.verify.measure import Verify
+from reptool.verify.regions import EXACT
+from reptool.verify.spreads import measure_spread
 
 _TURNS = ("permute", "t", "transpose", "numpy_t")
-
-
-@dataclass(eq=False)
-class Layer:
-    """A region with the layer that computes it.
-
-    Args:
-        region: what is replaced.
-        shape: the layer's geometry.
-        weight: cast once, in the layer's own order.
-        bias: the same, None for none.
-        errors: what was measured, None where nothing was.
-    """
-
-    region: Region
-    shape: Geometry
-    weight: Tensor
-    bias: Tensor | None
-    errors: Measured | None
+Rejected = dict[fx.Node, dict[frozenset[fx.Node], Refusal]]
 
 
 @dataclass
@@ -69,14 +58,14 @@ class Collapsed:
     refusals: dict[fx.Node, Refusal] = field(default_factory=dict)
 
 
-def collapse(read: Read, options: Options, verify: Verify, writable: Callable[[Geometry], Refusal | None]) -> Collapsed:
+def collapse(read: Read, options: Options, verify: Verify, writable: Writable) -> Collapsed:
     """Choose the regions of a graph and work out their layers.
 
     Args:
         read: the graph.
         options: what the caller asked for.
         verify: how much each layer is measured against its operations.
-        writable: why a layer of this geometry cannot be written as an operation of the graph; None where it can.
+        writable: why a layer of a geometry cannot be written as an operation of the graph; None where it can.
 
     Raises:
         InputError: a weight is NaN or infinite.
@@ -85,30 +74,49 @@ def collapse(read: Read, options: Options, verify: Verify, writable: Callable[[G
 
 
 class _Collapse:
-    def __init__(
-        self, read: Read, options: Options, verify: Verify, writable: Callable[[Geometry], Refusal | None]
-    ) -> None:
-        self.read, self.reads, self.verify, self.writable = read, read.reads, verify, writable
+    def __init__(self, read: Read, options: Options, verify: Verify, writable: Writable) -> None:
+        self.read, self.reads, self.options, self.verify = read, read.reads, options, verify
         self.facts = Facts(read.writing, read.reads, {}, None)
-        self.found = analyse(read.trace.graph, read.reads, self.facts, {}, read.trace.escaped, True)
-        self.found.wanted |= self.found.soft.keys()  # whoever asks for a size reads the value
-        self.rejected: dict[fx.Node, dict[frozenset[fx.Node], Refusal]] = {}
-        self._by_options = allowed_by(options, self.found, read.trace)
-        self._made: dict[Form, Layer | Refusal] = {}
-        self.chooser = Chooser(self.found, self._allowed, options.force)
+        self.layers = Layers(read, self.facts, verify, writable)
+        self.spreads = Spreads(read.trace, measure_spread, self._stays)
+        self.affines = OwnAffines()
 
     def done(self) -> Collapsed:
         while True:
-            regions = self.chooser.regions()
-            made = {r: self._layer(r) for r in regions}
-            problems = {r: m for r, m in made.items() if isinstance(m, Refusal)}
-            if not problems:
-                layers = [m for m in made.values() if isinstance(m, Layer)]
-                left, written = self._left(layers), [m for m in layers if not self._stands(m.region)]
-                return Collapsed(self.read, self.found, self.facts, written, left)
-            for region, refusal in problems.items():  # each rejects a form, so this ends
-                self.rejected.setdefault(region.value, {})[region.form.ops] = refusal.at(region.value.name)
-                self.chooser.choose_again(self.chooser.island_of(region.value))
+            self._analyse()
+            if self._out_of_reach():
+                continue
+            regions = self._regions()
+            if self._moved(regions):
+                continue
+            made = [self.layers.layer(r, self.found) for r in regions]
+            layers = [m for m in made if isinstance(m, Layer)]
+            if len(layers) < len(made) or self._off():
+                continue
+            left, written = self._left(regions), [m for m in layers if not self._stands(m.region)]
+            return Collapsed(self.read, self.found, self.facts, written, left)
+
+    def _analyse(self) -> None:
+        self.found = analyse(
+            self.read.trace.graph, self.reads, self.facts, {}, self.read.trace.escaped, True,
+            self.spreads.active.copy(), self.affines,
+        )  # fmt: skip
+        self.found.wanted |= self.found.soft.keys()  # whoever asks for a size reads the value
+        self.rejected: Rejected = {}
+        self._by_options = allowed_by(self.options, self.found, self.read.trace)
+
+    def _regions(self) -> list[Region]:
+        """What is chosen, of which all can be written as far as is known."""
+        chooser = Chooser(self.found, self._allowed, self.options.force)
+        while True:
+            regions = chooser.regions()
+            refused = {r: self.layers.refused(r, self.found) for r in regions}
+            if not any(refused.values()):
+                return regions
+            for region, refusal in refused.items():  # each rejects a form, so this ends
+                if refusal is not None:
+                    self.rejected.setdefault(region.value, {})[region.form.ops] = refusal.at(region.value.name)
+                    chooser.choose_again(chooser.island_of(region.value))
 
     def _allowed(self, node: fx.Node, form: Form) -> Refusal | None:
         refusal = self.rejected.get(node, {}).get(form.ops) or self._by_options(node, form)
@@ -118,12 +126,47 @@ class _Collapse:
         refusal = too_large(form.shape, sum(weight_bytes(op.shape) for op in ops))
         return None if refusal is None else refusal.at(node.name)
 
-    def _layer(self, region: Region) -> Layer | Refusal:
-        """The layer of a region, worked out once."""
-        if region.form not in self._made:
-            self._made[region.form] = self._written(region) or self._checked(region)
-        return self._made[region.form]
+    # --- norms that move
+    def _stays(self, way: Way) -> Refusal | None:
+        """Whether a norm is an operation of the graph, and what it reads a value of it."""
+        if {way.norm, origin(way.op.source)} <= self.read.origins.keys():
+            return None
+        return Refusal(Code.METHOD, "it is a part of what one operation of the graph computes")
 
+    def _out_of_reach(self) -> bool:
+        """Whether the scale and shift of a norm go on past a view, or stay since no layer can take them."""
+        found = self.found
+        return self.affines.go_on(found.ops, found.wanted) or self._kept(found.wanted | out_of_reach(found, {}))
+
+    def _kept(self, computed: set[fx.Node]) -> bool:
+        """Whether the scale and shift of a norm stay since they would still be computed."""
+        reason = why_left(self.read.trace, self.found, self._refusals(), self.rejected, True)
+        return self.affines.keep(computed, reason)
+
+    def _moved(self, regions: list[Region]) -> bool:
+        """Whether norms, or the scales and shifts of norms, go elsewhere from now on."""
+        found, alive = self.found, self._alive(regions)
+        if self._kept(alive | out_of_reach(found, self.rejected)):
+            return True
+        taken = {n for r in regions if not r.form.ops <= found.shares.keys() for n in r.form.ops}
+        return not self.spreads.settled(Outcome(found, regions, taken - alive, self._refusals()))
+
+    def _off(self) -> bool:
+        """Whether a norm that moved turned out to be another one where it went; it stays then."""
+        if not self.verify:
+            return False
+        norms, before = {s.norm for s in self.spreads.active}, len(self.spreads.active) + len(self.affines.active)
+        for spread in self.found.spreads:
+            error = measure_spread(spread, norms, self.facts, self.reads)
+            if error is None or not error <= EXACT:
+                self.spreads.leave(spread, _unlike(spread.norm, error))
+        for behind in list(self.found.bare.values()):
+            error = measure_bare(behind, self.facts, self.reads)
+            if not error <= EXACT:
+                self.affines.leave(behind.norm, _unlike(behind.norm, error))
+        return len(self.spreads.active) + len(self.affines.active) < before
+
+    # --- what is left
     def _stands(self, region: Region) -> bool:
         """Whether a region is one operation of the graph with a weight that is turned, which costs nothing."""
         weight = weight_argument(region.value) if len(region.form.ops) == 1 else None
@@ -131,79 +174,22 @@ class _Collapse:
             weight = weight.all_input_nodes[0]
         return weight is not None and weight.op == "get_attr"
 
-    def _written(self, region: Region) -> Refusal | None:
-        """Whether something outside of a region sees what is written in it, or the region what is written outside."""
-        group = self.found.groups.get(region.value)
-        reads, ops = self.reads, region.form.ops
-        value = region.value if group is None else group.tree.top
-        if region.root not in self.read.origins or value not in self.read.origins:
-            return Refusal(Code.METHOD, "it is a part of what one operation of the graph computes")
-        if group is not None:
-            ops |= group.tree.ops.keys()
-        outside = [
-            n for n in ops if n in reads.mutates and reads.storage.get(reads.mutates[n], reads.mutates[n]) not in ops
-        ]
-        between = reads.written_between(region.root, reads.position[region.root] + 1, reads.position[region.value])
-        if outside or between:
-            return Refusal(Code.MUTATED, "it reads or writes a value that is changed in place")
-        return None
-
-    def _checked(self, region: Region) -> Layer | Refusal:
-        shape, place = geometry(region.form.shape), self._place(region)
-        refusal = next((r for r in (shape, place) if isinstance(r, Refusal)), None)
-        if refusal is None:
-            assert isinstance(shape, Geometry)
-            refusal = self.writable(shape)
-        if refusal is not None:
-            return refusal
-        assert isinstance(shape, Geometry) and isinstance(place, Place)
-        kernel = region.form.kernel()
-        cast = kernel if isinstance(kernel, Refusal) else values(kernel, place)
-        errors: Measured | Refusal | None = None
-        if self.verify and not isinstance(cast, Refusal):
-            rank = self.facts.rank(region.root)
-            errors = measure(region, shape, cast, self.found.ops, self.facts, self.reads, rank, self.verify)
-        refusal = next((r for r in (cast, errors) if isinstance(r, Refusal)), None)
-        if refusal is not None and refusal.code is Code.NON_FINITE:
-            owners = ", ".join(dict.fromkeys(o for n in region.form.ops for o in self.found.ops[n].owners))
-            raise InputError(f"NaN or infinity in a weight among {owners}; repair or exclude it first")
-        if refusal is not None:
-            return refusal
-        assert not isinstance(cast, Refusal) and not isinstance(errors, Refusal)
-        return _too_far(region, errors, place) or Layer(region, shape, *cast, errors)
-
-    def _place(self, region: Region) -> Place | Refusal:
-        """Dtype and device of a region, which are those of all that it reads and gives."""
-        value = region.value.meta.get("share_of", region.value)
-        shown = [self._shown(n) for n in (region.root, value)]
-        if self.read.one_dtype:
-            constants = [n for op in region.form.ops for n in op.all_input_nodes if n.meta["const"]]
-            shown = [t for n in constants if isinstance(t := self._shown(n), Tensor) and t.is_floating_point()]
-        kinds = {(v.dtype, v.device) for v in shown if isinstance(v, Tensor)}
-        if len(kinds) != 1 or not all(isinstance(v, Tensor) for v in shown):
-            return Refusal(Code.DTYPE, "it gives another dtype than it reads, or one that is not known")
-        return Place(*kinds.pop())
-
-    def _shown(self, node: fx.Node) -> object:
-        """A fake of a value, None where nothing is known of it."""
-        try:
-            return self.read.writing.evaluate(node)
-        except Unanswerable:
-            return None
-
-    def _left(self, layers: list[Layer]) -> dict[fx.Node, Refusal]:
-        """Why the rest stays."""
-        fused = {n for layer in layers for n in layer.region.form.ops}
-        alive = self._alive(layers)
+    def _refusals(self) -> dict[fx.Node, Refusal]:
         given_up = {n: r for n, tried in self.rejected.items() for r in tried.values()}
-        left = {n: r for n, r in {**self.found.refused, **given_up}.items() if n not in fused}
-        tried: Mapping[fx.Node, Mapping[frozenset[fx.Node], Refusal]] = self.rejected
-        left.update(left_over(self.read.trace, self.found, alive, left, tried, True))
-        return {n: r.at(n.name) for n, r in left.items()}
+        return {**self.found.refused, **given_up}
 
-    def _alive(self, layers: list[Layer]) -> set[fx.Node]:
+    def _left(self, regions: list[Region]) -> dict[fx.Node, Refusal]:
+        """Why the rest stays."""
+        fused = {n for r in regions for n in r.form.ops}
+        left = {n: r for n, r in {**self._refusals(), **self.spreads.refused}.items() if n not in fused}
+        left.update(self.affines.left())
+        tried: Mapping[fx.Node, Mapping[frozenset[fx.Node], Refusal]] = self.rejected
+        left.update(left_over(self.read.trace, self.found, self._alive(regions), left, tried, True))
+        return {n: r.at(n.name) for n, r in left.items() if n not in self.affines.active}
+
+    def _alive(self, regions: list[Region]) -> set[fx.Node]:
         """The operations that are still computed."""
-        forms = {layer.region.value: layer.region.root for layer in layers}
+        forms = {r.value: r.root for r in regions}
         groups = [g for v, g in self.found.groups.items() if v in forms]
         instead = {(n, t): g.value for g in groups for n in g.tree.ops for t in g.terms}
         todo, seen = list(self.found.wanted), set[fx.Node]()
@@ -218,10 +204,8 @@ class _Collapse:
         return seen - forms.keys()
 
 
-def _too_far(region: Region, errors: Measured | None, place: Place) -> Refusal | None:
-    """The refusal of a layer that does not compute what its operations compute."""
-    if errors is None or (errors.exact <= EXACT and errors.cast <= tolerance(place.dtype)):
-        return None
-    sentence = f"its layer is off by {errors.exact:.3g} in float64 and {errors.cast:.3g} in {place.dtype}"
-    warn(f"{region.value.name}: {sentence}; it was left as it is. Please report this", RegionWarning)
-    return Refusal(Code.UNVERIFIED, sentence)
+def _unlike(norm: fx.Node, error: float | None) -> Refusal:
+    """The refusal of a norm that is another one where it went."""
+    sentence = f"the norm {place_of(norm)!r} is off by {error} where it went"
+    warn(f"{sentence}; it was left as it is. Please report this", RegionWarning)
+    return Refusal(Code.UNVERIFIED, sentence, (norm.name,))

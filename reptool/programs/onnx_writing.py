@@ -12,8 +12,10 @@ from torch import Tensor, fx
 
 from reptool.algebra.kernel import Border
 from reptool.ir.ops import View
+from reptool.passages.spread import origin
 from reptool.plan.terms import Tree
-from reptool.programs.collapse import Collapsed, Layer
+from reptool.programs.collapse import Collapsed
+from reptool.programs.layers import Layer
 from reptool.programs.writing import factor, ordered, weight_path
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry
@@ -59,17 +61,22 @@ class OnnxWriter:
             if group is None:
                 y, weight, bias = self._emitted(layer, layer.region.value)
                 made[layer] = weight, bias
-                self._handed_on(layer.region.value, y)
+                self._handed_on(origin(layer.region.value), y)
             elif layer not in made:
                 made |= self._sum(group.tree)
+        for spread in self.collapsed.found.spreads:  # what reads a norm that others took reads what the norm reads
+            source = self.mine[origin(spread.source)][-1]
+            self.at = self.mine[spread.norm][0].producer()
+            if source not in self.mine[spread.norm]:
+                self._handed_on(spread.norm, source)
         self._erase()
         return {layer: self._named(layer, *pair) for layer, pair in made.items()}
 
     # --- layers
     def _emitted(self, layer: Layer, value: fx.Node) -> tuple[Any, Any, Any]:
         """Write one layer where a value is computed; its output, weight and bias."""
-        self.at = self.mine[value][0].producer()
-        x = self.mine[layer.region.root][-1]
+        self.at = self.mine[origin(value)][0].producer()
+        x = self.mine[origin(layer.region.root)][-1]
         weight, bias = self._tensor(layer.weight), None if layer.bias is None else self._tensor(layer.bias)
         kind = layer.shape.kind
         if kind == "linear":
@@ -122,7 +129,7 @@ class OnnxWriter:
             op = self.collapsed.found.ops[node]
             if isinstance(op, View):
                 old = self.mine[node][0].producer()
-                read = set(self.mine[op.source]) | set(self.mine.get(node.all_input_nodes[0], ()))
+                read = set(self.mine[origin(op.source)]) | set(self.mine.get(node.all_input_nodes[0], ()))
                 inputs = [y if v in read else v for v in old.inputs]
                 y = self._node(old.op_type, inputs, attributes=list(old.attributes.values()))
         return y
@@ -138,7 +145,7 @@ class OnnxWriter:
             y, weight, bias = self._emitted(layer, tree.top)
             made[layer] = weight, bias
             terms.append((y, factor(maps[group.value.meta["share_of"]])))
-        terms += [(self.mine[t][-1], factor(maps[t])) for t in tree.rest(list(chosen))]
+        terms += [(self.mine[origin(t)][-1], factor(maps[t])) for t in tree.rest(list(chosen))]
         self.at = self.mine[tree.top][0].producer()
         dtype = next(iter(chosen.values())).weight.dtype
         total: Any = None
@@ -205,7 +212,8 @@ class OnnxWriter:
         ops = {n for layer in self.collapsed.layers for n in layer.region.form.ops}
         values = [layer.region.value for layer in self.collapsed.layers]
         sums = {n for v in values if v in found.groups for n in found.groups[v].tree.ops}
-        todo, seen = [*ops, *sums], set[fx.Node]()
+        norms = {s.norm for s in found.spreads}
+        todo, seen = [*ops, *sums, *norms], set[fx.Node]()
         while todo:
             node = todo.pop()
             if node not in seen:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from reptool.algebra.kernel import Border
-from reptool.programs.collapse import Layer
+from reptool.programs.layers import Layer
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry
 

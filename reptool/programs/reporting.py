@@ -5,7 +5,8 @@ from __future__ import annotations
 from reptool.ir.nodes import name_of
 from reptool.ir.ops import Affine
 from reptool.plan.rules import rules_of
-from reptool.programs.collapse import Collapsed, Layer
+from reptool.programs.collapse import Collapsed
+from reptool.programs.layers import Layer
 from reptool.pysource.places import place_of, placed
 from reptool.report.data import FusedRegion, Report
 
@@ -23,7 +24,8 @@ def report_on(kind: str, made: Collapsed) -> Report:
     norms = [n for n in made.read.trace.graph.nodes if name_of(n) in ("batch_norm", "native_batch_norm")]
     fused = {n for layer in made.layers for n in layer.region.form.ops}
     out.layers = (len(layers), len(layers - fused) + len(made.layers))
-    left = [n for n in norms if n not in fused]
+    moved = {s.norm for s in made.found.spreads}
+    left = [n for n in norms if n not in fused | moved]
     out.norms, out.norms_left = (len(norms), len(left)), [place_of(n) for n in left]
     out.refusals = placed(made.read.trace.graph, made.refusals.values())
     position = made.read.reads.position

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
+from torch._ops import OpOverload
 
 from reptool.algebra.kernel import Kernel
+from reptool.frontends.exported import hint
 from reptool.ir.nodes import weight_argument
 from reptool.ir.ops import Affine, View
+from reptool.passages.norm_affine import TENSORS
+from reptool.passages.spread import Spread, origin
 from reptool.plan.terms import Tree
-from reptool.programs.collapse import Collapsed, Layer
+from reptool.programs.collapse import Collapsed
+from reptool.programs.layers import Layer
 from reptool.programs.operators import aten, dense, emitted
 
 T = TypeVar("T")
@@ -69,9 +75,13 @@ class Writer:
             if group is None:
                 y, weight, bias = self._emitted(layer, layer.region.value)
                 made[layer] = weight, bias
-                self._handed_on(layer.region.value, layer.region.form.ops, y)
+                self._handed_on(origin(layer.region.value), layer.region.form.ops, y)
             elif layer not in made:
                 made |= self._sum(group.tree)
+        for spread in self.collapsed.found.spreads:
+            self._leave_out(spread)
+        for norm in self.collapsed.found.bare:
+            self._leave_bare(norm)
         self._erase()
         out = {}
         for layer, (weight, bias) in made.items():
@@ -84,13 +94,13 @@ class Writer:
 
     def _emitted(self, layer: Layer, at: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None]:
         """Write one layer where a value is computed; its output, its weight and its bias."""
-        last = self.mine[at][0]
+        last = self.mine[origin(at)][0]
         learns = self._learns(layer)
         weight = self._parameter(layer.weight, learns)
         bias = None if layer.bias is None else self._parameter(layer.bias, learns)
         self._said = last.meta
         with self.graph.inserting_before(last):
-            y = emitted(layer, self.mine[layer.region.root][-1], weight, bias, self._emit, self.core)
+            y = emitted(layer, self.mine[origin(layer.region.root)][-1], weight, bias, self._emit, self.core)
             y = self._viewed(layer, y)
             if self.fakes is not None and last.meta["val"].is_contiguous():
                 y = dense(y, self._emit)
@@ -107,7 +117,7 @@ class Writer:
             y, weight, bias = self._emitted(layer, tree.top)
             made[layer] = weight, bias
             terms.append((y, factor(maps[group.value.meta["share_of"]])))
-        terms += [(self.mine[t][-1], factor(maps[t])) for t in tree.rest(list(chosen))]
+        terms += [(self.mine[origin(t)][-1], factor(maps[t])) for t in tree.rest(list(chosen))]
         with self.graph.inserting_before(self.mine[tree.top][0]):
             total = self._added(ordered(terms))
         self._handed_on(tree.top, frozenset(tree.ops), total)
@@ -158,7 +168,7 @@ class Writer:
             op = self.collapsed.found.ops[node]
             if isinstance(op, View):
                 old = self.mine[node][0]
-                read = set(self.mine[op.source]) | set(self.mine.get(node.all_input_nodes[0], ()))
+                read = set(self.mine[origin(op.source)]) | set(self.mine.get(node.all_input_nodes[0], ()))
                 copied = self.graph.node_copy(old, lambda n, read=read, y=y: y if n in read else n)  # type: ignore[misc]
                 self._tell(copied)
                 self._new.add(copied)
@@ -176,6 +186,27 @@ class Writer:
             old.replace_all_uses_with(y)
             self.holder.rename(old, y)
         self.mine[value] = [*self.mine[value], y]
+
+    # --- norms that moved
+    def _leave_out(self, spread: Spread) -> None:
+        """Let what reads a norm that others took read what the norm reads."""
+        source = self.mine[origin(spread.source)][-1]
+        if spread.norm in self.mine and source is not self.mine[spread.norm][-1]:
+            last = self.mine[spread.norm][0]
+            self._said = last.meta
+            users = [u for old in self.mine[spread.norm] for u in old.users]
+            with self.graph.inserting_before(last):
+                copied = self.fakes is not None and last.meta["val"].is_contiguous() and not _in_order(source, users)
+                self._handed_on(spread.norm, frozenset(), dense(source, self._emit) if copied else source)
+
+    def _leave_bare(self, norm: fx.Node) -> None:
+        """Take scale and shift from a norm."""
+        for node in (m for n in self.mine[norm] for m in self._with_tuples_of(n)):
+            if isinstance(node.target, OpOverload):
+                for i, argument in enumerate(node.target._schema.arguments):
+                    if argument.name in TENSORS and i < len(node.args):
+                        node.update_arg(i, None)
+                node.kwargs = {k: None if k in TENSORS else v for k, v in node.kwargs.items()}
 
     # --- what is gone
     def _erase(self) -> None:
@@ -213,6 +244,7 @@ class Writer:
         """What was computed for what is a layer now."""
         found = self.collapsed.found
         ops = {n for layer in self.collapsed.layers for n in layer.region.form.ops}
+        ops |= {s.norm for s in found.spreads} | found.bare.keys()
         trees = [
             found.groups[layer.region.value].tree
             for layer in self.collapsed.layers
@@ -223,7 +255,11 @@ class Writer:
 
     def _with_tuples(self, node: fx.Node) -> list[fx.Node]:
         """The nodes that hold a value, and the operator of several values of which it is the first."""
-        return [m for n in self.mine.get(node, ()) for m in (n, *(i for i in n.all_input_nodes if _is_tuple(i)))]
+        return [m for n in self.mine.get(node, ()) for m in self._with_tuples_of(n)]
+
+    @staticmethod
+    def _with_tuples_of(node: fx.Node) -> list[fx.Node]:
+        return [node, *(i for i in node.all_input_nodes if _is_tuple(i))]
 
 
 def factor(by: Kernel | None) -> float:
@@ -234,6 +270,18 @@ def factor(by: Kernel | None) -> float:
 def ordered(terms: list[tuple[T, float]]) -> list[tuple[T, float]]:
     """Terms with those that are added as they are in front."""
     return sorted(terms, key=lambda term: term[1] != 1)
+
+
+def _in_order(source: fx.Node, users: Iterable[fx.Node]) -> bool:
+    """Whether all users compute from a value what they compute from a dense copy, in the same order of axes."""
+    strides = [hint(s) for s in source.meta["val"].stride()]
+    known = [s for s in strides if s is not None]
+    falling = len(known) == len(strides) and all(a >= b for a, b in pairwise(known))
+    return falling and all(
+        isinstance(u.target, OpOverload)
+        and all(a.alias_info is None for a in (*u.target._schema.returns, *u.target._schema.arguments))
+        for u in users
+    )
 
 
 def _owner(path: str) -> str:

@@ -8,6 +8,7 @@ given up.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,15 +20,15 @@ from reptool.ir.aliasing import Reads
 from reptool.ir.decisions import decided
 from reptool.ir.nodes import metadata_read
 from reptool.ir.ops import Affine
-from reptool.ir.trace import Event, Trace, all_events
+from reptool.ir.trace import Trace
 from reptool.passages.spread import Spread
 from reptool.plan.candidates import Analysis
 from reptool.plan.inference import Facts
 from reptool.plan.select import Region
 from reptool.plan.spreading.ahead import Ahead
-from reptool.plan.spreading.back import Back
+from reptool.plan.spreading.back import Back, is_slice
 from reptool.plan.spreading.way import Way, layered
-from reptool.pysource.places import asked, named
+from reptool.pysource.places import named
 from reptool.refusal import Code, Refusal
 
 PARADIGMS = ("bn", "scale")
@@ -61,16 +62,16 @@ class Spreads:
     Args:
         trace: what was seen.
         measure: the error of shares against their norm.
+        stays: why the front end cannot carry one out, None where it can.
         values: whether values may be looked at.
-        of_code: whether the trace is one run of code, which other answers lead elsewhere and which may run again.
         active: those that are tried now, each behind those it builds on.
         refused: norms that stay, and why.
     """
 
     trace: Trace
     measure: Measure
+    stays: Callable[[Way], Refusal | None]
     values: bool = True
-    of_code: bool = True
     active: list[Spread] = field(default_factory=list)
     refused: dict[fx.Node, Refusal] = field(default_factory=dict)
     _tried: set[tuple[fx.Node, type[Way]]] = field(default_factory=set)
@@ -84,6 +85,11 @@ class Spreads:
     def settled(self, outcome: Outcome) -> bool:
         """Give up what found no place and take up what may find one; whether nothing changed by that."""
         return not self._give_up(outcome) and not self._take_up(outcome)
+
+    def leave(self, spread: Spread, why: Refusal) -> None:
+        """Give one up, whatever came of it."""
+        self.active.remove(spread)
+        self.refused[spread.norm] = why
 
     # --- giving up
     def _give_up(self, outcome: Outcome) -> bool:
@@ -103,15 +109,16 @@ class Spreads:
                 sentence = "the original of a method that keeps a fallback would run a part of what it is made of"
                 why = Refusal(Code.SPECIALIZED, sentence, (spread.norm.name,))
             if why is not None:
-                self.active.remove(spread)
-                self.refused[spread.norm] = why
+                self.leave(spread, why)
                 gone |= set(spread.shares)
         return bool(gone)
 
     # --- taking up
     def _take_up(self, outcome: Outcome) -> bool:
         found = outcome.found
-        fused = {n for r in outcome.regions if layered(found, r.form.ops) for n in r.form.ops}
+        whole = [r for r in outcome.regions if r not in _cut(outcome)]
+        fused = {n for r in whole if layered(found, r.form.ops) for n in r.form.ops}
+        values = {r.value for r in whole}
         more: list[Spread] = []
         for node, op in list(found.ops.items()):
             if not isinstance(op, Affine) or op.paradigm not in PARADIGMS:
@@ -121,7 +128,7 @@ class Spreads:
             if node not in found.wanted and all(map(metadata_read, found.reads.readers.get(node, ()))):
                 continue  # nobody has any use for what it computes
             for kind in (Back, Ahead):
-                made = self._way(kind, node, op, outcome, more)
+                made = self._way(kind, node, op, outcome, values, more)
                 if made is not None:
                     more.append(made)
                     break
@@ -130,15 +137,17 @@ class Spreads:
             self.active.insert(next(at, len(self.active)), made)
         return bool(more)
 
-    def _way(self, kind: type[Way], node: fx.Node, op: Affine, outcome: Outcome, more: list[Spread]) -> Spread | None:
+    def _way(
+        self, kind: type[Way], node: fx.Node, op: Affine, outcome: Outcome, values: set[fx.Node], more: list[Spread]
+    ) -> Spread | None:  # fmt: skip
         """The spread of one norm in one direction, None where there is none."""
         if (node, kind) in self._tried:
             return None
         found = outcome.found
-        way = kind(found, self.active, self.kept, {r.value for r in outcome.regions}, node, op)
+        way = kind(found, self.active, self.kept, values, node, op)
         if not way.starts():
             return None
-        why = way.run() or (_asked(way) or _repeated(way, self.trace) if self.of_code else None)
+        why = way.run() or self.stays(way)
         if why is None and any(p.leaf in (*s.leaves, s.norm) or s.norm in way.tree for s in more for p in way.parts):
             return None  # two slices of one value: the next round sees the first one's share
         made = way.made(self._graph) if why is None else None
@@ -161,31 +170,12 @@ class Spreads:
         return not self.values or self.measure(made, norms, found.facts, found.reads) is not None
 
 
-def _asked(way: Way) -> Refusal | None:
-    """Whether the code around asks something: with another answer the parts may not meet in this norm."""
-    inner = [*way.tree, *(p.leaf for p in way.parts)]
-    chains = [list(n.meta["event"].ancestors()) for n in (way.norm, *inner)]
-    common = set(chains[0]).intersection(*chains[1:])
-    lowest = next((e for e in chains[0] if e in common), None)
-    chains.append([e for n in inner for e in n.meta.get("through", ())])
-    for event in (e for chain in chains for e in chain if e is lowest or e not in common):
-        for question in event.questions:
-            return Refusal(
-                Code.SPECIALIZED,
-                f"{event.function} asks for {asked(question)}; with another answer it may run other code",
-            )
-    return None
-
-
-def _repeated(way: Way, trace: Trace) -> Refusal | None:
-    """Whether the code in which the norm stands runs more than once."""
-    calls: list[tuple[str, str]] = [(e.path, e.method) for e in all_events(trace.top)]
-    event: Event | None = way.norm.meta["event"]
-    while event is not None:
-        if calls.count((event.path, event.method)) > 1:
-            return Refusal(Code.SHARED, f"{event.function}, in which it stands, is called twice")
-        event = event.parent
-    return None
+def _cut(outcome: Outcome) -> set[Region]:
+    """Regions that compute one layer in pieces, each with a norm of its own; as one layer that is cut it reads once."""
+    ops = outcome.found.ops
+    times = Counter(n for r in outcome.regions for n in r.form.ops if layered(outcome.found, (n,)))
+    pieces = (r for r in outcome.regions if any(is_slice(ops[n]) for n in r.form.ops))
+    return {r for r in pieces if any(times[n] > 1 for n in r.form.ops)}
 
 
 def _asked_for(spread: Spread, share: fx.Node) -> list[fx.Node]:

@@ -100,10 +100,12 @@ class Way:
         return first
 
     def _is_written(self) -> bool:
-        """Whether what the norm reads, which is then read in its place, or what it gives is written before the layers."""
+        """Whether what the norm reads, or what it gives, is written before the layers behind it run."""
         reads = self.found.reads
         last = max((reads.position[n] for n in self.reading), default=0)
-        return any(reads.written_between(n, reads.position[self.norm], last) for n in (self.norm, origin(self.op.source)))
+        return any(
+            reads.written_between(n, reads.position[self.norm], last) for n in (self.norm, origin(self.op.source))
+        )
 
     def made(self, graph: fx.Graph) -> Spread:
         """The spread of what was collected."""

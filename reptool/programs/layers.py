@@ -1,0 +1,163 @@
+"""The layer of one region of a graph: whether it can be written there, and its checked values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from reptool.errors import InputError, RegionWarning, warn
+from reptool.frontends.exported import Read
+from reptool.ir.trace import Unanswerable
+from reptool.passages.spread import origin
+from reptool.plan.candidates import Analysis
+from reptool.plan.forms import Form
+from reptool.plan.inference import Facts
+from reptool.plan.select import Region
+from reptool.refusal import Code, Refusal
+from reptool.rewrite.lower import Geometry, Place, geometry, values
+from reptool.verify.measure import Measured, Verify, measure
+from reptool.verify.regions import EXACT, tolerance
+
+Writable = Callable[[Geometry], Refusal | None]
+"""Why a layer of a geometry cannot be written as an operation of the graph; None where it can."""
+
+
+@dataclass(eq=False)
+class Layer:
+    """A region with the layer that computes it.
+
+    Args:
+        region: what is replaced.
+        shape: the layer's geometry.
+        weight: cast once, in the layer's own order.
+        bias: the same, None for none.
+        errors: what was measured, None where nothing was.
+    """
+
+    region: Region
+    shape: Geometry
+    weight: Tensor
+    bias: Tensor | None
+    errors: Measured | None
+
+
+class Layers:
+    """The layers of the regions of one graph; what is said of a region is said once.
+
+    Args:
+        read: the graph.
+        facts: of its constants and shapes.
+        verify: how much each layer is measured against its operations.
+        writable: which layers can be written.
+    """
+
+    def __init__(self, read: Read, facts: Facts, verify: Verify, writable: Writable) -> None:
+        self.read, self.reads, self.facts = read, read.reads, facts
+        self.verify, self.writable = verify, writable
+        self._fits: dict[object, tuple[Geometry, Place] | Refusal] = {}
+        self._checks: dict[object, tuple[Tensor, Tensor | None, Measured | None] | Refusal] = {}
+
+    def refused(self, region: Region, found: Analysis) -> Refusal | None:
+        """Why a region cannot be a layer, as far as that was asked: its values are looked at by `layer`."""
+        key = _key(region.value, region.form, found)
+        if key not in self._fits:
+            self._fits[key] = self._written(region, found) or self._fit(region)
+        refused = (known[key] for known in (self._fits, self._checks) if key in known)
+        return next((r for r in refused if isinstance(r, Refusal)), None)
+
+    def layer(self, region: Region, found: Analysis) -> Layer | Refusal:
+        """The layer of a region.
+
+        Raises:
+            InputError: a weight is NaN or infinite.
+        """
+        refusal, key = self.refused(region, found), _key(region.value, region.form, found)
+        fit = self._fits[key]
+        if refusal is not None or isinstance(fit, Refusal):
+            return refusal or fit  # type: ignore[return-value]  # one of the two
+        if key not in self._checks:
+            self._checks[key] = self._checked(region, found, *fit)
+        made = self._checks[key]
+        return made if isinstance(made, Refusal) else Layer(region, fit[0], *made)
+
+    def _written(self, region: Region, found: Analysis) -> Refusal | None:
+        """Whether something outside of a region sees what is written in it, or the region what is written outside."""
+        group = found.groups.get(region.value)
+        reads, ops = self.reads, region.form.ops
+        value = origin(region.value) if group is None else group.tree.top
+        if origin(region.root) not in self.read.origins or value not in self.read.origins:
+            return Refusal(Code.METHOD, "it is a part of what one operation of the graph computes")
+        if group is not None:
+            ops |= group.tree.ops.keys()
+        outside = [
+            n for n in ops if n in reads.mutates and reads.storage.get(reads.mutates[n], reads.mutates[n]) not in ops
+        ]
+        root = origin(region.root)
+        between = reads.written_between(root, reads.position[root] + 1, reads.position[region.value])
+        if outside or between:
+            return Refusal(Code.MUTATED, "it reads or writes a value that is changed in place")
+        return None
+
+    def _fit(self, region: Region) -> tuple[Geometry, Place] | Refusal:
+        shape, place = geometry(region.form.shape), self._place(region)
+        if isinstance(shape, Refusal):
+            return shape
+        return place if isinstance(place, Refusal) else self.writable(shape) or (shape, place)
+
+    def _checked(
+        self, region: Region, found: Analysis, shape: Geometry, place: Place
+    ) -> tuple[Tensor, Tensor | None, Measured | None] | Refusal:
+        kernel = region.form.kernel()
+        cast = kernel if isinstance(kernel, Refusal) else values(kernel, place)
+        errors: Measured | Refusal | None = None
+        if self.verify and not isinstance(cast, Refusal):
+            rank = self.facts.rank(region.root)
+            errors = measure(region, shape, cast, found.ops, self.facts, self.reads, rank, self.verify)
+        refusal = next((r for r in (cast, errors) if isinstance(r, Refusal)), None)
+        if refusal is not None and refusal.code is Code.NON_FINITE:
+            owners = ", ".join(dict.fromkeys(o for n in region.form.ops for o in found.ops[n].owners))
+            raise InputError(f"NaN or infinity in a weight among {owners}; repair or exclude it first")
+        if refusal is not None:
+            return refusal
+        assert not isinstance(cast, Refusal) and not isinstance(errors, Refusal)
+        return _too_far(region, errors, place) or (*cast, errors)
+
+    def _place(self, region: Region) -> Place | Refusal:
+        """Dtype and device of a region, which are those of all that it reads and gives."""
+        value = region.value.meta.get("share_of", region.value)
+        shown = [self._shown(n) for n in (origin(region.root), value)]
+        if self.read.one_dtype:
+            constants = [n for op in region.form.ops for n in op.all_input_nodes if n.meta["const"]]
+            shown = [t for n in constants if isinstance(t := self._shown(n), Tensor) and t.is_floating_point()]
+        kinds = {(v.dtype, v.device) for v in shown if isinstance(v, Tensor)}
+        if len(kinds) != 1 or not all(isinstance(v, Tensor) for v in shown):
+            return Refusal(Code.DTYPE, "it gives another dtype than it reads, or one that is not known")
+        return Place(*kinds.pop())
+
+    def _shown(self, node: fx.Node) -> object:
+        """A fake of a value, None where nothing is known of it."""
+        try:
+            return self.read.writing.evaluate(node)
+        except Unanswerable:
+            return None
+
+
+def _key(value: fx.Node, form: Form, found: Analysis) -> object:
+    """A region in words that are the same when the graph is analysed again, as long as it is the same region."""
+
+    def known(node: fx.Node) -> object:
+        return node.name if "parts" in node.meta else node
+
+    ops = frozenset((known(n), type(op), *map(known, op.sources)) for n in form.ops for op in [found.ops[n]])
+    return known(value), known(form.root), ops
+
+
+def _too_far(region: Region, errors: Measured | None, place: Place) -> Refusal | None:
+    """The refusal of a layer that does not compute what its operations compute."""
+    if errors is None or (errors.exact <= EXACT and errors.cast <= tolerance(place.dtype)):
+        return None
+    sentence = f"its layer is off by {errors.exact:.3g} in float64 and {errors.cast:.3g} in {place.dtype}"
+    warn(f"{region.value.name}: {sentence}; it was left as it is. Please report this", RegionWarning)
+    return Refusal(Code.UNVERIFIED, sentence)
