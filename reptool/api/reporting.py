@@ -19,6 +19,7 @@ from reptool.report.counting import of_layer
 from reptool.report.data import Report
 from reptool.report.fields import FusedRegion
 from reptool.report.norms_run import running
+from reptool.report.picture.graph import graphs_of
 from reptool.report.totals import is_layer, totals
 from reptool.report.words import counted
 from reptool.surgery.site import Site
@@ -56,6 +57,7 @@ def report_of(model: nn.Module, plan: Plan, measured: dict[str, Checked], refere
                 named.add(region.layer)
                 out.regions.append(region)
                 out.names[region.layer] = region.absorbed
+    out.graphs = graphs_of(plan, {r.layer: r.kind for r in out.regions})
     layers, parameters = totals(model, plan)
     out.layers = (sum(map(is_layer, model.modules())), layers)
     out.parameters = (sum(p.numel() for p in model.parameters()), parameters)

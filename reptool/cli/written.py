@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,10 @@ from torch import nn
 
 from reptool.errors import InputError
 from reptool.report.data import Report
-from reptool.report.page import html
 from reptool.ship.export import export
 from reptool.ship.files import check_free, replacing
 from reptool.ship.runtimes import RUNTIMES, runtime_of
 from reptool.ship.saving import save
-
-STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;padding:0 1rem;max-width:72rem}"
-    "div{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0}"
-    "td,th{padding:.3rem .7rem;border-bottom:1px solid #8884;text-align:left}"
-    "@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}}"
-)
-PAGE = "<!doctype html>\n<html lang=en><head>{head}</head><body>{body}</body></html>\n"
 
 
 def check_out(path: Path | None, inputs: Any, overwrite: bool) -> None:
@@ -62,12 +52,10 @@ def write_out(path: Path, deployed: nn.Module, inputs: Any, original: nn.Module,
 
 def write_report(path: Path, report: Report, overwrite: bool) -> None:
     """Write a report in the form that the file's name asks for."""
-    title = escape(f"reptool: {report.model}")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     text = {
         ".json": lambda: report.to_json() + "\n",
         ".md": report.to_markdown,
-        ".html": lambda: PAGE.format(head=f"{head}<style>{STYLE}</style>", body=html(report)),
+        ".html": report.to_html,
     }[path.suffix]()
     with replacing(path, overwrite) as beside:
         beside.write_text(text, "utf-8")

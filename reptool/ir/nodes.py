@@ -227,6 +227,13 @@ def metadata_read(node: fx.Node) -> str:
     return ""
 
 
+def only_asks(node: fx.Node) -> bool:
+    """Whether a node is a constant, a question about a tensor's shape or dtype, or computed of such alone."""
+    if node.meta.get("const") or metadata_read(node):
+        return True
+    return bool(node.all_input_nodes) and all(map(only_asks, node.all_input_nodes))
+
+
 def is_inert(node: fx.Node) -> bool:
     """Reads of shapes and ranks, arithmetic on them, and assertions about them."""
     if name_of(node) == "_assert":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from io import StringIO
 from typing import Any
 
@@ -13,18 +13,20 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from reptool.report import page, text
 from reptool.report.fields import Found
 from reptool.report.fields import FusedRegion as FusedRegion  # pickles of earlier releases look for it here
+from reptool.report.picture.whole import whole_page
 
 
 @dataclass(repr=False)
 class Report(Found):
-    """What `deploy` did or `explain` would do: print it, or take `to_dict()`, `to_json()` or `to_markdown()`.
+    """What `deploy` did or `explain` would do: print it, or take it as data (`to_dict`), JSON, Markdown or a page.
 
     Args: as `Found`.
     """
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `to_json` writes it."""
-        out = asdict(self)
+        out = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "graphs"}
+        out["regions"], out["rewritten"] = [asdict(r) for r in self.regions], [asdict(r) for r in self.rewritten]
         out["refusals"] = [r.to_dict() for r in self.refusals]
         return out
 
@@ -35,6 +37,10 @@ class Report(Found):
     def to_markdown(self) -> str:
         """The report as Markdown, for an issue or a pull request."""
         return page.markdown(self)
+
+    def to_html(self) -> str:
+        """The report as one self-contained page: the graph before and after, each region with its formula, refusals."""
+        return whole_page(self)
 
     def _repr_html_(self) -> str:
         return page.html(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reptool.refusal import Code, Refusal
+from reptool.report.picture.graph import Graph
 
 
 @dataclass
@@ -92,6 +93,7 @@ class Found:
         model_error_float64: that of the model deployed in float64, where `model_error` alone tells nothing, as in
             outputs that depend on rounding.
         seconds: how long each phase took.
+        graphs: of each traced module, before and after, for the page.
     """
 
     model: str
@@ -118,6 +120,7 @@ class Found:
     model_error_float64: float | None = None
     model_difference: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    graphs: list[Graph] = field(default_factory=list)
 
 
 @dataclass

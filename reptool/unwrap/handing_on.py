@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from reptool.ir.nodes import metadata_read
+from reptool.ir.nodes import only_asks
 from reptool.ir.ops import View
 from reptool.ir.trace import VALUE, Event, Setting, all_events
 from reptool.report.totals import is_layer
@@ -87,7 +87,7 @@ def _layer(unit: Unit, event: Event, by_value: dict[fx.Node, Site]) -> str | Non
     if not isinstance(event.args[0], fx.Node) or any(e.effects for e in all_events(event)):
         return None
     given, value = _before(unit, event.args[0]), _before(unit, out)
-    work = [n for n in event.nodes() if not (_only_asks(n) or _gives_it_back(unit, n))]
+    work = [n for n in event.nodes() if not (only_asks(n) or _gives_it_back(unit, n))]
     site = by_value.get(value) or by_value.get(out)
     if site is None:
         return _single(unit, work, given, value)
@@ -107,13 +107,6 @@ def _single(unit: Unit, work: list[fx.Node], given: fx.Node, value: fx.Node) -> 
         return None
     plain = is_layer(unit.trace.root.get_submodule(str(node.target)))
     return str(node.target) if plain and _before(unit, node.args[0]) is given else None
-
-
-def _only_asks(node: fx.Node) -> bool:
-    """Whether a node is a constant, a question about a tensor's shape or dtype, or computed of such alone."""
-    if node.meta["const"] or metadata_read(node):
-        return True
-    return bool(node.all_input_nodes) and all(map(_only_asks, node.all_input_nodes))
 
 
 def _gives_it_back(unit: Unit, node: fx.Node) -> bool:

@@ -107,4 +107,6 @@ def _rename(found: Found, old: str, new: str) -> None:
     """Let the report speak of a layer by its new path."""
     for region in found.regions:
         region.layer = new if region.layer == old else region.layer
+    for operation in (o for g in found.graphs for o in g.after):
+        operation.place = new if operation.place == old else operation.place
     found.names = {new if key == old else key: names for key, names in found.names.items()}
