@@ -19,7 +19,7 @@ from torch.export.graph_signature import InputKind
 
 from reptool.errors import UnsupportedModelError
 from reptool.frontends.aten import gives_first_alone, in_terms_of_torch
-from reptool.frontends.graph import GraphTrace
+from reptool.frontends.graph import GraphTrace, Stated
 from reptool.ir.aliasing import Reads, resolve
 from reptool.ir.trace import Trace
 
@@ -120,7 +120,7 @@ class _Reader:
             return self.writing.constant(*self.held[node])
         value, kind = self._fake(node.meta.get("val")), _kind(node.meta.get("val"))
         if node.op == "placeholder":
-            return self.writing.input(str(node.target), value, kind)
+            return self.writing.input(str(node.target), value, kind, sizes_of(node.meta.get("val")))
         if node.op == "get_attr":
             return None  # a branch of control flow, or an object
         taken_from = node.args[0] if node.target is operator.getitem else None
@@ -139,12 +139,14 @@ class _Reader:
             val = node.meta.get("val")
             value, kind = (None if val is None else self._fake(val[0])), "tensor"
         given: Any = fx.node.map_arg((tuple(args), dict(kwargs)), self.known.__getitem__)
-        return self.writing.call(function, *given, kind=kind, value=value, path=module_of(node))
+        sizes = sizes_of(node.meta.get("val"))
+        return self.writing.call(function, *given, kind=kind, value=value, path=module_of(node), sizes=sizes)
 
     def _untouched(self, node: fx.Node, kind: str, value: Any) -> fx.Node:
         values = [v for n in node.all_input_nodes if isinstance(v := self.known.get(n), fx.Node)]
         kind = "unknown" if kind == "tensor" else kind
-        return self.writing.untouched(str(node.target), values, kind=kind, value=value)
+        sizes = sizes_of(node.meta.get("val"))
+        return self.writing.untouched(str(node.target), values, kind=kind, value=value, sizes=sizes)
 
     def _fake(self, value: Any) -> Any:
         """A fake of sizes that are numbers, of one whose sizes may be symbols; None where one has no value."""
@@ -156,6 +158,23 @@ class _Reader:
             parts = [self._fake(v) for v in value]
             return None if any(p is None for p in parts) else type(value)(parts)
         return hint(value) if isinstance(value, (int, torch.SymInt)) else None
+
+
+def sizes_of(value: Any) -> list[Stated] | None:
+    """The sizes of a value, or the number that it is, as the exporter proved them."""
+    sizes = list(value.shape) if isinstance(value, Tensor) else [value]
+    if not all(isinstance(s, (int, torch.SymInt)) for s in sizes):
+        return None
+    return [(s, {}) if isinstance(s, int) else _monomial(s.node.expr) for s in sizes]
+
+
+def _monomial(expression: Any) -> Stated:
+    """A number and the powers of what it is multiplied by; any other expression is a symbol of its own."""
+    number, rest = expression.as_coeff_Mul()
+    powers = rest.as_powers_dict()
+    if number.is_Integer and number > 0 and all(p.is_Integer and p > 0 for p in powers.values()):
+        return int(number), {str(s): int(p) for s, p in powers.items()}
+    return 1, {str(expression): 1}
 
 
 def hint(size: int | torch.SymInt) -> int | None:

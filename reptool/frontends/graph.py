@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +11,9 @@ from torch import Tensor, fx, nn
 from reptool.capture.graph_builder import Writing
 from reptool.ir.spec import check_trace
 from reptool.ir.trace import Event, Trace
+
+Stated: TypeAlias = "tuple[int, dict[str, int]]"
+"""A size as a number times powers of sizes that are not known, by their names."""
 
 
 class Untouched:
@@ -37,10 +40,12 @@ class GraphTrace(Writing):
         self.stack = [self.top]
         self.knows_inputs = True
 
-    def input(self, name: str, value: Any, kind: str = "tensor") -> fx.Node:
+    def input(self, name: str, value: Any, kind: str = "tensor", sizes: Sequence[Stated] | None = None) -> fx.Node:
         """A value that is given at every call; `value` is a fake of it, None where nothing is known."""
         node = self.graph.create_node("placeholder", name)
         node.meta.update(event=self.top, const=False, kind=kind)
+        if sizes is not None:
+            node.meta["sizes"] = tuple(sizes)
         return self._known(node, value)
 
     def constant(self, path: str, tensor: Tensor) -> fx.Node:
@@ -49,7 +54,7 @@ class GraphTrace(Writing):
 
     def call(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, kind: str = "tensor",
-        value: Any = None, path: str = "",
+        value: Any = None, path: str = "", sizes: Sequence[Stated] | None = None,
     ) -> fx.Node:  # fmt: skip
         """One operation.
 
@@ -60,11 +65,14 @@ class GraphTrace(Writing):
             kind: ``"tensor"``, ``"number"``, ``"sequence"`` or ``"unknown"``: what it gives.
             value: a fake of what it gives, None where nothing is known.
             path: the module in whose code it stood.
+            sizes: those of its axes (of a number: the number), as they are at every call.
         """
         self.stack = [self.top, self._event(path)]
         node = self.emit("call_function", function, tuple(args), kwargs, kind).node
         self.stack = [self.top]
         node.meta["frame"] = None
+        if sizes is not None:
+            node.meta["sizes"] = tuple(sizes)
         return node if node.meta["const"] else self._known(node, value)
 
     def _event(self, path: str) -> Event:
@@ -79,9 +87,12 @@ class GraphTrace(Writing):
         """The size of a value along an axis; `known` is what it is, None where that is not known."""
         return self._known(self.emit("call_method", "size", (value, axis), {}, "number").node, known)
 
-    def untouched(self, name: str, values: Iterable[fx.Node], *, kind: str = "unknown", value: Any = None) -> fx.Node:
+    def untouched(
+        self, name: str, values: Iterable[fx.Node], *, kind: str = "unknown", value: Any = None,
+        sizes: Sequence[Stated] | None = None,
+    ) -> fx.Node:  # fmt: skip
         """An operation that stays as it is."""
-        node = self.call(Untouched(name), tuple(dict.fromkeys(values)), {}, kind=kind)
+        node = self.call(Untouched(name), tuple(dict.fromkeys(values)), {}, kind=kind, sizes=sizes)
         node.meta["const"] = False
         return self._known(node, value)
 

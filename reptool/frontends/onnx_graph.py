@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from reptool.frontends.exported import Read
-from reptool.frontends.graph import GraphTrace
+from reptool.frontends.graph import GraphTrace, Stated
 from reptool.frontends.onnx_operators import read
 from reptool.ir.aliasing import resolve
 from reptool.ir.trace import Unanswerable
@@ -87,7 +87,8 @@ class _Reader:
                 self._keep(value, self.writing.constant(str(value.name), tensor))
         for value in self.graph.inputs:
             if value not in self.known:
-                self._keep(value, self.writing.input(_identifier(value), self._declared(value)))
+                made = self.writing.input(_identifier(value), self._declared(value), sizes=_sizes_of(value))
+                self._keep(value, made)
         for node in self.graph:
             self._read(node)
         trace = self.writing.done([self.known[v] for v in self.graph.outputs if v in self.known])
@@ -225,6 +226,14 @@ class _Reader:
 def _identifier(value: Any) -> str:
     """The name of a value as fx names nodes."""
     return "".join(c if c.isalnum() else "_" for c in f"v_{value.name}")
+
+
+def _sizes_of(value: Any) -> list[Stated] | None:
+    """The sizes of an input: numbers are what every run is held to, names are not."""
+    if value.shape is None:
+        return None
+    named = _identifier(value)
+    return [(s, {}) if type(s) is int and s > 0 else (1, {f"{named}[{i}]": 1}) for i, s in enumerate(value.shape)]
 
 
 def _captured(node: Any) -> list[Any]:

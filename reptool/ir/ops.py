@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -62,6 +63,11 @@ class HandedOn(Affine):
 
 
 @dataclass(eq=False)
+class Unmoved(Affine):
+    """A view to the sizes that a value has: it gives what it reads."""
+
+
+@dataclass(eq=False)
 class Sum:
     """``node = sum of sources``, each through a pointwise map of its own (None: as it is)."""
 
@@ -103,10 +109,21 @@ class Fill:
 
 @dataclass(eq=False)
 class View:
-    """``node = source`` with its axes arranged otherwise; ``moves[b]`` is where the axis with `b` behind it goes."""
+    """``node = source`` with its axes arranged otherwise.
+
+    Args:
+        source: the value read.
+        moves: where the axis with so many behind it goes.
+        sizes: those of the axes behind it (`lift.layout.sizes.Size`), None where they are not worked out.
+        names: axes behind which it names the number of channels: there are as many at every call.
+        given: the sizes of what it reads, and those that it is given (-1: what is left), where it is given sizes.
+    """
 
     source: fx.Node
     moves: dict[int, int]
+    sizes: Sequence[Any] | None = None
+    names: frozenset[int] = frozenset()
+    given: tuple[Sequence[Any], Sequence[Any]] | None = None
     owners: tuple[str, ...] = ()
     paradigm: str = "view"
 

@@ -43,6 +43,7 @@ META: dict[str, tuple[type, ...]] = {
     "cast": (bool,),  # a constant of the dtype of a value
     "ranks": (bool,),  # a number that ranks alone tell, or a constant shaped by such numbers
     "length": (int,),  # how many values a sequence has
+    "sizes": (tuple,),  # of its axes, or the number it is, as a graph with proven shapes states them
     "through": (list,),  # the calls that hand it on
     "kept": (fx.Node,),  # the node of an earlier run
     "fixed": (tuple,),  # its sizes that are the same at every call, None for the others

@@ -21,7 +21,7 @@ from reptool.lift.layout.identities import dropout_function, dropout_module, ide
 from reptool.lift.layout.orders import flip, repeat, roll, shuffle_function, shuffle_module
 from reptool.lift.layout.padding import fill, pad_function, pad_module
 from reptool.lift.layout.resampling import repeated, upsample_function, upsample_module
-from reptool.lift.layout.reshaped import reshaped
+from reptool.lift.layout.reshaped import reshaped, unflattened, viewed_as
 from reptool.lift.layout.slices import (
     SPLITS,
     cat,
@@ -33,7 +33,16 @@ from reptool.lift.layout.slices import (
     unshuffle_module,
 )
 from reptool.lift.layout.unchanged import CLASSES, LAWS, unchanged_function, unchanged_module
-from reptool.lift.layout.views import attribute, flatten_function, flatten_module, movedim, permute, transpose
+from reptool.lift.layout.views import (
+    attribute,
+    flatten_function,
+    flatten_module,
+    movedim,
+    permute,
+    squeeze,
+    transpose,
+    unsqueeze,
+)
 from reptool.lift.norms import norm_function, norm_module
 from reptool.lift.pooling import pool_function, pool_module
 from reptool.lift.products import addmm, einsum, matmul, tensordot
@@ -108,7 +117,11 @@ _FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     "permute": permute,
     **dict.fromkeys(("movedim", "moveaxis"), movedim),
     "getattr": attribute,
-    **dict.fromkeys(("view", "reshape"), reshaped),
+    **dict.fromkeys(("view", "reshape", "_unsafe_view"), reshaped),
+    **dict.fromkeys(("view_as", "reshape_as"), viewed_as),
+    "unflatten": unflattened,
+    "unsqueeze": unsqueeze,
+    "squeeze": squeeze,
     "flip": flip,
     "roll": roll,
     "repeat": repeat,

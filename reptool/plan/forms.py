@@ -28,6 +28,7 @@ class Form:
         ops: the nodes that compute it.
         make: makes the kernel with its values.
         layout: axes behind the channels after views on the way; None when the kernel's own axes stand.
+        named: whether a view on the way names the number of channels.
     """
 
     root: fx.Node
@@ -35,6 +36,7 @@ class Form:
     ops: frozenset[fx.Node]
     make: Callable[[], Kernel | Refusal]
     layout: int | None = None
+    named: bool = False
     _kernel: Kernel | Refusal | None = field(default=None, repr=False)
 
     def kernel(self) -> Kernel | Refusal:
@@ -54,6 +56,8 @@ def through(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Refus
     fit = _viewed(op.shape, form)
     if isinstance(fit, Refusal):
         return fit
+    if form.named and fit.out_channels not in (None, form.shape.out_channels):
+        return Refusal(Code.LAYOUT, "a view in front names another number of channels")
 
     def make() -> Kernel | Refusal:
         inner = form.kernel()
@@ -62,7 +66,8 @@ def through(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Refus
             return inner if isinstance(inner, Refusal) else outer
         return compose(outer, inner)
 
-    return _form("form", compose(fit, form.shape), form.root, form.ops | {node}, make, form.layout, values)
+    made = _form("form", compose(fit, form.shape), form.root, form.ops | {node}, make, form.layout, values)
+    return made if isinstance(made, Refusal) else replace(made, named=form.named)
 
 
 def chained(outer: Form, inner: Form, values: bool) -> Form | Refusal:
@@ -117,7 +122,8 @@ def arranged(node: fx.Node, op: View, form: Form) -> Form | Refusal:
     behind = form.layout if form.layout is not None else None if form.shape.axes is None else len(form.shape.axes)
     if behind is None or behind not in op.moves or form.shape.channels is None:
         return Refusal(Code.LAYOUT, "the channels do not stay one axis", (node.name,))
-    return Form(form.root, form.shape, form.ops | {node}, form.make, op.moves[behind])
+    named = form.named or op.moves[behind] in op.names
+    return Form(form.root, form.shape, form.ops | {node}, form.make, op.moves[behind], named)
 
 
 def summed(node: fx.Node, op: Sum, forms: list[Form]) -> Form | Refusal:

@@ -12,7 +12,7 @@ from reptool.capture.graph_builder import Writing
 from reptool.ir.aliasing import Reads
 from reptool.ir.kinds.casts import is_cast, is_made_like, made_of
 from reptool.ir.nodes import name_of, weight_argument
-from reptool.ir.ops import Affine, Concat, Op, Reduced, Sum
+from reptool.ir.ops import Affine, Concat, Op, Reduced, Sum, View
 from reptool.ir.shapes import SAME_SHAPE_MODULES, keeps_shape
 from reptool.ir.trace import Unanswerable
 from reptool.lift.reading import Lifted
@@ -208,6 +208,8 @@ class Facts:
             shape = self.shape(node)  # of what has no batch there is one axis less
             return len(op.shape.axes) + 2 if shape is None else len(shape)
         op = op.whole if isinstance(op, Reduced) else op
+        if isinstance(op, View) and op.sizes is not None:
+            return len(op.sizes)
         if isinstance(op, (Affine, Sum, Concat)):
             read = [op.source] if isinstance(op, Affine) else op.sources
             known = [r for r in map(self.rank, read) if r is not None]
@@ -325,6 +327,7 @@ class Facts:
 
     def _infer_channels(self, node: fx.Node, behind: int) -> int | None:
         seen: set[fx.Node] = set()
+        wanted = behind
         at: fx.Node | None = node
         while at is not None and at not in seen:
             seen.add(at)
@@ -346,6 +349,9 @@ class Facts:
                 if max(known, default=0) > 1:
                     return max(known)
                 break
+            elif isinstance(op, View) and behind in op.moves.values():
+                behind = next(old for old, new in op.moves.items() if new == behind)
+                at = op.source
             elif isinstance(op, Concat) and op.axes == behind:
                 parts = [self.channels(s, behind) for s in op.sources]
                 return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)
@@ -354,7 +360,7 @@ class Facts:
             else:
                 break
         shape = self.shape(node)
-        return shape[-1 - behind] if shape is not None and 0 <= behind < len(shape) else None
+        return shape[-1 - wanted] if shape is not None and 0 <= wanted < len(shape) else None
 
     def dtype(self, node: fx.Node) -> torch.dtype | None:
         """The dtype of a value: that of the weights of the layer it comes from, or of the example; None if unknown."""
@@ -409,7 +415,11 @@ class Facts:
     def width_expected(self, node: fx.Node, behind: int) -> int | None:
         """As `channels_expected`, of readers whose channels have so many axes behind them."""
         for reader in self.reads.readers.get(node, ()):
-            module = reader.meta.get("module")
+            module, op = reader.meta.get("module"), self.ops.get(reader)
+            if isinstance(op, View) and behind in op.moves:
+                found = self.width_expected(reader, op.moves[behind])
+                if found is not None:
+                    return found
             if reader.op != "call_module" or not reader.args or reader.args[0] is not node:
                 continue
             if isinstance(module, nn.modules.conv._ConvNd) and len(module.kernel_size) == behind:
@@ -433,12 +443,14 @@ class Facts:
 
     def behind(self, node: fx.Node) -> int | None:
         """Axes behind the channels of the layer that makes this value, None when no layer does."""
-        op = self.ops.get(node)
-        while isinstance(op, Affine):
-            if op.layer:
-                return len(op.shape.axes or ())
+        op, moved = self.ops.get(node), list[View]()
+        while isinstance(op, View) or (isinstance(op, Affine) and not op.layer):
+            moved += [op] if isinstance(op, View) else []
             op = self.ops.get(op.source)
-        return None
+        found = len(op.shape.axes or ()) if isinstance(op, Affine) else None
+        for view in reversed(moved):
+            found = None if found is None else view.moves.get(found)
+        return found
 
 
 def _keeps_rank(node: fx.Node) -> bool:

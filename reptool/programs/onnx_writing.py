@@ -127,12 +127,20 @@ class OnnxWriter:
         position = self.collapsed.read.reads.position
         for node in sorted(layer.region.form.ops, key=position.__getitem__):
             op = self.collapsed.found.ops[node]
-            if isinstance(op, View):
+            if isinstance(op, View) and node in self.mine:  # of an operator of several axes the last one alone is there
                 old = self.mine[node][0].producer()
-                read = set(self.mine[origin(op.source)]) | set(self.mine.get(node.all_input_nodes[0], ()))
+                read = {v for n in (origin(op.source), node.all_input_nodes[0]) for v in self._values_of(n)}
                 inputs = [y if v in read else v for v in old.inputs]
                 y = self._node(old.op_type, inputs, attributes=list(old.attributes.values()))
         return y
+
+    def _values_of(self, node: fx.Node) -> list[Any]:
+        """The values that hold what a node gives, or what the views read of which it is a part."""
+        op = self.collapsed.found.ops.get(node)
+        while node not in self.mine and isinstance(op, View):
+            node = op.source
+            op = self.collapsed.found.ops.get(node)
+        return list(self.mine.get(node, ()))
 
     # --- sums of groups of terms
     def _sum(self, tree: Tree) -> dict[Layer, tuple[Any, Any]]:

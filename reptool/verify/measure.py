@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from reptool.algebra.budget import is_out_of_memory
 from reptool.algebra.kernel import Kernel
 from reptool.ir.aliasing import Reads
-from reptool.ir.ops import HandedOn, Op, View
+from reptool.ir.ops import HandedOn, Op, Unmoved, View
+from reptool.lift.layout.sizes import numbers, steps
 from reptool.passages.spread import origin
 from reptool.plan.inference import Facts
 from reptool.plan.select import Region
@@ -24,7 +25,7 @@ from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry, arranged, new_layer
 from reptool.verify.deformable import compared, is_deformable
 from reptool.verify.originals import Originals
-from reptool.verify.sizes import MAX_SIZES, made_up, of_one_position, sizes_of
+from reptool.verify.sizes import MAX_SIZES, made_up, numbers_of, of_one_position, sizes_of
 
 Verify = Literal["full", "fast"] | bool
 """How much is verified: all sizes, one size, or nothing; True is all."""
@@ -57,6 +58,7 @@ class Reference(Originals):
     def __init__(self, region: Region, ops: dict[fx.Node, Op], facts: Facts, reads: Reads) -> None:
         super().__init__(facts, reads)
         self.region, self.ops = region, ops
+        self.known: dict[Any, int] = {}  # sizes that views are given
         own = [n for n in region.form.ops if "passed" in n.meta]
         self.instead = {ops[n].sources[0]: n for n in own}
         self.passed = {p for n in own for p in n.meta["passed"]}
@@ -71,6 +73,7 @@ class Reference(Originals):
     def __call__(self, x: Tensor) -> tuple[Tensor, float]:
         """The region's value for the root value `x`, and the largest value between the two."""
         memo: dict[fx.Node, Any] = {self.region.root: x}
+        self.known = {}
         position = self.reads.position
         with torch.no_grad():
             for node in sorted(self.region.form.ops, key=position.__getitem__):
@@ -82,7 +85,18 @@ class Reference(Originals):
 
     def _of(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
         op = self.ops[node]
-        return memo[op.source] if isinstance(op, HandedOn) else self.run(node, memo)
+        if isinstance(op, View):
+            return self._viewed(node, op, memo[op.source])
+        return memo[op.source] if isinstance(op, (HandedOn, Unmoved)) else self.run(node, memo)
+
+    def _viewed(self, node: fx.Node, op: View, x: Tensor) -> Tensor:
+        """A view, to sizes that may be read from elsewhere: as many as of what it reads here."""
+        before, given = op.given or ((), ())
+        sizes = numbers(given, before, x.shape, self.known) if given else None
+        if sizes is not None:
+            return x.reshape(sizes)
+        found: Tensor = self.run(node, dict.fromkeys((node.all_input_nodes[0], op.source), x))
+        return found
 
     def _of_some(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
         """An addition of some of its operands: the others are zero."""
@@ -100,8 +114,9 @@ class Reference(Originals):
     def views(self, y: Tensor) -> Tensor:
         """The layer's output through the views that stay behind it."""
         for node in sorted(self.region.form.ops, key=self.reads.position.__getitem__):
-            if isinstance(self.ops[node], View):
-                y = self.run(node, dict.fromkeys((node.all_input_nodes[0], *self.ops[node].sources), y))
+            op = self.ops[node]
+            if isinstance(op, View):
+                y = self._viewed(node, op, y)
         return y
 
 
@@ -154,9 +169,10 @@ def _compare(
     found, layer, terms = Measured(), new_layer(shape, *values[0]), _terms(kernel)
     generator = torch.Generator().manual_seed(0)
     original = [reference.ops[n] for n in region.form.ops]
-    for sizes in (*sizes_of(kernel, original, 1 if verify == "fast" else MAX_SIZES), [of_one_position(kernel)]):
+    whole = _whole_shapes(region, kernel, reference, rank)
+    for sizes in (*sizes_of(kernel, original, 1 if verify == "fast" else MAX_SIZES), [of_one_position(kernel)], whole):
         for size in sizes:
-            x = made_up(kernel, size, rank, generator)
+            x = made_up(kernel, size, rank, generator) if sizes is not whole else numbers_of(size, generator)
             try:
                 wanted, inner = reference(x)
             except RuntimeError as error:
@@ -177,6 +193,23 @@ def _compare(
             break
     found.cast = max(cast_error(a, b) for a, b in zip(*values, strict=True) if a is not None and b is not None)
     return found
+
+
+def _whole_shapes(region: Region, kernel: Kernel, reference: Reference, rank: int | None) -> list[tuple[int, ...]]:
+    """Shapes of the root for views that take no others: that of the example, and one that they divide."""
+    views = [op for n in region.form.ops if isinstance(op := reference.ops[n], View)]
+    own = reference.facts.shape(region.root)
+    step, channels = steps(views), kernel.in_channels
+    if not views or channels is None or step > MAX_STEP:
+        return [] if own is None or not views else [own]
+    axes = kernel.axes or ()
+    around = [-(-(a.span + 1) // step) * step for a in axes]
+    divided = (step, channels, *around) if axes else (*[step] * ((rank or 2) - 1), channels)
+    return [divided] if own is None else [own, divided]
+
+
+MAX_STEP = 64
+"""Samples and positions of one input at most."""
 
 
 def _result(layer: nn.Module, x: Tensor, reference: Reference) -> Tensor | None:

@@ -39,6 +39,8 @@ class Originals:
                     return memo[candidate]
             if n.meta["const"]:
                 return self.facts.exact(n)
+            if n.op == "placeholder":
+                raise RuntimeError(f"nothing is known of {n.name}")
             memo[n] = self.run(n, memo)
             return memo[n]
 

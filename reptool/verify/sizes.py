@@ -9,7 +9,7 @@ Values are between 0.5 and 1 in size, with random signs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -89,5 +89,10 @@ def made_up(kernel: Kernel, size: tuple[int, ...], rank: int | None, generator: 
     else:
         assert kernel.weight is not None
         shape = [BATCH if kernel.weight.numel() * prod(size) <= SMALL else 1, channels, *size]
-    x = torch.rand(shape, dtype=torch.float64, generator=generator)
+    return numbers_of(shape, generator)
+
+
+def numbers_of(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Random numbers with which every weight shows."""
+    x = torch.rand(list(shape), dtype=torch.float64, generator=generator)
     return torch.where(x < 0.5, x - 1, x)  # -1 to -0.5, and 0.5 to 1

@@ -240,7 +240,7 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, Code, str]]
         lambda: net(split, norm=nn.LayerNorm(8), q=linear(4, 4)), TOKENS, "norm", Code.NO_STATISTICS, "tanh behind it"
     ),
     "channels in rows": (
-        lambda: net(folded, norm=nn.LayerNorm(8), q=linear(4, 4)), TOKENS, "norm", Code.NO_STATISTICS, "reshape behind"
+        lambda: net(folded, norm=nn.LayerNorm(8), q=linear(4, 4)), TOKENS, "norm", Code.NO_STATISTICS, "a view behind"
     ),
     "shared tensor": (tied, TOKENS, "norm", Code.NO_STATISTICS, "is shared with"),
     "written in place": (

@@ -411,3 +411,29 @@ def test_half_precision(kind: str) -> None:
     made, report = deployed(proto, verify=True)
     assert kinds(made) == ["Conv"]
     assert report.norms == (1, 0)
+
+
+class Views(nn.Module):
+    """Layers with views between them, one of which makes two axes at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Conv2d(8, 4, 1)
+        self.conv, self.line = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels of one position, and tokens."""
+        b, _, h, w = y.shape
+        return self.last(self.first(x)[..., None, None]), self.line(
+            self.conv(y).permute(0, 2, 3, 1).reshape(b, h * w, -1)
+        )
+
+
+def test_views_between_layers_are_read_through() -> None:
+    model, given = ready(Views()), (torch.randn(5, 8), image(2, 3, 6, 5))
+    with torch.no_grad():
+        wanted = model(*given)
+    made, report = deployed(dynamo(model, *given))
+    assert report.layers[1] == 2
+    for found, one in zip(run(made, *given), wanted, strict=True):
+        np.testing.assert_allclose(found, one.numpy(), rtol=1e-4, atol=1e-5)

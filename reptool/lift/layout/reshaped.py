@@ -1,11 +1,12 @@
-"""Channels shuffled by hand: axes split, swapped and joined again, as ShuffleNet has it.
+"""Views to other sizes: what they leave alone, and channels shuffled by hand, as ShuffleNet has it.
 
 ::
 
     x.view(b, g, c // g, h, w).transpose(1, 2).reshape(b, c, h, w)  =  x[:, [i % g * (c / g) + i // g]]
 
 for sizes that are those of `x` (read from it, or one of them -1) and a known number of channels. Splitting, swapping
-and what makes them contiguous are no map of anything by themselves (`Pieces`); the last view is.
+and what makes them contiguous are no map of anything by themselves (`Pieces`); the last view is. Which axes another
+view leaves alone its sizes tell (`sizes.py`); one that leaves all of them alone is the identity.
 """
 
 from __future__ import annotations
@@ -16,40 +17,100 @@ from typing import Any
 
 from torch import fx
 
-from reptool.algebra.kernel import Axis
+from reptool.algebra.kernel import Axis, identity
 from reptool.ir.nodes import name_of
-from reptool.ir.ops import Affine, Pieces
+from reptool.ir.ops import Affine, Pieces, Unmoved, View
+from reptool.lift.layout.sizes import Size, completed, given_sizes, listed, same_axes, shape_read, sizes_of
 from reptool.lift.layout.slices import select_channels
-from reptool.lift.reading import Context, Lifted, source_of
-
-Size = int | tuple[str, int]
-"""A number, or which size of a value this is."""
+from reptool.lift.reading import Context, Lifted, arguments, source_of
 
 
 def reshaped(node: fx.Node, ctx: Context) -> Lifted:
-    """``view`` and ``reshape``: the beginning of a shuffle of channels, or its end."""
-    source = source_of(node, node.args[0], ctx) if node.args and not node.kwargs else None
-    if source is None:
+    """``view`` and ``reshape``: axes left alone, the beginning of a shuffle of channels, or its end."""
+    source = source_of(node, node.args[0], ctx) if node.args else None
+    if source is None or len(node.kwargs) > (len(node.args) == 1):
         return None
     if isinstance(ctx.ops.get(source), Pieces):
         return _joined(node, source, ctx)
-    return Pieces(source) if _split(node, source, ctx) is not None else None
+    kept = viewed(node, source, ctx)
+    stays = isinstance(kept, Unmoved) or (isinstance(kept, View) and ctx.behind(source) in kept.moves)
+    splits = not stays and not node.kwargs and _split(node, source, ctx) is not None
+    return Pieces(source) if splits else kept
+
+
+def unflattened(node: fx.Node, ctx: Context) -> Lifted:
+    """``unflatten`` of one axis."""
+    given = arguments(node, ("input", "dim", "sizes"), {})
+    source = None if given is None or len(given) != 3 else source_of(node, given["input"], ctx)
+    before = None if source is None else sizes_of(source, ctx)
+    if given is None or source is None or before is None or type(given["dim"]) is not int:
+        return None
+    sizes, dim = listed(given["sizes"], ctx), given["dim"]
+    if sizes is None or not -len(before) <= dim < len(before):
+        return None
+    dim %= len(before)
+    made = completed([before[dim]], sizes)
+    named = [None if s == -1 else s for s in sizes]
+    after = [*before[:dim], *made, *before[dim + 1 :]]
+    whole = [*before[:dim], *sizes, *before[dim + 1 :]]
+    return _arranged(source, before, after, [*[None] * dim, *named, *[None] * (len(before) - dim - 1)], whole)
+
+
+def viewed_as(node: fx.Node, ctx: Context) -> Lifted:
+    """``view_as`` and ``reshape_as``: the sizes of another value."""
+    given = arguments(node, ("input", "other"), {})
+    source = None if given is None else source_of(node, given.get("input"), ctx)
+    like = None if given is None else source_of(node, given.get("other"), ctx)
+    if source is None or like is None:
+        return None
+    if like is source:
+        return Unmoved(source, identity().shape_only(), identity)
+    before, after = sizes_of(source, ctx), sizes_of(like, ctx)
+    return None if before is None or after is None else _arranged(source, before, after, after, after)
+
+
+def viewed(node: fx.Node, source: fx.Node, ctx: Context) -> Lifted:
+    """A view to sizes that are given, by the axes that it leaves alone; the identity where these are all."""
+    given: Any = [*node.args[1:], *node.kwargs.values()]
+    if len(given) == 1 and shape_read(given[0], ctx) is source:
+        return Unmoved(source, identity().shape_only(), identity)
+    before, sizes = sizes_of(source, ctx), given_sizes(node, ctx)
+    if sizes is not None and before is None and ctx.behind(source) == 0:
+        return _of_any_rank(source, sizes, ctx)
+    if before is None or sizes is None:
+        return None
+    return _arranged(source, before, completed(before, sizes), [None if s == -1 else s for s in sizes], sizes)
+
+
+def _of_any_rank(source: fx.Node, sizes: Sequence[Size | int], ctx: Context) -> Lifted:
+    """What a linear layer gives, of nobody knows how many axes: the last one stays where its size is given."""
+    count = ctx.channels(source, 0)
+    kept = count is not None and sizes[-1] == Size(count)
+    return View(source, {0: 0}, None, frozenset({0}), ([], sizes)) if kept else None
+
+
+def _arranged(
+    source: fx.Node, before: list[Size], after: Sequence[Size | None], named: Sequence[Any], given: Sequence[Any]
+) -> Lifted:
+    axes = same_axes(before, after)
+    if axes == list(range(len(before))):
+        return Unmoved(source, identity().shape_only(), identity)
+    last = len(axes) - 1
+    moves = {len(before) - 1 - old: last - new for new, old in enumerate(axes) if old >= 0}
+    names = frozenset(last - b for b, s in enumerate(named) if s is not None)
+    sizes = after if None not in after else None
+    return View(source, moves, sizes, names, (before, given)) if moves else None
 
 
 def _split(node: fx.Node, source: fx.Node, ctx: Context) -> int | None:
     """Into how many groups a view splits the channels, the other axes left alone."""
-    rank = ctx.rank(source)
-    count = None if rank is None else ctx.channels(source, rank - 2)
-    sizes = _sizes(node, source, ctx)
-    if rank is None or rank < 3 or count is None or sizes is None or len(sizes) != rank + 1:
+    before, given = sizes_of(source, ctx), given_sizes(node, ctx)
+    if before is None or given is None or len(before) < 3 or len(given) != len(before) + 1 or before[1].of:
         return None
-    groups = [s for s in sizes[1:3] if s != -1]
-    first = groups[0] if groups else None
-    if type(first) is not int or first < 1 or count % first:
+    batch, groups, each, *others = completed(before, given)
+    if groups is None or each is None or groups.of or groups * each != before[1]:
         return None
-    number = first if sizes[1] != -1 else count // first
-    expected: list[Size] = [("size", 0), number, count // number, *(("size", i) for i in range(2, rank))]
-    return number if _match(sizes, expected) else None
+    return groups.number if [batch, *others] == [before[0], *before[2:]] else None
 
 
 def _joined(node: fx.Node, source: fx.Node, ctx: Context) -> Lifted:
@@ -64,16 +125,12 @@ def _joined(node: fx.Node, source: fx.Node, ctx: Context) -> Lifted:
         swaps += name_of(at) not in _COPIES
         at = held.source
     origin = held.source
-    rank, groups = ctx.rank(origin), _split(at, origin, ctx)
-    count = None if rank is None else ctx.channels(origin, rank - 2)
-    sizes = _sizes(node, origin, ctx)
-    if rank is None or groups is None or count is None or sizes is None or swaps != 1:
+    before, groups, given = sizes_of(origin, ctx), _split(at, origin, ctx), given_sizes(node, ctx)
+    if before is None or groups is None or given is None or swaps != 1 or completed(before, given) != before:
         return None
-    expected: list[Size] = [("size", 0), count, *(("size", i) for i in range(2, rank))]
-    if not _match(sizes, expected):
-        return None
+    count = before[1].number
     rows = [i % groups * (count // groups) + i // groups for i in range(count)]
-    lifted = select_channels(origin, (Axis(),) * (rank - 2), rows, count, (), 1)
+    lifted = select_channels(origin, (Axis(),) * (len(before) - 2), rows, count, (), 1)
     return replace(lifted, via=source) if isinstance(lifted, Affine) else None
 
 
@@ -85,74 +142,3 @@ def swapped(node: fx.Node, source: fx.Node, axes: Sequence[int] | None, ctx: Con
     if axes is None or name_of(source) not in ("view", "reshape"):
         return None
     return Pieces(source) if list(axes) == [0, 2, 1, *range(3, len(axes))] else None
-
-
-def _match(sizes: Sequence[Size], expected: Sequence[Size]) -> bool:
-    """Whether a view to these sizes gives the expected ones: one may be left to be found."""
-    if len(sizes) != len(expected) or sum(s == -1 for s in sizes) > 1:
-        return False
-    return all(s in (e, -1) for s, e in zip(sizes, expected, strict=True))
-
-
-def _sizes(node: fx.Node, origin: fx.Node, ctx: Context) -> list[Size] | None:
-    """The sizes a view is given, in numbers and in sizes of `origin`."""
-    rank = ctx.rank(origin)
-    given: Any = node.args[1:]
-    given = given[0] if len(given) == 1 and not isinstance(given[0], int) else given
-    if isinstance(given, fx.Node):
-        found = _whole(given, origin, ctx)
-        given = (
-            [("size", i) if i != 1 else ctx.channels(origin, rank - 2) for i in range(rank)]
-            if found and rank is not None
-            else None
-        )
-    if not isinstance(given, (tuple, list)) or rank is None:
-        return None
-    out = [_size(s, origin, rank, ctx) for s in given]
-    return [s for s in out if s is not None] if None not in out else None
-
-
-def _whole(node: Any, origin: fx.Node, ctx: Context) -> bool:
-    """Whether this is the shape of `origin`."""
-    if not isinstance(node, fx.Node):
-        return False
-    shape = node.target is getattr and node.args[1] == "shape"
-    size = node.op == "call_method" and name_of(node) == "size" and len(node.args) == 1 and not node.kwargs
-    if not shape and not size:
-        return False
-    of = node.args[0]
-    while isinstance(of, fx.Node) and of is not origin and (name_of(of) == "detach" or _is_data(of)):
-        of = of.args[0]
-    return isinstance(of, fx.Node) and ctx.read(node, of) is origin
-
-
-def _is_data(node: fx.Node) -> bool:
-    return node.target is getattr and node.args[1] == "data"
-
-
-def _size(value: Any, origin: fx.Node, rank: int, ctx: Context) -> Size | None:
-    """One size: a number (of channels, too), or which size of `origin` it is."""
-    if type(value) is int or (isinstance(value, tuple) and value[0] == "size"):
-        return value
-    if not isinstance(value, fx.Node):
-        return None
-    at: Any = None
-    name = name_of(value)
-    if name == "getitem" and _whole(value.args[0], origin, ctx):
-        at = value.args[1]
-    elif value.op == "call_method" and name == "size" and len(value.args) == 2:
-        at = value.args[1] if _whole_of(value, origin, ctx) else None
-    elif name in ("floordiv", "mul", "truediv") and len(value.args) == 2 and not value.kwargs:
-        a, b = (_size(v, origin, rank, ctx) for v in value.args)
-        if type(a) is not int or type(b) is not int or b < 1 or a < 1:
-            return None
-        return a * b if name == "mul" else a // b if name == "floordiv" and a % b == 0 else None
-    if type(at) is not int or not -rank <= at < rank:
-        return None
-    at %= rank
-    return ctx.channels(origin, rank - 2) if at == 1 else ("size", at)
-
-
-def _whole_of(node: fx.Node, origin: fx.Node, ctx: Context) -> bool:
-    of = node.args[0]
-    return isinstance(of, fx.Node) and ctx.read(node, of) is origin

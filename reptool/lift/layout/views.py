@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from reptool.ir.ops import Pieces, View
 from reptool.lift.layout.reshaped import swapped
+from reptool.lift.layout.sizes import ONE, product, size_of, sizes_of
 from reptool.lift.reading import Context, Lifted, arguments, source_of
 
 
@@ -24,7 +25,11 @@ def _view(node: fx.Node, source: Any, ctx: Context, arrange: Callable[[int], Seq
     if axes is None:
         return None
     moves = {rank - 1 - old: len(axes) - 1 - new for new, old in enumerate(axes) if old >= 0}
-    return View(read, moves)
+    before = sizes_of(read, ctx) if list(axes).count(-1) == 1 else None
+    if before is None:
+        return View(read, moves)
+    rest = product([s for a, s in enumerate(before) if a not in axes])
+    return View(read, moves, [rest if old < 0 else before[old] for old in axes])
 
 
 def _flatten(node: fx.Node, source: Any, start: Any, end: Any, ctx: Context) -> Lifted:
@@ -33,6 +38,8 @@ def _flatten(node: fx.Node, source: Any, start: Any, end: Any, ctx: Context) -> 
 
     def arrange(rank: int) -> Sequence[int] | None:
         first, last = start % rank, end % rank
+        if first > last:
+            return None
         whole = first == last or ((first, last) == (1, rank - 1) and _of_one_position(node, source, rank, ctx))
         return [*range(first), first if whole else -1, *range(last + 1, rank)]
 
@@ -111,3 +118,29 @@ def attribute(node: fx.Node, ctx: Context) -> Lifted:
         return swapped if rank == 2 or (rank > 2 and name == "mT") else None
 
     return _view(node, source, ctx, arrange)
+
+
+def unsqueeze(node: fx.Node, ctx: Context) -> Lifted:
+    """A new axis of one position."""
+    given = arguments(node, ("input", "dim"), {})
+    source = None if given is None else source_of(node, given.get("input"), ctx)
+    before = None if source is None else sizes_of(source, ctx)
+    if given is None or source is None or before is None or type(given.get("dim")) is not int:
+        return None
+    rank, at = len(before), given["dim"] % (len(before) + 1)
+    moves = {rank - 1 - a: rank - 1 - a + (at > a) for a in range(rank)}
+    return View(source, moves, [*before[:at], ONE, *before[at:]])
+
+
+def squeeze(node: fx.Node, ctx: Context) -> Lifted:
+    """Axes left out that have one position whatever the input is."""
+    given = arguments(node, ("input", "dim"), {})
+    source = None if given is None else source_of(node, given.get("input"), ctx)
+    rank, dims = (None if source is None else ctx.rank(source)), None if given is None else given.get("dim")
+    dims = (dims,) if type(dims) is int else dims
+    if source is None or rank is None or not isinstance(dims, (tuple, list)) or not dims:
+        return None
+    if not all(type(d) is int and -rank <= d < rank and size_of(source, d % rank, ctx) == ONE for d in dims):
+        return None
+    left = [a for a in range(rank) if a not in {d % rank for d in dims}]
+    return View(source, {rank - 1 - a: len(left) - 1 - i for i, a in enumerate(left)})

@@ -122,7 +122,7 @@ def not_swapped(self: Any, y: Tensor) -> Tensor:
     return y.view(b, 3, 4, h, w).transpose(1, 2).transpose(1, 2).reshape(b, c, h, w)
 
 
-TRAPS = {f.__name__: f for f in (swapped_sizes, in_batch, in_rows, across, other_size, not_swapped)}
+TRAPS = {f.__name__: f for f in (swapped_sizes, across, other_size, not_swapped)}
 
 
 @BARE
@@ -132,6 +132,14 @@ def test_what_is_no_shuffle_of_channels_stays_right(name: str, bare: bool) -> No
     shapes = ((6, 4, 6, 6), (6, 4, 6, 9), (3, 4, 3, 12)) if name != "other_size" else ((6, 4, 6, 6), (6, 4, 6, 9))
     report = deployed_of(lambda self, x: self.norm(trap(self, self.conv(x))), bare, shapes)
     assert not report.regions
+
+
+@BARE
+@pytest.mark.parametrize("other", [in_batch, in_rows], ids=lambda f: f.__name__)
+def test_what_leaves_the_channels_alone_is_read_through(other: Any, bare: bool) -> None:
+    shapes = ((6, 4, 6, 6), (6, 4, 6, 9), (3, 4, 3, 12))
+    report = deployed_of(lambda self, x: self.norm(other(self, self.conv(x))), bare, shapes)
+    assert len(report.regions) == 1
 
 
 def test_a_shuffled_value_that_is_also_read_split_stays() -> None:
