@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from reptool.ship.export import export as export
     from reptool.ship.saving import load as load
     from reptool.ship.saving import save as save
+    from reptool.switch import to_linear as to_linear
+    from reptool.switch import to_pointwise as to_pointwise
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,6 +59,8 @@ __all__ = [
     "release",
     "report",
     "save",
+    "to_linear",
+    "to_pointwise",
 ]
 
 _HOMES = {
@@ -80,6 +84,8 @@ _HOMES = {
     "load_deployed": "name_maps",
     "release": "runtime.gates.release",
     "save": "ship.saving",
+    "to_linear": "switch",
+    "to_pointwise": "switch",
 }
 
 

@@ -73,6 +73,7 @@ COVERED = {
     "blocks/_activation.py": "blocks/test_options.py",
     "blocks/_checks.py": "blocks/test_options.py",
     "blocks/behind.py": "blocks/test_compose.py",
+    "blocks/switched.py": "test_switch.py",
     "blocks/weight_maps.py": "blocks/test_parametrizations.py",
     "capture/evaluation/fakes.py": "capture/test_symbolic.py",
     "capture/graph_builder.py": "capture/test_tracer.py",

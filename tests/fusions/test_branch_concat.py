@@ -33,6 +33,21 @@ def test_one_convolution_is_the_concatenation_of_several(
     torch.testing.assert_close(layer(weight, bias), wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("size", [(3,), (2, 3), (2, 1, 2)])
+def test_parts_with_groups(size: tuple[int, ...], groups: int) -> None:
+    weights = [torch.randn(o * groups, 6 // groups, *size, dtype=torch.float64) for o in (2, 1, 3)]
+    biases = [torch.randn(2 * groups, dtype=torch.float64), None, torch.randn(3 * groups, dtype=torch.float64)]
+    conv = (F.conv1d, F.conv2d, F.conv3d)[len(size) - 1]
+    x = torch.randn(2, 6, *(6, 5, 4)[: len(size)], dtype=torch.float64)
+    parts = [conv(x, w, b, groups=groups) for w, b in zip(weights, biases, strict=True)]
+    torch.testing.assert_close(conv(x, *branch_concat(weights, biases, groups)), torch.cat(parts, 1))
+    weight, bias = branch_concat(weights, biases, groups, interleaved=True)
+    ordered = torch.cat([p.unflatten(1, (groups, -1)) for p in parts], 2).flatten(1, 2)
+    assert weight.shape[1] == 6 // groups
+    torch.testing.assert_close(conv(x, weight, bias, groups=groups), ordered)
+
+
 def test_a_single_part_is_copied() -> None:
     weight = torch.ones(1, 1)
     branch_concat([weight], [None])[0].zero_()
@@ -50,3 +65,8 @@ def test_a_single_part_is_copied() -> None:
 def test_bad_input_is_an_error(weights: list[Tensor], biases: list[Tensor | None], message: str) -> None:
     with pytest.raises(InputError, match=message):
         branch_concat(weights, biases)
+
+
+def test_groups_that_do_not_divide_are_an_error() -> None:
+    with pytest.raises(InputError, match=r"\[4, 3\] output channels are not all divisible by 2 groups"):
+        branch_concat([torch.ones(4, 1), torch.ones(3, 1)], [None, None], 2)

@@ -28,3 +28,16 @@ def test_of_a_linear_layer_it_is_the_unit_matrix(channels: int) -> None:
 def test_groups_that_do_not_divide_are_an_error() -> None:
     with pytest.raises(InputError, match="4 channels are not divisible by 3 groups"):
         dirac_kernel(4, (3, 3), 3)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("channels", "out"), [(4, 8), (8, 4), (2, 6)])
+def test_with_other_channels_out_it_is_the_initialization_of_torch(channels: int, out: int, groups: int) -> None:
+    wanted = torch.nn.init.dirac_(torch.empty(out, channels // groups, 3, 5, dtype=torch.float64), groups)
+    assert torch.equal(dirac_kernel(channels, (3, 5), groups, out), wanted)
+    assert torch.equal(dirac_kernel(channels, (), groups, out), wanted[:, :, 1, 2])
+
+
+def test_channels_out_that_groups_do_not_divide_are_an_error() -> None:
+    with pytest.raises(InputError, match="3 channels are not divisible by 2 groups"):
+        dirac_kernel(4, (3,), 2, 3)
