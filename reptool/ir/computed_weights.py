@@ -74,7 +74,7 @@ def set_plain(module: nn.Module) -> None:
     for key, hook in list(module._forward_pre_hooks.items()):
         if not is_weight_hook(hook):
             continue
-        name = str(getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight"))
+        name = _name_of(hook)
         with torch.no_grad():
             hook(module, ())
             value = getattr(module, name).detach().clone()
@@ -84,6 +84,17 @@ def set_plain(module: nn.Module) -> None:
             for extra in [k for k in table if k.startswith(f"{name}_")]:
                 del table[extra]
         module.register_parameter(name, nn.Parameter(value))
+
+
+def computed_names(module: nn.Module) -> list[str]:
+    """The tensors that a layer computes at every call: `set_plain` takes away what it computes them of."""
+    table = module.parametrizations if parametrize.is_parametrized(module) else None
+    names = list(table) if isinstance(table, nn.ModuleDict) else []
+    return [*names, *(_name_of(h) for h in module._forward_pre_hooks.values() if is_weight_hook(h))]
+
+
+def _name_of(hook: Any) -> str:
+    return str(getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight"))
 
 
 def _set_unparametrized(module: nn.Module) -> None:

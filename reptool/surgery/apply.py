@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from reptool.ir.computed_weights import set_bare, set_plain
+from reptool.ir.computed_weights import computed_names, set_bare, set_plain
 from reptool.ir.trace import all_events
 from reptool.models.copies import as_values
 from reptool.rewrite.lower import new_layer, set_values
@@ -39,7 +39,9 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
     kept = {p: keep(root.get_submodule(p), k.whole, k.parts, memo) for p, k in surgery.keeping.items()}
     asked = {p: _attributes(root.get_submodule(p), names) for p, names in surgery.read.items()}
     slots = {s.slot: s.reuse for s in surgery.sites if s.slot is not None}
-    earlier = {p: list(names_lost(root.get_submodule(p))) for p, reuse in slots.items() if not reuse}
+    layers = {p: root.get_submodule(p) for p in slots}
+    computed = {p: computed_names(m) for p, m in layers.items()}
+    earlier = {p: list(names_lost(m)) for p, m in layers.items() if not slots[p] or computed[p]}
     _put_layers(root, surgery, values, paths)
     for path in slots:
         vars(root.get_submodule(path))[FUSED] = True
@@ -55,7 +57,7 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
     _empty(root, surgery)
     for path, names in earlier.items():
         layer = root.get_submodule(path)
-        if gone := sorted(n for n in names if not hasattr(layer, n)):
+        if gone := sorted({n for n in names if not hasattr(layer, n)}.union(computed[path])):
             set_class(layer, derive(type(layer), refusing_methods(gone)))
     for path, originals in kept.items():
         root.get_submodule(path).add_module(KEPT, originals)
@@ -131,11 +133,10 @@ def _attributes(module: nn.Module, names: set[str]) -> dict[str, Any]:
 
 
 def _tensor_names(root: nn.Module, surgery: Surgery) -> dict[Site, set[str]]:
-    """The parameters and buffers that the module at each place has."""
+    """Which names of a layer's tensors the module at each place answers for, some with a tensor that it computes."""
     modules = {s: root.get_submodule(s.owner if s.slot is None else s.slot) for s in surgery.sites}
-    return {
-        s: {n for n, t in (*m._parameters.items(), *m._buffers.items()) if t is not None} for s, m in modules.items()
-    }
+    names = {s: ("weight", "bias") if s.slot is not None else s.names for s in surgery.sites}
+    return {s: {n for n in names[s] if n is not None and getattr(m, n, None) is not None} for s, m in modules.items()}
 
 
 def _say_what_is_folded(root: nn.Module, site: Site, traced: Traced, before: set[str]) -> None:

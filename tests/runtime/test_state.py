@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool.errors import AbsorbedStateError
+from reptool.errors import AbsorbedStateError, SpecializedError
+from reptool.testing import perturb
 from tests.traps import assert_same, ready
 
 
@@ -127,3 +128,23 @@ def test_a_plain_dict_that_may_be_of_the_original_is_refused() -> None:
         deployed.load_state_dict(dict(deployed.state_dict()))
     deployed.load_state_dict(deployed.state_dict())
     reptool.release(deployed).load_state_dict(dict(deployed.state_dict()))
+
+
+COMPUTED = {
+    "parametrization": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
+    "spectral": lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)),
+    "hook": lambda: nn.utils.spectral_norm(nn.Conv2d(3, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_layer_that_computed_its_weight_says_what_it_holds(name: str) -> None:
+    """The original computes ``weight`` anew at every call, whatever is written to it; and it had other tensors."""
+    model, x = ready(nn.Sequential(COMPUTED[name](), nn.BatchNorm2d(4))), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    deployed = reptool.deploy(model, x)
+    assert_same(model(x), deployed(x))
+    with pytest.raises(AbsorbedStateError):
+        deployed[0].load_state_dict({"bias": torch.zeros(4)}, strict=False)
+    with pytest.raises(SpecializedError, match="'weight' of this"):
+        deployed[0].weight = nn.Parameter(torch.zeros_like(deployed[0].weight))
+    perturb(model, deployed, x, tries=60, allow=("lenient",))

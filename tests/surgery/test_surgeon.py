@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import reptool
 from reptool.errors import AbsorbedStateError, ReptoolError, SpecializedError, UnsupportedModelError
@@ -362,10 +363,11 @@ class Rep(Branches):
         return self.bn(self.a(x) + self.b(x) + x).relu()
 
     def switch_to_deploy(self) -> None:
-        self.conv = nn.Conv2d(3, 3, 3)
-        self.conv.weight.data = self.a[0].weight * self.a[1].weight.view(-1, 1, 1, 1)
-        self.deploy = True
-        del self.a
+        a, b = (fuse_conv_bn_eval(*branch) for branch in (self.a, self.b))
+        a.weight.data += F.pad(b.weight.data, [1] * 4) + nn.init.dirac_(torch.empty_like(a.weight))
+        a.bias.data += b.bias.data
+        self.conv, self.deploy = fuse_conv_bn_eval(a, self.bn), True
+        del self.a, self.b, self.bn
 
 
 class Net(nn.Module):
@@ -383,9 +385,8 @@ class Net(nn.Module):
 
     def fuse(self) -> nn.Module:
         for module in self.modules():
-            if isinstance(module, ConvBN) and hasattr(module, "bn"):
-                module.conv.weight.data = module.conv.weight * module.bn.weight.view(-1, 1, 1, 1)
-                del module.bn
+            if isinstance(module, ConvBN) and not isinstance(module.bn, nn.Identity):
+                module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
         return self
 
 

@@ -96,12 +96,18 @@ def _belongs(module: nn.Module | None, layer: nn.Module) -> bool:
 _AGAIN = {"torch.utils.checkpoint": ("recompute_fn", "unpack_hook", "backward")}
 
 
+def _is_left_to_python(frame: FrameType | None) -> bool:
+    """Whether a call goes through torch's compiler only to say that it is not to be compiled (checkpointing)."""
+    return frame is not None and frame.f_globals.get("__name__") == "torch._compile"
+
+
 def is_run_again() -> bool:
     """Whether torch runs a part of a forward again (checkpointing), or code that it has compiled."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        home = frame.f_globals.get("__name__") or ""
-        if frame.f_code.co_name in _AGAIN.get(home, ()) or home.startswith("torch._dynamo."):
+        home, around = frame.f_globals.get("__name__") or "", frame.f_back
+        compiled = home.startswith("torch._dynamo.") and not _is_left_to_python(around)
+        if compiled or frame.f_code.co_name in _AGAIN.get(home, ()):
             return True
-        frame = frame.f_back
+        frame = around
     return False

@@ -388,3 +388,30 @@ def test_a_released_model_gives_the_same_and_objects_to_nothing(model: Any, depl
     assert released.stem(X).shape == (2, 4, 7, 7)
     with pytest.raises(SpecializedError):
         deployed.stem(X)
+
+
+class Checkpointed(nn.Module):
+    """Two branches in a part that is checkpointed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+    def both(self, x: Tensor) -> Tensor:
+        """Added."""
+        return self.a(x) + self.b(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run again in the backward pass."""
+        return checkpoint(self.both, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def test_a_checkpoint_around_a_region_opens_no_gate() -> None:
+    model, x = Checkpointed().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    deployed = reptool.deploy(model, x.detach())
+    assert len(reptool.report(deployed).regions) == 1
+    torch.testing.assert_close(deployed(x), model(x))
+    deployed(x).sum().backward()
+    deployed.b = nn.Conv2d(3, 4, 1).double()
+    with pytest.raises(SpecializedError):
+        deployed(x)
