@@ -152,6 +152,11 @@ def _on_examples(unit: Unit, site: Site) -> tuple[int, int] | None:
         else:
             before += int(op.work.multiplications * prod(written) / (op.shape.out_channels or 1))
     read, written = shape(region.root), shape(region.value)
+    if region.form.around and read is not None:
+        size = read[2:]
+        for resampling in region.form.around[: region.form.at]:
+            size = resampling.out_size(size)
+        written = (read[0], region.form.shape.out_channels or 1, *size)
     return None if read is None or written is None else (before, of_layer(region.form.shape, read, written))
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from torch import fx
 
 from reptool.algebra.kernel import Kernel
+from reptool.algebra.resampling import Resampling
 from reptool.algebra.work import Work
+from reptool.refusal import Refusal
 
 
 @dataclass(eq=False)
@@ -32,6 +34,9 @@ class Affine:
         rule: the name of the user's rule that says so, '' for operations of torch's own.
         inner: operations between `source` and it that are no maps by themselves (`Inner`).
         read: what it reads of them.
+        resampling: the same as a map that may stand on either side of pointwise layers.
+        moves: whether it is nothing but `resampling`, and `shape` tells of its channels alone.
+        left: why it is not more than that, for a layer that reads it.
     """
 
     source: fx.Node
@@ -49,6 +54,9 @@ class Affine:
     rule: str = ""
     inner: tuple[fx.Node, ...] = ()
     read: tuple[fx.Node, ...] = ()
+    resampling: Resampling | None = None
+    moves: bool = False
+    left: Refusal | None = None
 
     @property
     def sources(self) -> list[fx.Node]:

@@ -44,7 +44,7 @@ from reptool.lift.layout.views import (
     unsqueeze,
 )
 from reptool.lift.norms import norm_function, norm_module
-from reptool.lift.pooling import pool_function, pool_module
+from reptool.lift.pooling import adaptive_function, adaptive_module, pool_function, pool_module
 from reptool.lift.products import addmm, einsum, matmul, tensordot
 from reptool.lift.reading import Context as Context
 from reptool.lift.reading import Lifted as Lifted
@@ -60,6 +60,7 @@ _MODULES: tuple[tuple[Any, Callable[[fx.Node, nn.Module, Context], Lifted]], ...
     (nn.Linear, linear_module),
     (nn.modules.batchnorm._BatchNorm, norm_module),
     ((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), pool_module),
+    ((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), adaptive_module),
     (nn.Identity, identity_module),
     (nn.modules.dropout._DropoutNd, dropout_module),
     (_PADS, pad_module),
@@ -77,6 +78,7 @@ _FUNCTIONS: dict[str, Callable[[fx.Node, Context], Lifted]] = {
     DEFORMABLE: deformable,
     "batch_norm": norm_function,
     **{f"avg_pool{n}d": pool_function(n) for n in (1, 2, 3)},
+    **{f"adaptive_avg_pool{n}d": adaptive_function(n) for n in (1, 2, 3)},
     "pad": pad_function,
     **{f"dropout{n}d": dropout_function for n in (1, 2, 3)},
     **{

@@ -104,6 +104,8 @@ def analyse(
                     refusal = lifted
                 else:
                     op = lifted
+                    if isinstance(op, Affine) and op.left is not None:
+                        found.refused[node] = op.left
         if refusal is not None:
             found.refused[node] = refusal
         if isinstance(op, Affine) and node in norms:
@@ -222,7 +224,7 @@ def _size(found: Analysis, node: fx.Node, op: Op | None) -> Size:
         size = found.sizes.get(op.source, ())
         if op.shape.axes and len(size) != len(op.shape.axes):
             size = nominal_size(len(op.shape.axes))
-        return out_size(op.shape, size)
+        return out_size(op.shape, size) if not op.moves or op.resampling is None else op.resampling.out_size(size)
     if op is not None:
         return found.sizes.get(op.sources[0], ())
     return nominal_size(2)
@@ -236,7 +238,8 @@ def _regroup(found: Analysis, node: fx.Node, made: dict[fx.Node, Form], values: 
     """Forms that come about only from behind: a border that the layer in front would see is cropped away here."""
     for middle, outer in list(made.items()):
         for root, inner in found.forms.get(middle, {}).items():
-            if root not in made and outer.layout is None and inner.layout is None:
+            plain = all(f.layout is None and not f.around for f in (outer, inner))
+            if root not in made and plain:
                 new = chained(outer, inner, values)
                 if not isinstance(new, Refusal):
                     made[root] = new
@@ -289,7 +292,7 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:  # lo
                 continue  # views stay where they are: behind the layer
             new = through(node, op, form, values) if isinstance(op, Affine) else arranged(node, op, form)
             if isinstance(new, Refusal):
-                first = first or new
+                first = first or (None if form.around else new)  # it said itself why it is no kernel
             else:
                 made[root] = new
         if isinstance(op, Affine) and any(a.before < 0 or a.after < 0 for a in op.shape.axes or ()):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from reptool.algebra.kernel import Axis, Border, Kernel
+from reptool.algebra.resampling import Resampling
 from reptool.algebra.work import Work
 from reptool.ir.ops import Affine, Concat, Fill, Op, Pieces, Reduced, Stack, Sum, View
 
@@ -103,6 +104,27 @@ def layer_price(kernel: Kernel, size: Size) -> Price:
     return Price(macs + TRAFFIC * moved + weights + OPERATION * (1 + outer), macs, 1, weights, outer)
 
 
+def price_around(kernel: Kernel, around: Sequence[Resampling], at: int, size: Size) -> Price:
+    """Price of a pointwise layer with resampling around it.
+
+    Args:
+        kernel: of the layer.
+        around: the resampling, in order.
+        at: how many of these stand in front of the layer.
+        size: of what is read.
+    """
+    assert kernel.channels is not None
+    total = Price()
+    for i, resampling in enumerate((*around, None)):
+        if i == at:
+            total += layer_price(kernel, size)
+        if resampling is not None:
+            width = kernel.channels.in_channels if i < at else kernel.channels.out_channels
+            moved = width * (prod(size) + prod(size := resampling.out_size(size)))
+            total += Price(TRAFFIC * moved + OPERATION, others=1)
+    return total
+
+
 def needs_outer_padding(axes: Sequence[Axis]) -> bool:
     """Whether no layer pads like this by itself (asymmetric padding, a crop): a padding in front is needed."""
     symmetric = all(a.before == a.after >= 0 for a in axes)
@@ -133,7 +155,8 @@ def op_price(op: Op, size: Size, channels: int | None) -> Price:
             return own if not op.computed else replace(own, total=own.total + 2 * own.weights, others=own.others + 1)
         if op.paradigm == "identity" or (op.paradigm == "slice" and not op.cost):
             return Price()
-        written = width * prod(out_size(op.shape, size))
+        small = op.resampling.out_size(size) if op.moves and op.resampling is not None else out_size(op.shape, size)
+        written = width * prod(small)
         return Price(op.cost * written + TRAFFIC * (elements + written) + OPERATION, others=1)
     if isinstance(op, Sum):
         moved = TRAFFIC * (len(op.sources) + 1) * elements

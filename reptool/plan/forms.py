@@ -10,6 +10,7 @@ from torch import fx
 
 from reptool.algebra.kernel import Axis, Kernel, identity
 from reptool.algebra.laws import add, compose, concat
+from reptool.algebra.resampling import Resampling
 from reptool.fusions.linear import linear_to_pointwise, pointwise_to_linear
 from reptool.ir.decisions import decided
 from reptool.ir.ops import Affine, Concat, Sum, View
@@ -29,6 +30,9 @@ class Form:
         make: makes the kernel with its values.
         layout: axes behind the channels after views on the way; None when the kernel's own axes stand.
         named: whether a view on the way names the number of channels.
+        around: what moves positions, on whichever side of the kernel, which is pointwise then: see `resampled`.
+        at: how many of these stand in front of the kernel.
+        other: the same value with resampling around a pointwise kernel, where it is a kernel of its own as well.
     """
 
     root: fx.Node
@@ -37,6 +41,9 @@ class Form:
     make: Callable[[], Kernel | Refusal]
     layout: int | None = None
     named: bool = False
+    around: tuple[Resampling, ...] = ()
+    at: int = 0
+    other: Form | None = None
     _kernel: Kernel | Refusal | None = field(default=None, repr=False)
 
     def kernel(self) -> Kernel | Refusal:
@@ -53,6 +60,37 @@ def start(root: fx.Node) -> Form:
 
 def through(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Refusal:
     """The form of ``op(form)``; `values` tells whether values may be looked at to decide."""
+    whole = _through(node, op, form, values)
+    other = next((f for f in (form.other, form) if f is not None and (op.resampling or f.around)), None)
+    second = None if other is None else resampled(node, op, other, values)
+    if isinstance(whole, Form) and isinstance(second, Form):
+        return replace(whole, other=second)
+    return second if isinstance(second, Form) else whole
+
+
+def resampled(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Refusal:
+    """The form of ``op(form)`` as a pointwise kernel with resampling around it.
+
+    Resampling whose weights add up to one commutes with pointwise maps, bias included: all resampling on the way is
+    kept in its order, and the kernel may stand anywhere between.
+    """
+    if form.layout is not None or not form.shape.is_pointwise or form.shape.axes == ():
+        return Refusal(Code.LAYOUT, "resampling behind a view", (node.name,))
+    if op.resampling is not None:
+        axes = len(op.shape.axes or ())
+        if len(form.shape.with_axes(axes).axes or ()) != axes:
+            return Refusal(Code.LAYOUT, "resampled along other axes than those of the layer", (node.name,))
+        around = (*form.around, op.resampling)
+        return Form(form.root, form.shape, form.ops | {node}, form.make, around=around)
+    if not op.shape.is_pointwise or op.shape.axes == ():
+        return Refusal(Code.RESAMPLING, "a layer that reads neighbours of what is resampled", (node.name,))
+    made = _through(node, op, replace(form, around=()), values)
+    return made if isinstance(made, Refusal) else replace(made, around=form.around)
+
+
+def _through(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Refusal:
+    if op.moves or form.around:
+        return Refusal(Code.RESAMPLING, "a layer that reads neighbours of what is resampled", (node.name,))
     fit = _viewed(op.shape, form)
     if isinstance(fit, Refusal):
         return fit
@@ -119,6 +157,8 @@ def _viewed(kernel: Kernel, form: Form) -> Kernel | Refusal:
 
 def arranged(node: fx.Node, op: View, form: Form) -> Form | Refusal:
     """The form of a view: the same kernel, its channels standing elsewhere."""
+    if form.around:
+        return Refusal(Code.LAYOUT, "a view of what is resampled", (node.name,))
     behind = form.layout if form.layout is not None else None if form.shape.axes is None else len(form.shape.axes)
     if behind is None or behind not in op.moves or form.shape.channels is None:
         return Refusal(Code.LAYOUT, "the channels do not stay one axis", (node.name,))
@@ -128,7 +168,7 @@ def arranged(node: fx.Node, op: View, form: Form) -> Form | Refusal:
 
 def summed(node: fx.Node, op: Sum, forms: list[Form]) -> Form | Refusal:
     """The form of a sum of forms of one root."""
-    if any(f.layout is not None for f in forms):
+    if any(f.layout is not None or f.around for f in forms):
         return Refusal(Code.LAYOUT, "a sum of rearranged values", (node.name,))
     mapped = [f.shape if g is None else compose(g.shape_only(), f.shape) for f, g in zip(forms, op.maps, strict=True)]
     refused = next((m for m in mapped if isinstance(m, Refusal)), None)
@@ -154,7 +194,7 @@ def summed(node: fx.Node, op: Sum, forms: list[Form]) -> Form | Refusal:
 
 def joined(node: fx.Node, op: Concat, forms: list[Form], expected: int | None = None) -> Form | Refusal:
     """The form of a concatenation of forms of one root; `expected` channels are what its reader asks for."""
-    if any(f.layout is not None for f in forms):
+    if any(f.layout is not None or f.around for f in forms):
         return Refusal(Code.LAYOUT, "a concatenation of rearranged values", (node.name,))
     shapes = [f.shape.with_axes(op.axes) for f in forms]
     if any(len(s.axes or ()) != op.axes for s in shapes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from torch import fx
@@ -12,7 +13,7 @@ from reptool.algebra.kernel import Kernel
 from reptool.ir.ops import Affine
 from reptool.ir.shapes import keeps_shape
 from reptool.plan.candidates import Analysis
-from reptool.plan.cost import Price, Size, layer_price, nominal_size, op_price
+from reptool.plan.cost import Price, Size, layer_price, nominal_size, op_price, price_around
 from reptool.plan.forms import Form
 from reptool.refusal import Code, Refusal
 
@@ -82,8 +83,15 @@ class Prices:
     def gains_little(self, node: fx.Node, form: Form) -> Refusal | None:
         """A layer at another resolution that is hardly cheaper: what the price does not know decides there."""
         moved = any(isinstance(op, Affine) and op.paradigm in MOVED for op in map(self.found.ops.get, form.ops))
-        enough = self.layer(form).total <= (1 - LEAST_GAIN) * self.standing_of(form).total
-        return None if enough or not moved else self.dearer(node, form)
+        before, after = self.standing_of(form), self.layer(form)
+        seen = self._seen(form) if form.around else None
+        if seen is not None:
+            before = sum((self._price_as_is(n, self._seen_size(n)) for n in form.ops), Price())
+            after = price_around(form.shape, form.around, form.at, seen)
+        enough = after.total <= (1 - LEAST_GAIN) * before.total
+        if form.around:  # in the order in which it stands, it stays
+            enough = enough and after.multiplications < before.multiplications
+        return None if enough or not (moved or form.around) else self.dearer(node, form)
 
     def with_channels(self, node: fx.Node, form: Form) -> Form | Refusal:
         """A form of poolings alone on as many channels as its value has."""
@@ -96,13 +104,29 @@ class Prices:
             kernel = form.kernel()
             return kernel if isinstance(kernel, Refusal) else kernel.with_channels(count)
 
-        return Form(form.root, form.shape.with_channels(count), form.ops, make, form.layout)
+        return replace(form, shape=form.shape.with_channels(count), make=make, _kernel=None)
 
     def _price_layer(self, form: Form) -> Price:
+        size = self._nominal(form)
+        return price_around(form.shape, form.around, form.at, size) if form.around else layer_price(form.shape, size)
+
+    def placed(self, form: Form) -> Form:
+        """A form with its kernel where it costs least between what resamples."""
+        if not form.around or form.shape.channels is None:
+            return form
+        seen = self._seen(form) or self._nominal(form)
+        places = [price_around(form.shape, form.around, at, seen).total for at in range(len(form.around) + 1)]
+        return replace(form, at=places.index(min(places)))
+
+    def _seen(self, form: Form) -> Size | None:
+        """The size in the example of the image that a form reads."""
+        shape = self.found.facts.shape(form.root)
+        return None if shape is None else shape[-len(form.shape.axes or ()) :]
+
+    def _nominal(self, form: Form) -> Size:
         size = self.found.sizes.get(form.root, ())
-        if form.shape.axes and len(size) != len(form.shape.axes):
-            size = nominal_size(len(form.shape.axes))
-        return layer_price(form.shape, size)
+        wrong = form.shape.axes and len(size) != len(form.shape.axes)
+        return nominal_size(len(form.shape.axes or ())) if wrong else size
 
     def _price_as_is(self, node: fx.Node, seen: Size | None = None) -> Price:
         op = self.found.ops[node]

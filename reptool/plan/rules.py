@@ -12,14 +12,14 @@ from reptool.rules.lifting import BUILT_IN
 
 RULES = (
     "conv_bn", "bn_conv", "branch_add", "branch_concat", "kernel_size", "sequential", "shortcut", "avg_pool", "scale",
-    "padding", "slice", "linear", "weights", "impulse", "distribute", "upsample",
+    "padding", "slice", "linear", "weights", "impulse", "distribute", "upsample", "resample",
 )  # fmt: skip
 BUILT_IN.update(RULES)
 
 
 def rules_of(form: Form, found: Analysis) -> frozenset[str]:
     """Names of the rules a form uses."""
-    rules: set[str] = set()
+    rules: set[str] = {"resample"} if form.around else set()
     position = found.reads.position
     ops = sorted(form.ops, key=position.__getitem__)
     layers = [n for n in ops if isinstance(found.ops[n], Affine) and found.ops[n].layer]  # type: ignore[union-attr]
@@ -33,11 +33,11 @@ def rules_of(form: Form, found: Analysis) -> frozenset[str]:
             behind = _behind_layer(node, form, found)
             rules |= {
                 "bn": {"conv_bn" if behind else "bn_conv"},
-                "avg_pool": {"avg_pool"},
+                "avg_pool": set() if form.around else {"avg_pool"},
                 "scale": {"scale"},
                 "padding": {"padding"},
                 "slice": {"slice"},
-                "upsample": {"upsample"},
+                "upsample": set() if form.around else {"upsample"},
                 "impulse": {"impulse"},
             }.get(op.paradigm, set())
             if op.computed and op.work is None and not op.rule:

@@ -19,7 +19,7 @@ from reptool.plan.cost import Price
 from reptool.plan.forms import Form
 from reptool.plan.pricing import Prices, Standing
 from reptool.plan.terms import Tree
-from reptool.refusal import Refusal
+from reptool.refusal import Code, Refusal
 
 MAX_ROUNDS = 3
 FORCED = 1e15
@@ -140,7 +140,9 @@ class Chooser:
         """The forms of a value that may be one layer, the nearest first."""
         if node not in self._forms:
             found = self._forms[node] = []
-            for form in sorted(self.found.forms.get(node, {}).values(), key=lambda form: len(form.ops)):
+            own = self.found.forms.get(node, {}).values()
+            every = [f for form in own for f in (form, form.other) if f is not None]
+            for form in map(self.prices.placed, sorted(every, key=lambda form: len(form.ops))):
                 if not self._worth(form):
                     continue
                 known = form if form.shape.channels is not None else self.prices.with_channels(node, form)
@@ -148,6 +150,8 @@ class Chooser:
                 if refusal is None:
                     assert isinstance(known, Form)
                     found.append(known)
+                elif form.around and refusal.code is Code.DEARER:
+                    continue  # it stands where it costs least
                 elif known is refusal or not _hands_on(self.found.ops[node]):
                     self._note(node, refusal)
         return self._forms[node]
@@ -188,7 +192,7 @@ class Chooser:
         ops = [op for op in map(self.found.ops.get, form.ops) if isinstance(op, Affine)]
         layers = [op for op in ops if op.layer]
         if not layers:
-            return self.force and any(op.paradigm in ALONE for op in ops)
+            return self.force and not form.around and any(op.paradigm in ALONE for op in ops)
         if len(form.ops) == 1:
             return layers[0].computed and not self.found.facts.only_follows(next(iter(form.ops)))
         return form.shape.channels is not None

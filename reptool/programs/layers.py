@@ -16,7 +16,7 @@ from reptool.plan.forms import Form
 from reptool.plan.inference import Facts
 from reptool.plan.select import Region
 from reptool.refusal import Code, Refusal
-from reptool.rewrite.lower import Geometry, Place, geometry, values
+from reptool.rewrite.lower import Geometry, Place, layer_of, values
 from reptool.verify.measure import Measured, Verify, measure
 from reptool.verify.regions import EXACT, tolerance
 
@@ -101,7 +101,7 @@ class Layers:
         return None
 
     def _fit(self, region: Region) -> tuple[Geometry, Place] | Refusal:
-        shape, place = geometry(region.form.shape), self._place(region)
+        shape, place = layer_of(region.form), self._place(region)
         if isinstance(shape, Refusal):
             return shape
         return place if isinstance(place, Refusal) else self.writable(shape) or (shape, place)

@@ -27,6 +27,8 @@ PADS_AS_INPUT = 11
 
 def why_not(shape: Geometry, opset: int) -> Refusal | None:
     """Why a layer of this geometry is no sequence of ONNX operators; None where it is."""
+    if shape.before or shape.behind:
+        return Refusal(Code.LAYOUT, "a layer with resampling beside it is written into modules alone")
     if shape.kind == "deformable":
         return Refusal(Code.LAYOUT, "a deformable convolution is no operator that is written")
     mode = next((m for m in (shape.padding_mode, shape.outer_mode) if m in _MODES), None)

@@ -30,6 +30,8 @@ def is_core(graph: fx.Graph) -> bool:
 
 def why_not(shape: Geometry, core: bool) -> Refusal | None:
     """Why a layer of this geometry is no sequence of operators; None where it is."""
+    if shape.before or shape.behind:
+        return Refusal(Code.LAYOUT, "a layer with resampling beside it is written into modules alone")
     if shape.kind == "deformable":
         return Refusal(Code.LAYOUT, "a deformable convolution is no operator of ATen")
     if core and "circular" in (shape.padding_mode, shape.outer_mode):

@@ -41,6 +41,7 @@ _PARADIGMS = {
     "avg_pool": "an average pooling",
     "padding": "a padding",
     "upsample": "an upsampling",
+    "resample": "a resampling",
 }
 Tried = Mapping[fx.Node, Mapping[frozenset[fx.Node], Refusal]]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from reptool.algebra.kernel import Border, Kernel
+from reptool.algebra.resampling import Resampling
 from reptool.fusions.linear import pointwise_to_linear
 from reptool.plan.cost import is_same_padding
+from reptool.plan.forms import Form
 from reptool.refusal import Code, Refusal
 
 _CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -58,6 +60,8 @@ class Geometry:
     output_padding: tuple[int, ...] = ()
     outer: tuple[tuple[int, int], ...] | None = None  # pad or crop in front of the layer, per axis
     outer_mode: str = "constant"
+    before: tuple[Resampling, ...] = ()  # what moves positions in front of a pointwise layer, and behind it
+    behind: tuple[Resampling, ...] = ()
 
     def __str__(self) -> str:
         """The layer in words: ``Conv2d(3, 8, 3x3, padding=(1, 1))``."""
@@ -76,7 +80,19 @@ class Geometry:
             if v != plain
         )
         size = "x".join(map(str, self.kernel_size))
-        return f"{name}{len(self.kernel_size)}d({self.in_channels}, {self.out_channels}, {size}{extra})"
+        layer = f"{name}{len(self.kernel_size)}d({self.in_channels}, {self.out_channels}, {size}{extra})"
+        return " -> ".join(map(str, (*self.before, layer, *self.behind)))
+
+
+def layer_of(form: Form) -> Geometry | Refusal:
+    """The layer that holds a form, with what resamples around it.
+
+    Refuses: as `geometry`.
+    """
+    found = geometry(form.shape)
+    if isinstance(found, Refusal) or not form.around:
+        return found
+    return replace(found, before=form.around[: form.at], behind=form.around[form.at :])
 
 
 def geometry(kernel: Kernel) -> Geometry | Refusal:  # long: a kind of layer after the other
@@ -175,12 +191,21 @@ def new_layer(shape: Geometry, weight: Tensor, bias: Tensor | None) -> nn.Module
     """A fresh layer of this geometry: `nn.Linear`, `nn.Conv*d` or `nn.ConvTranspose*d`, padding in front if needed."""
     layer = _like(_blank(shape, bias is not None))
     set_values(layer, weight, bias)
+    if shape.before or shape.behind:
+        return _between(shape, layer)
     if shape.outer is None:
         return layer
     n = len(shape.kernel_size)
     flat = [p for pair in reversed(shape.outer) for p in pair]
     pad = nn.ZeroPad2d(flat) if n == 2 and shape.outer_mode == "constant" else _pad_module(n, flat, shape.outer_mode)  # type: ignore[arg-type]
     return nn.Sequential(OrderedDict(pad=pad, conv=layer)).eval()
+
+
+def _between(shape: Geometry, layer: nn.Module) -> nn.Module:
+    """A layer with what resamples in front of it and behind it."""
+    parts = [(f"resample{i or ''}", r.module()) for i, r in enumerate((*shape.before, *shape.behind))]
+    parts.insert(len(shape.before), ("conv", layer))
+    return nn.Sequential(OrderedDict(parts)).eval()
 
 
 @lru_cache(256)

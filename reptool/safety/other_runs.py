@@ -20,7 +20,7 @@ from reptool.plan.inference import Facts
 from reptool.plan.select import Region
 from reptool.pysource.functions import function_of
 from reptool.refusal import Code, Refusal
-from reptool.rewrite.lower import geometry
+from reptool.rewrite.lower import layer_of
 from reptool.safety.changed import Changed
 from reptool.surgery.gating import calls
 from reptool.surgery.site import Calls, Site, Surgery
@@ -130,12 +130,13 @@ class Runs:
     def _instances(self, state: Changed, surgeon: Surgeon) -> Iterator[Site]:
         """The fused regions as they appear in another run."""
         for value, forms in surgeon.found.forms.items():
-            for form in forms.values():
+            for form in [f for own in forms.values() for f in (own, own.other) if f is not None]:
                 ops = surgeon.ordered(form)
                 known = state.patterns.get(surgeon.pattern(ops))
                 if known is None:
                     continue
-                shape = geometry(form.shape)
+                form.at = known.region.form.at
+                shape = layer_of(form)
                 if isinstance(shape, Refusal) or shape != known.shape:
                     continue
                 index = self.surgeon.ordered(known.region.form).index(known.carrier)

@@ -25,7 +25,7 @@ from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry, arranged, new_layer
 from reptool.verify.deformable import compared, is_deformable
 from reptool.verify.originals import Originals
-from reptool.verify.sizes import MAX_SIZES, made_up, numbers_of, of_one_position, sizes_of
+from reptool.verify.sizes import MAX_SIZES, made_up, numbers_of, of_one_position, resampled_sizes, sizes_of
 
 Verify = Literal["full", "fast"] | bool
 """How much is verified: all sizes, one size, or nothing; True is all."""
@@ -169,8 +169,10 @@ def _compare(
     found, layer, terms = Measured(), new_layer(shape, *values[0]), _terms(kernel)
     generator = torch.Generator().manual_seed(0)
     original = [reference.ops[n] for n in region.form.ops]
+    count = 1 if verify == "fast" else MAX_SIZES
+    shown = resampled_sizes(region.form) if region.form.around else sizes_of(kernel, original, count)
     whole = _whole_shapes(region, kernel, reference, rank)
-    for sizes in (*sizes_of(kernel, original, 1 if verify == "fast" else MAX_SIZES), [of_one_position(kernel)], whole):
+    for sizes in (*shown, [of_one_position(kernel)], whole):
         for size in sizes:
             x = made_up(kernel, size, rank, generator) if sizes is not whole else numbers_of(size, generator)
             try:

@@ -19,6 +19,7 @@ from torch import Tensor
 from reptool.algebra.budget import BYTES, check_bytes, smallest_size
 from reptool.algebra.kernel import Axis, Kernel
 from reptool.ir.ops import Affine, Op
+from reptool.plan.forms import Form
 
 MAX_SIZES = 4
 BATCH = 2
@@ -47,6 +48,13 @@ def sizes_of(kernel: Kernel, reference: list[Op], count: int = MAX_SIZES) -> Ite
         yield [s for s in sizes if check_bytes(kernel, s, 1) <= BYTES] or [
             tuple(n + i for i, n in enumerate(smallest_size(axes)))
         ]
+
+
+def resampled_sizes(form: Form) -> Iterator[list[tuple[int, ...]]]:
+    """Sizes for a pointwise layer with resampling around it: small ones, and larger ones where these do not run."""
+    axes = len(form.shape.axes or ())
+    for least in (5, 12, 40, 160):
+        yield [tuple(least + 2 * i + k for i in range(axes)) for k in (0, 1)]
 
 
 def _all_written(transposed: tuple[Any, ...]) -> list[int]:

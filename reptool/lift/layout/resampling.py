@@ -16,7 +16,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import fx, nn
 
-from reptool.algebra.kernel import Axis, Border, Kernel
+from reptool.algebra.kernel import Axis, Border, Kernel, identity
+from reptool.algebra.resampling import Resampling
 from reptool.fusions.resampling.upsample_conv import upsample_kernel
 from reptool.ir.ops import Affine
 from reptool.lift.layout.orders import repeat_interleave
@@ -71,19 +72,37 @@ def _upsampled(node: fx.Node, given: Any, settings: Mapping[str, Any], ctx: Cont
     if source is None or rank is None or not 3 <= rank <= 5:
         return None
     factors = _factors(settings, rank - 2)
-    if isinstance(factors, str):
-        read = ctx.expected(node, rank - 2) is not None
-        return Refusal(Code.RESAMPLING, factors, (node.name,)) if read else None
-    return _repeating(node, source, factors)
+    moves = _resampling(settings)
+    if not isinstance(factors, str):
+        return _repeating(node, source, factors, moves)
+    left = Refusal(Code.RESAMPLING, factors, (node.name,)) if ctx.expected(node, rank - 2) is not None else None
+    if moves is None:
+        return left
+    kernel = identity().with_axes(rank - 2)
+    return fixed(node, source, kernel, paradigm="resample", cost=1, resampling=moves, moves=True, left=left)
 
 
-def _repeating(node: fx.Node, source: fx.Node | None, factors: Sequence[int]) -> Lifted:
+def _resampling(settings: Mapping[str, Any]) -> Resampling | None:
+    """What it does as a module; None where that depends on anything but the image."""
+    if settings["antialias"] or settings["recompute_scale_factor"] not in (None, False):
+        return None  # of which the module knows nothing
+    given = {k: settings[k] for k in ("size", "scale_factor", "mode", "align_corners")}
+    plain = {k: tuple(v) if isinstance(v, (tuple, list)) else v for k, v in given.items()}
+    flat = [v for held in plain.values() for v in (held if isinstance(held, tuple) else (held,))]
+    if not all(v is None or isinstance(v, (bool, str)) or is_number(v) for v in flat):
+        return None
+    return Resampling("Upsample", tuple((k, v) for k, v in plain.items() if v is not None))
+
+
+def _repeating(
+    node: fx.Node, source: fx.Node | None, factors: Sequence[int], moves: Resampling | None = None
+) -> Lifted:  # fmt: skip
     """Every position as often as these factors say, axis by axis."""
     ones, none = (1,) * len(factors), (0,) * len(factors)
     axes = tuple(Axis(f, 1, 1, 0, 0, Border.UNKNOWN) for f in factors)
     key = (tuple(factors), tuple(factors), none, none, ones)
     kernel = Kernel(None, axes, upsample_kernel(1, factors), transposed=key)
-    return fixed(node, source, kernel, paradigm="upsample")
+    return fixed(node, source, kernel, paradigm="upsample", resampling=moves)
 
 
 def _factors(settings: Mapping[str, Any], axes: int) -> Sequence[int] | str:
@@ -118,6 +137,6 @@ def repeats(factor: int) -> bool:
     return True
 
 
-def is_upsampling(op: object) -> bool:
-    """Whether an operation repeats positions."""
-    return isinstance(op, Affine) and op.paradigm == "upsample"
+def is_resampling(op: object) -> bool:
+    """Whether an operation repeats positions or resamples them otherwise, and is no kernel with a known border."""
+    return isinstance(op, Affine) and (op.moves or op.paradigm == "upsample")

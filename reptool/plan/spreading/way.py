@@ -11,7 +11,7 @@ from reptool.algebra.kernel import Kernel
 from reptool.ir.decisions import decided
 from reptool.ir.nodes import metadata_read
 from reptool.ir.ops import Affine, Concat, Pieces, View
-from reptool.lift.layout.resampling import is_upsampling
+from reptool.lift.layout.resampling import is_resampling
 from reptool.passages import Passage, crossed
 from reptool.passages.spread import Split, Spread, add_share, origin
 from reptool.plan.candidates import Analysis
@@ -135,7 +135,7 @@ class Way:
 
     def _passage(self, node: fx.Node) -> Passage | None:
         op = self.found.ops.get(node)
-        other = op is None or isinstance(op, (View, Pieces)) or is_upsampling(op)
+        other = op is None or isinstance(op, (View, Pieces)) or is_resampling(op)
         own = self.found.passages.get(node) if other else None
         return own or crossed(node, op)
 

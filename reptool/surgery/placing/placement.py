@@ -15,7 +15,7 @@ from reptool.lift.layers.transposed import asks_for_size
 from reptool.plan.select import Region
 from reptool.pysource.module_info import calls_itself
 from reptool.refusal import Code, Refusal
-from reptool.rewrite.lower import Geometry, Place, geometry, geometry_of
+from reptool.rewrite.lower import Geometry, Place, geometry_of, layer_of
 from reptool.surgery.placing.asked import asked_around, event_inputs
 from reptool.surgery.placing.dtypes import dtypes_refused
 from reptool.surgery.placing.functional import functional, weight_of
@@ -28,7 +28,7 @@ from reptool.surgery.traced import Traced
 def site_of(traced: Traced, region: Region) -> Site | Refusal:
     """The best place for a region's layer, or why there is none."""
     ops = region.form.ops
-    shape = geometry(region.form.shape)
+    shape = layer_of(region.form)
     if isinstance(shape, Refusal):
         return shape.at(region.value.name)
     problem = _owners_refused(traced, ops)
@@ -108,6 +108,9 @@ def placed(traced: Traced, region: Region, carrier: fx.Node, shape: Geometry) ->
         weight = weight_of(carrier, traced.found)
         assert weight is not None
         return replace(site, slot=event.path, event=event, place=Place.of(weight))
+    if shape.before or shape.behind:
+        sentence = "a layer with resampling beside it stands in the place of a module, and this one is a function"
+        return Refusal(Code.METHOD, sentence, (carrier.name,))
     return functional(traced, site)
 
 
@@ -161,4 +164,4 @@ def _plain_forward(module: nn.Module) -> bool:
 
 def _resizes(op: Op) -> bool:
     """Whether an operation is a map that may give another size than it reads."""
-    return isinstance(op, Affine) and not op.shape.is_pointwise
+    return isinstance(op, Affine) and (op.moves or not op.shape.is_pointwise)

@@ -117,6 +117,7 @@ def _same_size(traced: Traced, node: fx.Node, site: Site) -> bool:
             return False
         if isinstance(op, Affine):
             keeps = all(a.stride == 1 and a.extent == 0 for a in op.shape.axes or ()) and op.shape.transposed is None
+            keeps = keeps and op.resampling is None
             if not keeps or op.shape.in_channels != op.shape.out_channels:
                 return False
     return True

@@ -90,7 +90,6 @@ CHANGED: dict[str, Callable[[], nn.Module]] = {
     "of another base": lambda: Written(lambda x: 1.5**x),
     "max pooling with a step": lambda: nn.MaxPool2d(1, stride=2),
     "max pooling with a border": lambda: Written(lambda x: F.max_pool2d(x, 2, stride=1)),
-    "interpolation": lambda: Written(lambda x: F.interpolate(x, scale_factor=2)),
 }
 
 
