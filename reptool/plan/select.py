@@ -178,7 +178,7 @@ class Chooser:
     def _merging(self, tree: Tree) -> Iterator[Option]:
         """Groups of a sum's terms as layers, and what is added to them."""
         for groups in tree.families():
-            rest = tree.rest(groups)
+            rest = [value for value, _ in tree.rest(groups)]
             additions = [self.prices.standing(tree.top)] * (len(rest) + len(groups) - 1)
             for forms in product(*(self._candidates(g.value) for g in groups)):
                 layers = tuple((g.value, f) for g, f in zip(groups, forms, strict=True))

@@ -18,7 +18,8 @@ from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from reptool.algebra.kernel import Kernel, identity
 from reptool.algebra.laws import add, compose
@@ -64,11 +65,11 @@ class Tree:
         op = self.ops[node]
         return op.maps[op.sources.index(source)] if isinstance(op, Sum) else None
 
-    def maps(self) -> dict[fx.Node, Kernel | None]:
-        """What each addition and term goes through on its way to the sum; None for nothing."""
-        out: dict[fx.Node, Kernel | None] = {self.top: None}
+    def maps(self, top: fx.Node | None = None) -> dict[fx.Node, Kernel | None]:
+        """What each addition and term goes through on its way to the sum, or to an addition; None for nothing."""
+        out: dict[fx.Node, Kernel | None] = {self.top if top is None else top: None}
         for node, op in self.ops.items():
-            for source in op.sources:
+            for source in op.sources if node in out else ():
                 behind, own = out[node], self.scale(node, source)
                 out[source] = own if behind is None else behind if own is None else _scaled(behind, own)
         return out
@@ -83,18 +84,22 @@ class Tree:
         left = {n: [s for s in op.sources if not self.below[s] <= set(gone)] for n, op in self.ops.items()}
         return {n: kept for n, kept in left.items() if len(kept) < len(self.ops[n].sources)}
 
-    def rest(self, groups: Collection[Group]) -> list[fx.Node]:
-        """What is added to these groups: terms, and sums of none of the groups' terms."""
+    def rest(self, groups: Collection[Group]) -> list[tuple[fx.Node, float]]:
+        """What is added to these groups, and how often: terms, and sums of none of the groups' terms.
+
+        A term that stands in several places is there several times, each with the number of its place.
+        """
         taken = frozenset[fx.Node]().union(*(g.terms for g in groups))
 
-        def walk(node: fx.Node) -> Iterator[fx.Node]:
-            for source in self.ops[node].sources:
+        def walk(node: fx.Node, number: float) -> Iterator[tuple[fx.Node, float]]:
+            op = self.ops[node]
+            for source, by in zip(op.sources, op.maps if isinstance(op, Sum) else [None], strict=True):
                 if not self.below[source] & taken:
-                    yield source
+                    yield source, number * as_number(by)
                 elif source in self.ops:
-                    yield from walk(source)
+                    yield from walk(source, number * as_number(by))
 
-        return list(walk(self.top))
+        return list(walk(self.top, 1.0))
 
     def families(self) -> Iterator[tuple[Group, ...]]:
         """Groups that may be layers at once."""
@@ -111,14 +116,27 @@ class Group:
     Args:
         tree: the sum.
         terms: the terms.
-        value: their sum.
+        top: the addition that holds them all.
+        value: their sum, divided by the number by which it enters that addition.
         parts: each addition that holds some of them -> the same one with these terms alone.
+        by: that number, of one of the terms; None for one.
     """
 
     tree: Tree
     terms: Terms
+    top: fx.Node
     value: fx.Node
     parts: dict[fx.Node, fx.Node]
+    by: Kernel | None = None
+
+    @property
+    def number(self) -> float:
+        """The number by which the value enters the whole sum."""
+        return as_number(self.tree.maps()[self.top]) * as_number(self.by)
+
+    def stands_at(self, term: fx.Node) -> bool:
+        """Whether what stands in the place of this term enters the sum as the value has to."""
+        return as_number(self.tree.maps(self.top)[term]) == as_number(self.by)
 
 
 # --- the sums of a graph --------------------------------------------------------------------------------------------
@@ -188,19 +206,23 @@ def regroup(found: Analysis, extend: Callable[[fx.Node, Op], None]) -> None:
     """
     graph = fx.Graph()
     for tree in trees(found):
-        for terms in _candidates(found, tree):
-            group = _group(found, tree, terms, graph, extend)
+        for terms, layers in _candidates(found, tree).items():
+            group = _group(found, tree, terms, layers, graph, extend)
             tree.groups.append(group)
             found.groups[group.value] = group
         if tree.groups:
             found.sums[tree.top] = tree
 
 
-def _candidates(found: Analysis, tree: Tree) -> list[Terms]:
-    """Terms of one root that cost less as one layer, and all that can be one; not those that the code adds alone."""
+def _candidates(found: Analysis, tree: Tree) -> dict[Terms, Terms]:
+    """Terms of one root that cost less as one layer, and all that can be one; not those that the code adds alone.
+
+    Returns:
+        The terms of each group, and which of them end in layers.
+    """
     maps = tree.maps()
     known = set(tree.below.values())
-    out: dict[Terms, None] = {}
+    out: dict[Terms, Terms] = {}
     roots = dict.fromkeys(r for t in tree.terms for r in (*found.forms.get(t, {}), t))
     for root in roots:
         shapes: dict[fx.Node, tuple[Form, Kernel]] = {}
@@ -212,8 +234,8 @@ def _candidates(found: Analysis, tree: Tree) -> list[Terms]:
         layers = {t for t, (form, _) in shapes.items() if any(map(_is_layer, map(found.ops.get, form.ops)))}
         for terms in _cheaper(found, root, shapes):
             if terms not in known and terms & layers:
-                out[terms] = None
-    return list(out)
+                out[terms] = terms & layers
+    return out
 
 
 def _cheaper(found: Analysis, root: fx.Node, shapes: dict[fx.Node, tuple[Form, Kernel]]) -> Iterator[Terms]:
@@ -258,7 +280,7 @@ def _is_layer(op: Op | None) -> bool:
 
 
 def _group(
-    found: Analysis, tree: Tree, terms: Terms, graph: fx.Graph, extend: Callable[[fx.Node, Op], None]
+    found: Analysis, tree: Tree, terms: Terms, layers: Terms, graph: fx.Graph, extend: Callable[[fx.Node, Op], None]
 ) -> Group:  # fmt: skip
     """The group of these terms, a value of the analysis."""
     parts: dict[fx.Node, fx.Node] = {}
@@ -286,7 +308,48 @@ def _group(
     top = tree.top
     while (inner := next((s for s in tree.ops[top].sources if terms <= tree.below[s]), None)) is not None:
         top = inner
-    return Group(tree, terms, part(top), parts)
+    value, by = part(top), _number_of(tree, top, layers)
+    if by is None:
+        return Group(tree, terms, top, value, parts)
+    over = 1.0 / as_number(by)
+    divided = graph.create_node("call_function", Divided(over), (value,), name=f"{value.name}_divided")
+    value.users.pop(divided, None)
+    divided.meta.update(value.meta)
+    reads, kernel = found.reads, Kernel(None, None, torch.full((1, 1), over, dtype=torch.float64))
+    reads.position[divided], reads.readers[divided] = reads.position[value] + 2**-21, reads.readers[value]
+    found.sizes[divided] = found.sizes[value]
+    if value in found.ranks:
+        found.ranks[divided] = found.ranks[value]
+    found.ops[divided] = Affine(value, kernel.shape_only(), lambda: kernel)
+    extend(divided, found.ops[divided])
+    return Group(tree, terms, top, divided, parts, by)
+
+
+def _number_of(tree: Tree, top: fx.Node, layers: Terms) -> Kernel | None:
+    """The number by which a layer's term enters an addition; None where one enters as it is."""
+    maps = tree.maps(top)
+    known = [maps[t] for t in tree.terms if t in layers]
+    return None if any(as_number(m) in (1.0, 0.0) for m in known) else known[0]
+
+
+def as_number(by: Kernel | None) -> float:
+    """A map that is a number; one for none."""
+    return 1.0 if by is None or by.weight is None else float(by.weight)
+
+
+class Divided:
+    """Stands for the sum of a group in the frame of one of its terms.
+
+    Args:
+        over: one over the number by which that term enters.
+    """
+
+    def __init__(self, over: float) -> None:
+        self.over, self.__name__ = over, "divided"
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The sum as the layer has to give it."""
+        return value * self.over
 
 
 def of_some(*values: object) -> object:

@@ -16,7 +16,7 @@ from reptool.passages.spread import origin
 from reptool.plan.terms import Tree
 from reptool.programs.collapse import Collapsed
 from reptool.programs.layers import Layer
-from reptool.programs.writing import factor, ordered, weight_path
+from reptool.programs.writing import ordered, weight_path
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry
 
@@ -150,12 +150,12 @@ class OnnxWriter:
         groups = {found.groups.get(layer.region.value): layer for layer in self.collapsed.layers}
         chosen = {g: layer for g, layer in groups.items() if g is not None and g.tree is tree}
         made: dict[Layer, tuple[Any, Any]] = {}
-        maps, terms = tree.maps(), list[tuple[Any, float]]()
+        terms: list[tuple[Any, float]] = []
         for group, layer in chosen.items():
             y, weight, bias = self._emitted(layer, tree.top)
             made[layer] = weight, bias
-            terms.append((y, factor(maps[group.value.meta["share_of"]])))
-        terms += [(self.mine[origin(t)][-1], factor(maps[t])) for t in tree.rest(list(chosen))]
+            terms.append((y, group.number))
+        terms += [(self.mine[origin(t)][-1], number) for t, number in tree.rest(list(chosen))]
         self.at = self.mine[tree.top][0].producer()
         dtype = next(iter(chosen.values())).weight.dtype
         total: Any = None

@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
 
-from reptool.algebra.kernel import Kernel
 from reptool.frontends.exported import hint
 from reptool.ir.nodes import weight_argument
 from reptool.ir.ops import Affine, View
@@ -112,12 +111,12 @@ class Writer:
         of_groups = {found.groups.get(layer.region.value): layer for layer in self.collapsed.layers}
         chosen = {g: layer for g, layer in of_groups.items() if g is not None and g.tree is tree}
         made: dict[Layer, tuple[fx.Node, fx.Node | None]] = {}
-        maps, terms = tree.maps(), list[tuple[fx.Node, float]]()
+        terms: list[tuple[fx.Node, float]] = []
         for group, layer in chosen.items():
             y, weight, bias = self._emitted(layer, tree.top)
             made[layer] = weight, bias
-            terms.append((y, factor(maps[group.value.meta["share_of"]])))
-        terms += [(self.mine[origin(t)][-1], factor(maps[t])) for t in tree.rest(list(chosen))]
+            terms.append((y, group.number))
+        terms += [(self.mine[origin(t)][-1], number) for t, number in tree.rest(list(chosen))]
         with self.graph.inserting_before(self.mine[tree.top][0]):
             total = self._added(ordered(terms))
         self._handed_on(tree.top, frozenset(tree.ops), total)
@@ -260,11 +259,6 @@ class Writer:
     @staticmethod
     def _with_tuples_of(node: fx.Node) -> list[fx.Node]:
         return [node, *(i for i in node.all_input_nodes if _is_tuple(i))]
-
-
-def factor(by: Kernel | None) -> float:
-    """The number by which a term enters a sum."""
-    return 1.0 if by is None or by.weight is None else float(by.weight)
 
 
 def ordered(terms: list[tuple[T, float]]) -> list[tuple[T, float]]:

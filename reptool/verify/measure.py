@@ -21,6 +21,7 @@ from reptool.lift.layout.sizes import numbers, steps
 from reptool.passages.spread import origin
 from reptool.plan.inference import Facts
 from reptool.plan.select import Region
+from reptool.plan.terms import of_some
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry, arranged, new_layer
 from reptool.verify.deformable import compared, is_deformable
@@ -77,7 +78,7 @@ class Reference(Originals):
         position = self.reads.position
         with torch.no_grad():
             for node in sorted(self.region.form.ops, key=position.__getitem__):
-                memo[node] = self._of_some(node, memo) if "parts" in node.meta else self._of(node, memo)
+                memo[node] = self._of_some(node, memo) if node.target is of_some else self._of(node, memo)
         out = memo[self.region.value]
         assert isinstance(out, Tensor)
         inner = (v for n, v in memo.items() if n is not self.region.root and isinstance(v, Tensor))

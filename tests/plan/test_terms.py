@@ -143,7 +143,7 @@ def two_in_place(m: Two, z: Tensor, r: Tensor) -> Tensor:
     (lambda m, z, r: (r - m.a(z)) + m.b(z), 1),
     (lambda m, z, r: torch.add(m.a(z), r, alpha=2) + m.b(z), 1),
     (lambda m, z, r: torch.add(r, m.a(z), alpha=2) + m.b(z), 1),
-    (lambda m, z, r: r - m.a(z) - m.b(z), 2),  # the layer would stand where it is subtracted
+    (lambda m, z, r: r - m.a(z) - m.b(z), 1),
     (lambda m, z, r: (m.a(z) - r) + m.b(z), 1),
     (lambda m, z, r: r.mean((2, 3), keepdim=True) + m.a(z) + m.b(z), 1),
     (lambda m, z, r: m.a(z) + r.mean((2, 3), keepdim=True) + m.b(z), 1),
@@ -203,3 +203,71 @@ def test_terms_that_share_a_layer_are_left_alone(seed: int) -> None:
 
     model = randomize(Shared().eval(), seed)
     assert merged(model, torch.randn(2, C, 9, 8))[0] in (1, 2)
+
+
+class Signs(nn.Module):
+    """A sum of a given form, of maps of `z` and of another value."""
+
+    def __init__(self, form: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.form = form
+        self.a, self.b = nn.Conv2d(C, C, 3, padding=1), nn.Conv2d(C, C, 1)
+        self.c, self.n = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C)
+        self.up, self.wide = nn.ConvTranspose2d(C, C, 2, 2), nn.ConvTranspose2d(C, C, 4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form(self, torch.relu(x), torch.tanh(x))
+
+
+SIGNS: dict[str, tuple[Callable[..., Tensor], int]] = {
+    "r - a - b": (lambda m, z, r: r - m.a(z) - m.b(z), 1),
+    "r - (a - b)": (lambda m, z, r: r - (m.a(z) - m.b(z)), 1),
+    "r - (a + b)": (lambda m, z, r: r - (m.a(z) + m.b(z)), 1),
+    "a - r - b": (lambda m, z, r: m.a(z) - r - m.b(z), 1),
+    "z - r - a": (lambda m, z, r: z - r - m.a(z), 1),
+    "r + 2a - 3b": (lambda m, z, r: torch.sub(torch.add(r, m.a(z), alpha=2), m.b(z), alpha=3), 1),
+    "r - 2a - 3b": (lambda m, z, r: torch.sub(r, m.a(z), alpha=2).sub(m.b(z), alpha=3), 1),
+    "in place": (lambda m, z, r: m.c(r).sub_(m.a(z)).sub_(m.b(z)), 2),
+    "norm behind": (lambda m, z, r: m.n(m.c(r) - m.a(z) - m.b(z)), 2),
+    "one layer twice": (lambda m, z, r: -m.a(z) + m.c(r) - (m.b(z) + m.c(r)), 3),
+    "decoders": (lambda m, z, r: r.repeat(1, 1, 2, 2) - m.up(z) - m.wide(z), 1),
+}
+
+
+def layers_called(model: nn.Module, x: Tensor) -> int:
+    """How many layers run."""
+    seen: list[nn.Module] = []
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    hooks = [m.register_forward_hook(lambda m, *_: seen.append(m)) for m in model.modules() if isinstance(m, kinds)]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return len(seen)
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_terms_that_are_taken_away_merge_like_those_that_are_added(name: str) -> None:
+    form, least = SIGNS[name]
+    model, x = randomize(Signs(form).eval(), 5).double(), torch.randn(2, C, 8, 8, dtype=torch.float64)
+    deployed = reptool.deploy(model, x)
+    assert layers_called(reptool.release(deployed), x) == least
+    for size in ((8, 8), (5, 7)):
+        y = torch.randn(1, C, *size, dtype=torch.float64)
+        torch.testing.assert_close(deployed(y), model(y), rtol=1e-10, atol=1e-10)
+
+
+def test_a_layer_that_is_taken_away_is_the_sum_of_what_was() -> None:
+    """``r - a(z) - b(z) = r - (a + b)(z)``: the layer has the sign of its place, not that of the group."""
+    model, x = randomize(Signs(SIGNS["r - a - b"][0]).eval(), 5).double(), torch.randn(2, C, 8, 8, dtype=torch.float64)
+    layer = reptool.deploy(model, x).a
+    center = model.a.weight.clone()
+    center[:, :, 1:2, 1:2] += model.b.weight
+    torch.testing.assert_close(layer.weight, center, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer.bias, model.a.bias + model.b.bias, rtol=1e-12, atol=1e-12)
+
+
+def test_a_term_that_is_added_with_nothing_stays() -> None:
+    """By zero: no layer in that place gives the sum."""
+    model = Signs(lambda m, z, r: torch.add(torch.add(r, m.a(z), alpha=0), m.b(z), alpha=0)).eval().double()
+    x = torch.randn(2, C, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(reptool.deploy(model, x)(x), model(x), rtol=1e-10, atol=1e-10)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from tests.passages.test_own_affines import TAKEN as OWN
 from tests.passages.test_passages import AHEAD, CASES, Behind
 from tests.plan.spreading.test_spreads import PIECES, TAKEN, cut, pair
 from tests.plan.spreading.test_way import FOLDED, LEFT, C
+from tests.plan.test_terms import SIGNS, Signs
 
 EXACT, SINGLE = 1e-10, 2e-4
 Given = tuple[nn.Module, tuple[Tensor, ...]]
@@ -124,6 +125,49 @@ def test_a_norm_goes_back_through_passages(name: str, kind: str) -> None:
     case = CASES[name]
     _, report = through(kind, Behind(case, True, True, True), (torch.randn(2, 2, 8, 6),))
     assert report.norms[1] == (0 if case.shifts else 1), report.refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), pairs({"training": SIGNS, "onnx": SIGNS, "core": ("norm behind", "decoders")})
+)
+def test_terms_merge_whatever_their_sign(name: str, kind: str) -> None:
+    form, least = SIGNS[name]
+    _, report = through(kind, randomize(Signs(form), 5), (torch.randn(2, 3, 8, 8),))
+    otherwise = {("in place", "training"): 3, ("one layer twice", "training"): 2, ("one layer twice", "onnx"): 2}
+    assert report.layers[1] == otherwise.get((name, kind), least)  # what is written in place stays; a call is a layer
+    assert report.norms[1] == 0
+
+
+GROUPED: dict[str, tuple[Callable[..., Tensor], int]] = {
+    "three and three dilated": (lambda m, z: m.a(z) + m.d(z) + z, 2),
+    "three and three dilated, otherwise": (lambda m, z: (z + m.d(z)) + m.a(z), 2),
+    "strips": (lambda m, z: (m.tall(z) + m.wide(z)) + m.small(z), 2),
+    "strips, otherwise": (lambda m, z: m.tall(z) + (m.small(z) + m.wide(z)), 2),
+}
+
+
+class Grouped(nn.Module):
+    """Terms of one value, of which not all pay as one layer."""
+
+    def __init__(self, form: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.form, each = form, {"groups": 4}
+        self.a, self.d = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=2, dilation=2)
+        self.tall, self.wide = (nn.Conv2d(4, 4, k, padding=(k[0] // 2, k[1] // 2), **each) for k in ((15, 5), (5, 15)))
+        self.small = nn.Conv2d(4, 4, 5, padding=2, **each)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form(self, torch.relu(x))
+
+
+@pytest.mark.parametrize(("name", "kind"), pairs({"module": GROUPED, "training": GROUPED, "onnx": GROUPED}))
+def test_the_cheapest_grouping_is_found(name: str, kind: str) -> None:
+    form, least = GROUPED[name]
+    made, _ = through(kind, randomize(Grouped(form), 5), (torch.randn(2, 4, 18, 17),))
+    if kind == "onnx":
+        assert sum(n.op_type == "Conv" for n in made.graph) == least
+    else:
+        assert sum("aten.conv2d" in str(n.target) for n in made.graph.nodes) == least
 
 
 def scales(made: ExportedProgram) -> int:

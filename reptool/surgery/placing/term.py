@@ -26,8 +26,8 @@ def needed_there(traced: Traced, site: Site) -> Refusal | None:
     if group is None:
         return None
     tree, term = group.tree, term_of(traced, site)
-    if any(term in tree.below[s] and tree.scale(n, s) for n in group.parts for s in tree.ops[n].sources):
-        return Refusal(Code.METHOD, f"{named(term)} is scaled before it is added to the others", (term.name,))
+    if not group.stands_at(term):
+        return Refusal(Code.METHOD, f"{named(term)} enters the sum by another number than the layer", (term.name,))
     return kept_whole(traced, tree, group.terms - {term})
 
 
