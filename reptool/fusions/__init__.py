@@ -15,6 +15,7 @@ from reptool.fusions.linear import pointwise_to_linear as pointwise_to_linear
 from reptool.fusions.nonlinear.carried_shortcut import carry_shortcut as carry_shortcut
 from reptool.fusions.nonlinear.dead_channels import drop_channels as drop_channels
 from reptool.fusions.nonlinear.positive_scale import scale_before_activation as scale_before_activation
+from reptool.fusions.nonlinear.siblings import merge_siblings as merge_siblings
 from reptool.fusions.resampling.upsample_conv import fuse_upsample_conv as fuse_upsample_conv
 from reptool.fusions.resampling.upsample_conv import upsample_kernel as upsample_kernel
 from reptool.fusions.sequential import fuse_1x1_kxk as fuse_1x1_kxk
@@ -40,6 +41,7 @@ __all__ = [
     "fuse_sequential",
     "fuse_upsample_conv",
     "linear_to_pointwise",
+    "merge_siblings",
     "pointwise_to_linear",
     "scale_before_activation",
     "scale_rows",

@@ -8,6 +8,7 @@ from reptool.rules.lifting import lifts as lifts
 from reptool.rules.maps import Conv as Conv
 from reptool.rules.maps import Linear as Linear
 from reptool.rules.maps import Scale as Scale
+from reptool.rules.merge_siblings import MergeSiblings as MergeSiblings
 from reptool.rules.positive_scale import PositiveScale as PositiveScale
 from reptool.rules.reading import Value as Value
 from reptool.rules.rule import Rule as Rule
@@ -22,6 +23,7 @@ __all__ = [
     "Kernel",
     "Lift",
     "Linear",
+    "MergeSiblings",
     "PositiveScale",
     "Rule",
     "Scale",

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from reptool.fusions.nonlinear.carried_shortcut import Widened, carry_shortcut, sides_of_slopes
 from reptool.refusal import Code, Refusal
-from reptool.rules.channelwise import SAMPLED, Function, is_elementwise, slopes, through
+from reptool.rules.channelwise import SAMPLED, Function, equal, is_elementwise, slopes, through
 from reptool.rules.layers import axes_of, centre_of, layer_like
 from reptool.rules.rule import Rule, Site, is_kind
 from reptool.runtime.hooks import set_guard
@@ -184,7 +184,7 @@ def _copies(site: Site, parts: _Parts, channels: int) -> _Copies | Refusal:
     pairs = list(zip(between, shortcut, strict=False))
     if len(between) == len(shortcut) and all(_same(site, a, b) for a, b in pairs):
         copied = {
-            a: site.module(b).weight.detach().expand(channels) for a, b in pairs if a in own or not _equal(site, a, b)
+            a: site.module(b).weight.detach().expand(channels) for a, b in pairs if a in own or not equal(site, a, b)
         }
         return _Copies((1.0,), torch.ones(channels, 1, dtype=torch.float64), copied)
     unit = {n: torch.ones(channels, dtype=torch.float64) for n in own}
@@ -250,34 +250,7 @@ def _own_slopes(site: Site, node: fx.Node) -> bool:
 def _same(site: Site, one: fx.Node, other: fx.Node) -> bool:
     """Whether two operations are the same one, or two PReLUs."""
     kinds = [type(site.module(n)) if n.op == "call_module" else None for n in (one, other)]
-    return kinds == [nn.PReLU, nn.PReLU] or _equal(site, one, other)
-
-
-def _equal(site: Site, one: fx.Node, other: fx.Node) -> bool:
-    """Whether two operations are the same function."""
-    if one.op != other.op or len(one.args) != len(other.args) or one.kwargs.keys() != other.kwargs.keys():
-        return False
-    if one.op == "call_module":
-        a, b = site.module(one), site.module(other)
-        return a is b or (type(a) is type(b) and type(a).__module__.startswith("torch.nn.") and _held(a) == _held(b))
-    if one.target != other.target:
-        return False
-    given = [[*n.args, *(n.kwargs[k] for k in sorted(n.kwargs))] for n in (one, other)]
-    return all(_equal_arguments(site, a, b) for a, b in zip(*given, strict=True))
-
-
-def _held(module: nn.Module) -> Any:
-    return module.extra_repr(), [(n, t.tolist()) for n, t in module.state_dict().items()]
-
-
-def _equal_arguments(site: Site, a: Any, b: Any) -> bool:
-    constants = [n.op == "get_attr" for n in (a, b) if isinstance(n, fx.Node)]
-    if len(constants) == 2 and not any(constants):
-        return True  # the value itself
-    x, y = ((site.constant(v) if isinstance(v, fx.Node) else v) for v in (a, b))
-    if isinstance(x, Tensor) or isinstance(y, Tensor):
-        return isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and torch.equal(x, y)
-    return type(a) is type(b) and bool(a == b)
+    return kinds == [nn.PReLU, nn.PReLU] or equal(site, one, other)
 
 
 def _prelu(module: Any, wide: Widened, copied: Tensor, rank: int) -> nn.PReLU:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -127,6 +128,33 @@ def slopes(function: Function, channels: int, axes: int) -> Tensor | None:
             return None
     found = torch.stack([up.transpose(0, 1).flatten(1), down.transpose(0, 1).flatten(1)], -1)
     return found[:, 0] if bool((found == found[:, :1]).all()) else None
+
+
+def equal(site: Site, one: fx.Node, other: fx.Node) -> bool:
+    """Whether two operations are the same function."""
+    if one.op != other.op or len(one.args) != len(other.args) or one.kwargs.keys() != other.kwargs.keys():
+        return False
+    if one.op == "call_module":
+        a, b = site.module(one), site.module(other)
+        return a is b or (type(a) is type(b) and type(a).__module__.startswith("torch.nn.") and _held(a) == _held(b))
+    if one.target != other.target:
+        return False
+    given = [[*n.args, *(n.kwargs[k] for k in sorted(n.kwargs))] for n in (one, other)]
+    return all(_equal_arguments(site, a, b) for a, b in zip(*given, strict=True))
+
+
+def _held(module: nn.Module) -> Any:
+    return module.extra_repr(), [(n, t.tolist()) for n, t in module.state_dict().items()]
+
+
+def _equal_arguments(site: Site, a: Any, b: Any) -> bool:
+    constants = [n.op == "get_attr" for n in (a, b) if isinstance(n, fx.Node)]
+    if len(constants) == 2 and not any(constants):
+        return True  # the value itself
+    x, y = ((site.constant(v) if isinstance(v, fx.Node) else v) for v in (a, b))
+    if isinstance(x, Tensor) or isinstance(y, Tensor):
+        return isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and torch.equal(x, y)
+    return type(a) is type(b) and bool(a == b)
 
 
 def _by_sample(function: Function, x: Tensor, wanted: Tensor) -> bool:

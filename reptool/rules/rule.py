@@ -22,15 +22,16 @@ Kind: TypeAlias = "type[nn.Module] | str | tuple[type[nn.Module] | str, ...]"
 
 
 class Site:
-    """Nodes of a graph that a rule acts on; the last one is the value that it computes anew.
+    """Nodes of a graph that a rule acts on; the last one (or the last ones) are the values that it computes anew.
 
     Args:
         graph: the network, in float64. A rule changes it through the methods of this class alone.
         nodes: in the order in which they run.
+        outputs: how many of the last ones are values that others read.
     """
 
-    def __init__(self, graph: fx.GraphModule, *nodes: fx.Node) -> None:
-        self.graph, self.nodes = graph, nodes
+    def __init__(self, graph: fx.GraphModule, *nodes: fx.Node, outputs: int = 1) -> None:
+        self.graph, self.nodes, self.outputs = graph, nodes, outputs
 
     @property
     def place(self) -> str:
@@ -74,6 +75,12 @@ class Site:
             name = self._free("inserted")
             self.graph.add_submodule(name, function.train(self.graph.training))
             return self.graph.graph.call_module(name, given)
+
+    def repeat(self, before: fx.Node, node: fx.Node, source: fx.Node, by: fx.Node) -> fx.Node:
+        """The operation of a node once more, in front of another one, on `by` in the place of `source`."""
+        with self.graph.graph.inserting_before(before):
+            constants = {n: self.graph.graph.get_attr(str(n.target)) for n in node.all_input_nodes if n is not source}
+            return self.graph.graph.node_copy(node, lambda n: by if n is source else constants[n])
 
     def replace(self, node: fx.Node, by: fx.Node) -> None:
         """Let whoever reads a node read another one."""
@@ -157,7 +164,7 @@ def chain(graph: fx.GraphModule, *kinds: Kind) -> Iterator[Site]:
 def in_the_way(site: Site) -> Refusal | None:
     """Why no rule may act at a site: an inner value is read elsewhere, or a value from outside is written in place."""
     inside = set(site.nodes)
-    for node in site.nodes[:-1]:
+    for node in site.nodes[: -site.outputs]:
         others = [u for u in node.users if u not in inside]
         if others:
             return Refusal(Code.READ_ELSEWHERE, f"{node.name} is also read by {others[0].name}", (node.name,))
