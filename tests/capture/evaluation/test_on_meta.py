@@ -96,7 +96,12 @@ SAME: list[tuple[Any, ...]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("call", SAME, ids=[str(c[0])[:40] for c in SAME])
+def name_of(what: Any) -> str:
+    """What is called, in words that are the same in every process."""
+    return type(what).__name__ if isinstance(what, nn.Module) else str(getattr(what, "__name__", what))
+
+
+@pytest.mark.parametrize("call", SAME, ids=[name_of(c[0]) for c in SAME])
 def test_the_mode_would_say_the_same(call: tuple[Any, ...]) -> None:
     found, wanted = asked(*call)
     assert found is not NotImplemented
@@ -133,7 +138,7 @@ ASKED: list[tuple[Any, ...]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("call", ASKED, ids=[str(c[0])[:40] for c in ASKED])
+@pytest.mark.parametrize("call", ASKED, ids=[name_of(c[0]) for c in ASKED])
 def test_what_the_meta_device_may_answer_otherwise_is_asked_of_the_mode(call: tuple[Any, ...]) -> None:
     assert asked(*call)[0] is NotImplemented
 
