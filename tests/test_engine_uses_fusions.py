@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 import reptool
 from reptool import fusions
+from reptool.api.flat.rewriting import name_of_rewrite
 from reptool.errors import RegionWarning
-from reptool.rules import DropDeadChannels, PositiveScale, Rule
+from reptool.int8 import equalize
+from reptool.rules import DropDeadChannels, PositiveScale
 from reptool.testing import randomize
 from tests.rules.networks import Scaled
 
@@ -201,15 +203,23 @@ def pruned() -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-REWRITES: list[tuple[str, str, Callable[[], nn.Module], Rule]] = [
+def uneven() -> nn.Module:
+    """Two layers whose ranges are far apart."""
+    model: Any = nn.Sequential(conv(), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    model[0].weight.data[:1] *= 256
+    return model  # type: ignore[no-any-return]
+
+
+REWRITES: list[tuple[str, str, Callable[[], nn.Module], Any]] = [
     ("nonlinear.positive_scale", "rules.positive_scale.scale_before_activation", scaled, PositiveScale()),
     ("nonlinear.dead_channels", "rules.drop_dead.drop_channels", pruned, DropDeadChannels()),
+    ("nonlinear.equalization", "int8.equalize.equalized", uneven, equalize),
 ]
 
 
 @pytest.mark.parametrize("case", REWRITES, ids=lambda c: c[0])
 def test_a_wrong_formula_makes_a_rewrite_wrong(
-    monkeypatch: pytest.MonkeyPatch, case: tuple[str, str, Callable[[], nn.Module], Rule]
+    monkeypatch: pytest.MonkeyPatch, case: tuple[str, str, Callable[[], nn.Module], Any]
 ) -> None:
     file, where, build, rule = case
     holder, _, name = f"reptool.{where}".rpartition(".")
@@ -219,7 +229,7 @@ def test_a_wrong_formula_makes_a_rewrite_wrong(
     options: dict[str, Any] = {"rules": (*reptool.RULES, rule), "flatten": True}
     assert reptool.report(reptool.deploy(model, x, **options)).rewritten
     monkeypatch.setattr(module, name, wrong(getattr(module, name)))
-    with pytest.raises(RegionWarning, match=f"rule '{rule.name}' at .* computes something else"):
+    with pytest.raises(RegionWarning, match=f"rule '{name_of_rewrite(rule)}' at .* computes something else"):
         reptool.deploy(model, x, **options)
 
 
