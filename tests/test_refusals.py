@@ -108,13 +108,6 @@ def wide_or_narrow(self: Any, x: Tensor) -> Tensor:
     return torch.tanh(self.a(x))
 
 
-def whole_or_in_parts(self: Any, x: Tensor) -> Tensor:
-    """A block that is run as it is for large images and part by part for small ones."""
-    if x.shape[-1] > 7:
-        return self.block(x)
-    return self.block[1](torch.relu(self.block[0](x)))
-
-
 def by_rank(self: Any, x: Tensor) -> Tensor:
     """Another computation without a batch."""
     if x.dim() == 4:
@@ -252,13 +245,6 @@ CASES = [
     Case(Code.MUTATED, lambda: net(partly_written, conv=conv(4, 4), bn=nn.BatchNorm2d(4)), "mul_"),
     Case(Code.HOOK, lambda: hooked(nn.Sequential(conv(4, 4), nn.BatchNorm2d(4)), 1), "1"),
     Case(Code.SPECIALIZED, lambda: net(wide_or_narrow, a=conv(4, 4), b=conv(4, 4, 1)), "forward", given=True),
-    Case(
-        Code.SPECIALIZED,
-        lambda: net(whole_or_in_parts, block=nn.Sequential(conv(4, 4), nn.BatchNorm2d(4))),
-        "one by one",
-        given=True,
-        id="in parts",
-    ),
     Case(Code.SPECIALIZED, lambda: net(by_rank, a=conv(4, 4), b=conv(4, 4, 1)), "forward", id="rank"),
     Case(Code.UNTRACEABLE, lambda: net(one_by_one, block=nn.Sequential(conv(4, 4), nn.BatchNorm2d(4))), "forward"),
     Case(Code.METHOD, lambda: net(remembers, a=conv(4, 4), b=conv(4, 4, 1)), "<root>"),

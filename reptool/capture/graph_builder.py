@@ -221,14 +221,19 @@ class Writing:
         """What code sees when it reads a parameter or buffer."""
         node = self.params.get(id(tensor))
         owner = self.paths.get(id(module))
-        if owner is not None and self.stack[-1].module is not module:
-            self.stack[-1].peeked.add(owner)
+        self.peek(module)
         if node is None:
             if owner is None:
                 node = self.tensor(tensor)
             else:
                 node = self._get_attr(f"{owner}.{name}" if owner else name, tensor)
         return self.value(node)
+
+    def peek(self, module: nn.Module, lacks: bool = False) -> None:
+        """Remember that code looks at another module than its own: what it is, or at a parameter that it lacks."""
+        path, event = self.paths.get(id(module)), self.stack[-1] if self.stack else None
+        if path is not None and event is not None and event.module is not module:
+            (event.lacking if lacks else event.peeked).add(path)
 
     def listed(self, module: nn.Module, name: str, tensor: Tensor) -> Symbolic:
         """What code sees of a parameter or buffer that it gets from ``named_parameters`` and the like."""

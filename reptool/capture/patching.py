@@ -87,8 +87,11 @@ def patched(recorder: Recorder) -> Iterator[None]:  # long: the patches, one aft
             if recorder.tracing:
                 _seen(recorder, self, name, ABSENT, sys._getframe(1))
             raise
-        if found is None and name not in self._parameters and recorder.tracing:
-            _seen(recorder, self, name, None, sys._getframe(1))
+        if found is None and recorder.tracing:
+            if name not in self._parameters:
+                _seen(recorder, self, name, None, sys._getframe(1))
+            elif not _is_torchs(sys._getframe(1)):
+                recorder.peek(self, lacks=True)
         if isinstance(found, Tensor) and recorder.tracing and (name in self._parameters or name in self._buffers):
             return recorder.parameter(self, name, found)
         return found
@@ -148,6 +151,8 @@ def patched(recorder: Recorder) -> Iterator[None]:  # long: the patches, one aft
     def asked_type(value: Any, kinds: Any, instance: Callable[..., bool] = isinstance) -> bool:
         if type(value) in KINDS and recorder.tracing:
             return recorder.is_instance(value, kinds, sys._getframe(1))
+        if instance(value, nn.Module) and recorder.tracing and not _is_torchs(sys._getframe(1)):
+            recorder.peek(value)
         return instance(value, kinds)
 
     try:
@@ -186,6 +191,12 @@ def patched(recorder: Recorder) -> Iterator[None]:  # long: the patches, one aft
             delattr(owner, name) if old is saved else setattr(owner, name, old)
         for module, name, old in reversed(written):  # the next run finds the model as it was
             vars(module).pop(name, None) if old is written else vars(module).__setitem__(name, old)
+
+
+def _is_torchs(frame: Any) -> bool:
+    """Whether code is torch's or runs beside the model's."""
+    home = str(frame.f_globals.get("__name__"))
+    return home.startswith((*_OURS, "torch."))
 
 
 def _seen(recorder: Recorder, module: nn.Module, name: str, value: Any, frame: Any) -> None:

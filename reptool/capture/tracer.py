@@ -12,6 +12,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ from reptool.pysource.module_info import (
 )
 from reptool.pysource.places import said
 from reptool.runtime.containers import mapped
+from reptool.runtime.gates.calls import MACHINERY, first_argument, method_of
 
 MAX_DEPTH = 120
 _LOCK = threading.RLock()
@@ -59,6 +61,7 @@ class Recorder(Writing):
         self.calls += 1
         caller = sys._getframe(2)
         where = (caller.f_code, caller.f_lasti)
+        self._go_through(caller)
         hooked = foreign_hooks(module)
         watched = hooked or isinstance(module, self.watched)
         if watched:
@@ -82,6 +85,17 @@ class Recorder(Writing):
             changed |= hook(module, args, out) is not None
         del self.stack[-1].items[mark:]  # the call itself runs its hooks: their operations are nobody's code
         return self._barriers(out) if changed else out
+
+    def _go_through(self, frame: FrameType | None) -> None:
+        """Remember the methods of modules that code goes through to a call and that are not followed as calls."""
+        event = self.stack[-1]
+        while frame is not None and frame.f_globals.get("__name__") != __name__:
+            code = frame.f_code
+            module: Any = first_argument(frame) if code.co_argcount and id(code) not in MACHINERY else None
+            name = method_of(module, code) if issubclass(type(module), nn.Module) else None
+            if name is not None and (module, name) != (event.module, event.method):
+                event.between.add(name)
+            frame = frame.f_back
 
     def _own_hooks(self, module: nn.Module) -> list[Callable[..., Any]]:
         """Plain forward hooks that the model's own package installed: a part of the model's forward."""
@@ -195,6 +209,7 @@ class Recorder(Writing):
         path = self.paths.get(id(module))
         if not self.active or path is None or not self.stack:
             return method(*args, **kwargs)
+        self._go_through(sys._getframe(2))
         event = Event(module, path, name, self.stack[-1], self.lower(args), self.lower(kwargs))
         self.stack[-1].items.append(event)
         self.stack.append(event)

@@ -80,7 +80,9 @@ class Event:
     questions: list[Question] = field(default_factory=list)
     settings: list[Setting] = field(default_factory=list)  # what it read that is no data
     effects: list[str] = field(default_factory=list)  # what its code does beside returning a value
-    peeked: set[str] = field(default_factory=set)  # other modules whose parameters its code reads
+    peeked: set[str] = field(default_factory=set)  # other modules whose parameters or kind its code asks for
+    lacking: set[str] = field(default_factory=set)  # other modules that it asks for a parameter they do not have
+    between: set[str] = field(default_factory=set)  # methods that its code goes through to calls, which are no events
     hooked: bool = False
     node: fx.Node | None = None  # for a leaf
     where: tuple[Any, int] | None = None  # the code that made the call, and the offset of the call in it

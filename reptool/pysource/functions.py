@@ -7,7 +7,7 @@ import contextlib
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -46,6 +46,16 @@ def behind(function: Callable[..., Any]) -> tuple[FunctionType, ...]:
             with contextlib.suppress(ValueError):  # nothing is in it yet
                 queue.append(cell.cell_contents)
     return tuple(found.values())
+
+
+def run_by(member: Any) -> tuple[FunctionType, ...]:
+    """The functions that run where a member of a class is called or read, with what they wrap; none for data.
+
+    >>> run_by(property(lambda self: 1))[0].__code__.co_varnames, run_by([1, 2])
+    (('self',), ())
+    """
+    function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+    return behind(function) if callable(function) and isinstance(function, Hashable) else ()
 
 
 def codes_in(code: CodeType) -> Iterator[CodeType]:

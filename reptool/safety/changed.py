@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
 from reptool.ir.trace import Event
-from reptool.pysource.elements import only_called
-from reptool.safety.names_read import Loads
+from reptool.pysource.used import used
+from reptool.safety.weight_reads import WEIGHTS
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.surgeon import Surgeon
-
-_DEEP_WALKS = {"modules", "named_modules", "get_submodule"}
 
 
 class Changed:
@@ -55,6 +53,7 @@ class Changed:
                     if not all(parent in events for events in above):
                         self.open.add(parent)
                     parent = parent.rpartition(".")[0]
+        self.weights = {t.rpartition(".")[2] for t in self.tensors | self.held} | WEIGHTS
         self.all = {p for paths in self.paths.values() for p in paths} | self.gone
         self.open |= self.gone | {""}
         self.above = {a for path in self.all for a in _above(path)}
@@ -71,6 +70,15 @@ class Changed:
         """Whether the module at a path is replaced, or lies inside of one that is."""
         return path in self.gone or not self.gone.isdisjoint(_above(path))
 
+    def is_changed(self, tensor: str) -> bool:
+        """Whether the tensor at a path is another one, or gone."""
+        return tensor.rpartition(".")[0] in self.all or tensor in self.tensors
+
+    def parts(self, path: str) -> set[str]:
+        """Names of the parts of a module that are changed, or inside of which something is."""
+        lead = f"{path}." if path else ""
+        return {p[len(lead) :] for p in self.above | self.all if p.startswith(lead) and "." not in p[len(lead) :]}
+
     def closed(self, path: str) -> str:
         """The kind of value a module gives whose inside other code may run as a whole; '' where it must be opened."""
         return "" if path in self.open else self.kinds.get(path, "unknown")
@@ -82,43 +90,35 @@ def _above(path: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(len(parts))]
 
 
-def may_use(path: str, lead: str, state: Changed, read: Loads, prefix: str = "") -> bool:
-    """Whether code of the module at `lead` that reads these names may use the module at `path` by itself."""
-    if not path.startswith(lead):
-        return False
-    parts = path[len(lead) :].split(".")
-    shut = [i for i in range(len(parts) - 1) if _is_shut(lead + ".".join(parts[: i + 1]), state, prefix)]
-    if not prefix and not parts[0].isdigit() and parts[0] not in read.own and not read.walks:
-        return False
-    past = parts[shut[-1] + 1 :] if shut else parts
-    named = {p for p in past if not p.isdigit()}
-    if not shut:
-        return bool(named & (read.own | read.other)) or bool(read.walks) or (not named and read.nested > 0)
-    if read.walks & _DEEP_WALKS:
+def reached(
+    state: Changed, at: str, module: nn.Module, method: str, judged: frozenset[str] = frozenset(), below: str = ""
+) -> list[Site]:
+    """Sites whose modules a method may use one by one.
+
+    The gates stop such code when it runs. This says it in advance, where a region had better stay as it is or where its
+    originals are kept: for code that could not be followed and that a model cannot do without, and for other answers.
+
+    Args:
+        state: what the surgery changes.
+        at: path of the module, "" for the root.
+        module: whose method it is.
+        method: its name.
+        judged: methods that are not followed.
+        below: where in the module the root is, if it is a module around the root.
+    """
+    lead, paths = f"{at}." if at else "", {m: n for n, m in module.named_modules()}
+    found = {lead + paths[m] for m in used(method, module, judged) if m in paths}
+    if below:
+        found = {p[len(below) + 1 :] for p in found if p.startswith(f"{below}.")}
+    sites = state.inside.get(at, ())
+    return [s for s in sites if any(_uses(f, p, state) for p in state.paths[s] for f in found)]
+
+
+def _uses(found: str, path: str, state: Changed) -> bool:
+    """Whether code that has a module may run the one at a path by itself: as what it has, or as an item of it."""
+    if found == path or (path.rpartition(".")[0] == found and path in state.held):
         return True
-    if len(past) > 1 and path.removeprefix(f"{prefix}.") in state.held:
-        named -= {parts[-1]}  # `x.weight` of whatever: the module that holds it has a name too
-    if named & read.other:
-        return True
-    if not past[0].isdigit():
-        return False  # what is not named can only be an element that is run by itself
-    if shut[0] == 1 and not parts[0].isdigit() and all(only_called(f, parts[0]) for f in read.functions):
+    if not path.startswith(f"{found}.") or found not in state.open:
         return False
-    holders = [p for p in parts[: shut[-1] + 1] if not p.isdigit()]
-    if not holders or parts[shut[-1]].isdigit():
-        return read.nested >= 2 and (not holders or holders[-1] in read.values)
-    return holders[-1] in read.values
-
-
-def runs_modules(read: Loads, paths: list[str]) -> bool:
-    """Whether code that cannot be followed seems to call modules rather than read their attributes."""
-    names = {part for path in paths for part in path.split(".")}
-    return bool(read.called & names) or read.nested > 0 or bool(read.walks)
-
-
-def _is_shut(path: str, state: Changed, prefix: str) -> bool:
-    if prefix:
-        if path == prefix or prefix.startswith(f"{path}."):
-            return path == prefix
-        path = path[len(prefix) + 1 :]
-    return path not in state.open
+    step = f"{found}.{path[len(found) + 1 :].partition('.')[0]}"
+    return step == path or step in state.open

@@ -1,9 +1,9 @@
-"""The safety check: other code that can reach the modules a surgery changes, and whether it uses them the same way.
+"""The safety check: other code that can reach the modules a surgery changes, and what no gate sees of it.
 
 A fused layer means "convolution, then norm" only for code that runs the convolution and then the norm. The trace shows
-one way through the model; this file looks for the others: methods that were not called, the same method with other
-flags, and code that could not be followed. Where the code names a changed module it is run on symbolic values too and
-must show the same regions; where that cannot be shown, a method raises, a flag is guarded, or the region is given up.
+one way through the model; its gate stops all others when they are called. Methods that were not called are run on
+symbolic values: where they show the same regions, the gates let them through. What no gate sees is decided here: uses
+of weights that are others now, and code that asks what its modules are.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from torch import nn
 
 from reptool.ir.kinds.asked import asks_kinds
 from reptool.ir.trace import Event, all_events
-from reptool.pysource.asked_kinds import asked_kinds
-from reptool.pysource.listing import lists_tensors
+from reptool.pysource.functions import codes_in, run_by
 from reptool.pysource.module_info import stock_forward
 from reptool.pysource.places import asked, method_of
+from reptool.pysource.used import lists_tensors
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.method_source import sealed_method
-from reptool.safety.changed import Changed, may_use, runs_modules
+from reptool.safety.changed import Changed, reached
 from reptool.safety.flags import Flags
-from reptool.safety.names_read import functions_of, properties_of, without_data
+from reptool.safety.methods import methods_of, names_of, properties_of, takes_data
 from reptool.safety.other_runs import Runs
-from reptool.safety.reach import Reach
 from reptool.safety.verdict import Found, between
-from reptool.safety.weight_reads import WEIGHTS, uses_values
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.surgeon import Surgeon
 
 SCALES = ("elementwise_affine", "affine")
 """What says of a norm whether it scales."""
+WALKS = frozenset({"modules", "named_modules", "children", "named_children", "get_submodule", "_modules", "getattr"})
+"""Ways to get at modules without their names."""
 
 
 class Wiring:
@@ -52,8 +52,8 @@ class Wiring:
         self.trace = surgeon.trace
         self.prefix = f"{self.trace.prefix}." if self.trace.prefix else ""
         self.untraced = set(untraced)
-        self.runs, self.reach = Runs(surgeon, values), Reach()
-        self.flags = Flags(self.runs, self.reach)
+        self.runs = Runs(surgeon, values)
+        self.flags = Flags(self.runs)
 
     def check(self, surgery: Surgery) -> Found:
         """What is to be done about other code before this surgery is right."""
@@ -72,33 +72,34 @@ class Wiring:
 
     # --- code that could not be followed
     def _opaque(self, state: Changed, found: Found) -> None:
-        above = [(p, m) for p, m in self.ancestors.items() if p != self.trace.prefix]
-        for path, module in above:
-            names = ["forward", *(n for n, _ in functions_of(type(module)))]
-            inside = self.trace.prefix[len(path) :].lstrip(".")
-            for name in names:
-                read = self.reach.loads_of(type(module), name)
-                lists = name == "forward" and any(map(lists_tensors, read.functions))
-                for site, paths in state.paths.items():
-                    if lists or any(may_use(f"{inside}.{p}" if p else inside, "", state, read, inside) for p in paths):
-                        found.problems[site.region] = _unfollowed(site, method_of(path, type(module), name))
-        for full in self.untraced:
-            if not full.startswith(self.prefix) or full == self.trace.prefix:
-                continue
-            path = full[len(self.prefix) :]
-            inner = self.surgeon.modules.get(path)
-            if inner is None or state.is_gone(path):
-                continue
-            read = self.reach.loads_of(type(inner), "forward")
-            sites = self.reach.reached(state, path, read)
-            if any(map(lists_tensors, read.functions)):
-                sites = [s for s, ps in state.paths.items() if any(p.startswith(f"{path}.") or not path for p in ps)]
-            for site in sites:
-                found.problems[site.region] = _unfollowed(site, method_of(full, type(inner), "forward"))
+        """A model cannot do without its own forward: where that would be stopped by a gate, the region stays."""
+        full = self.trace.prefix
+        for path, module in self.ancestors.items():
+            if path != full:
+                below = full[len(path) :].lstrip(".")
+                self._unfollowed(found, path, module, reached(state, "", module, "forward", below=below), state.paths)
+        for other in self.untraced:
+            path = other[len(self.prefix) :]
+            inner = self.surgeon.modules.get(path) if other.startswith(self.prefix) and other != full else None
+            if inner is not None and not state.is_gone(path):
+                sites = reached(state, path, inner, "forward")
+                self._unfollowed(found, other, inner, sites, state.inside.get(path, ()))
+
+    def _unfollowed(
+        self, found: Found, place: str, module: nn.Module, sites: Iterable[Site], inside: Iterable[Site]
+    ) -> None:
+        why = (
+            f"{method_of(place, type(module), 'forward')} could not be followed and may use the modules of this region"
+        )
+        for site in inside if lists_tensors("forward", module) else sites:
+            found.problems[site.region] = Refusal(Code.UNTRACEABLE, f"{why} one by one", (site.region.value.name,))
 
     # --- the same method with other answers
     def _answers(self, state: Changed, surgery: Surgery, found: Found) -> None:
-        """A method that asked something may use parts of a block one by one where the answer is another."""
+        """A method that asked something may use parts of a block one by one where the answer is another.
+
+        The gates see the calls; what reads weights, and what is to run as it was, is looked for in the text.
+        """
         methods: dict[str, set[str]] = {}
         for event in all_events(self.trace.top):
             methods.setdefault(event.path, set()).add(event.method)
@@ -111,9 +112,10 @@ class Wiring:
                 or _is_left_out(event, surgery)
             ):
                 continue
-            traced = frozenset(methods[event.path] - {event.method})
-            read = self.reach.loads_of(type(event.module), event.method, traced)
-            for site in self.reach.reached(state, event.path, read):
+            if surgery.fallbacks is None and not names_of(type(event.module), event.method) & state.weights:
+                continue
+            judged = frozenset(methods[event.path] - {event.method})
+            for site in reached(state, event.path, event.module, event.method, judged):
                 if any(n.meta["event"] is event for n in site.region.form.ops):
                     continue  # its own operations: the surgeon has judged them
                 if surgery.fallbacks is not None:
@@ -124,95 +126,83 @@ class Wiring:
                     continue
                 found.problems[site.region] = Refusal(
                     Code.SPECIALIZED,
-                    f"{event.function} asks for {asked(questions[0])} and names parts of this region; "
-                    "with another answer it may run them one by one",
+                    f"{event.function} asks for {asked(questions[0])} and names parts of this region and weights; "
+                    "with another answer it may read them",
                     (site.region.value.name,),
                 )
 
     # --- code that asks what its modules are
     def _kinds(self, state: Changed, surgery: Surgery, found: Found) -> None:
-        peeked: dict[tuple[str, str], set[str]] = {}
-        told: dict[tuple[str, str], set[str]] = {}
-        for event in (e for e in all_events(self.trace.top) if not _is_left_out(e, surgery)):
-            peeked.setdefault((event.path, event.method), set()).update(event.peeked)
-            scales = {s.path for s in event.settings if s.name in SCALES and s.path in surgery.bare}
-            told.setdefault((event.path, event.method), set()).update(scales)
-        for (path, name), read in peeked.items():
-            module = self.surgeon.modules.get(path)
-            function = None if module is None else inspect.getattr_static(type(module), name, None)
-            if not inspect.isfunction(function) or state.is_gone(path):
+        """An absorbed norm is no norm any more, and a fused layer may have a bias: who asks for that keeps them."""
+        for event in all_events(self.trace.top):
+            if state.is_gone(event.path) or _is_left_out(event, surgery):
                 continue
-            lead = f"{path}." if path else ""
-            made = surgery.methods.get(path, {}).get(name)
+            told = {s.path for s in event.settings if s.name in SCALES and s.path in surgery.bare}
+            made, looked = surgery.methods.get(event.path, {}).get(event.method), event.peeked
             if made is None:
-                asked = {f"{lead}{p}" if p else p for p in asked_kinds(function)}
-            else:
-                asked, read = set[str](), read & made.read  # it is written anew, and asks for what is still in its text
-            asked |= told[path, name]
+                told |= event.lacking | asked_types(event, state.all)
+            else:  # it is written anew, and asks for what is still in its text
+                looked = looked & made.read
             for site, paths in state.paths.items():
-                others = paths - {site.slot} if site.reuse else paths
-                if asked & paths or read & others or ("" in asked and any(p.startswith(lead) for p in paths)):
+                if told & paths or looked & (paths - {site.slot} if site.reuse else paths):
                     found.problems[site.region] = Refusal(
                         Code.SPECIALIZED,
-                        f"{self.trace.place(path)}.{name} asks what kind of module an absorbed layer is, or for its "
-                        "parameters",
+                        f"{event.function} asks what kind of module an absorbed layer is, or for its parameters",
                         (site.region.value.name,),
                     )
 
     # --- methods that were not called
     def _methods(self, state: Changed, surgery: Surgery, found: Found) -> None:  # long: the cases of a method, in order
         called = {(e.path, e.method) for e in all_events(self.trace.top) if not _is_written_out(e, surgery)}
-        named = {n for e in all_events(self.trace.top) for n in self.reach.loads_of(type(e.module), e.method).calls}
+        named = {n for e in all_events(self.trace.top) for n in names_of(type(e.module), e.method)}
         for path, module in self.surgeon.modules.items():
             if state.is_gone(path) or path not in state.above:
                 continue
-            names = [n for n, _ in functions_of(type(module))]
-            if not stock_forward(module):
-                names.append("forward")
-            for name in names:
-                if (path, name) in called:
-                    continue
-                if name == "forward" and type(module).forward is nn.Module.forward:
-                    continue
-                read = self.reach.loads_of(type(module), name)
-                stock = type(module).forward is nn.Sequential.forward and name == "forward"
-                if stock:
-                    sites = [s for s, paths in state.paths.items() if any(p.startswith(f"{path}.") for p in paths)]
-                else:
-                    sites = self.reach.reached(state, path, read)
-                differs = self.runs.differs(state, path, name, {}) if sites else frozenset()
-                surgery.other_calls += self.runs.calls(state, path, name, surgery)
-                if differs is None:
-                    if not runs_modules(read, [p for s in sites for p in state.paths[s]]):
-                        continue
-                elif not differs:
-                    continue
-                elif not stock and not name.startswith("_") and all(map(self.runs.in_series, differs)):
-                    for site in differs:
-                        found.problems[site.region] = between(
-                            site, method_of(self.trace.place(path), type(module), name)
-                        )
-                    continue
-                if surgery.fallbacks is not None and surgery.fallbacks.redirect(path, name, sites):
-                    continue
-                method = sealed_method(type(module), name, path or "<root>")
-                if method is not None:
-                    found.methods.setdefault(path, {})[name] = method
-            for name in (*without_data(type(module)), *(n for n in properties_of(type(module)) if n not in named)):
-                if (path, name) not in called and self._reads_weights(state, path, name):
-                    method = sealed_method(type(module), name, path or "<root>")
-                    if method is not None:
-                        found.methods.setdefault(path, {})[name] = method
+            for name in (*methods_of(type(module)), *(n for n in properties_of(type(module)) if n not in named)):
+                if (path, name) not in called:
+                    self._method(state, surgery, found, path, name)
 
-    def _reads_weights(self, state: Changed, path: str, name: str) -> bool:
-        """Whether a method without arguments gives or uses weights that are others now."""
-        read = self.reach.loads_of(type(self.surgeon.modules[path]), name)
-        if not read.calls & WEIGHTS:
-            return False
-        traced = self.runs.run(state, path, name, {})
-        return traced is not None and uses_values(
-            traced[1], lambda p: p.rpartition(".")[0] in state.all or p in state.tensors
-        )
+    def _method(self, state: Changed, surgery: Surgery, found: Found, path: str, name: str) -> None:
+        """One method that was not called: the gates let it through where it runs regions whole, and stop it elsewhere.
+
+        What no gate sees is a weight that is another one now: a method that uses one raises.
+        """
+        cls, parts = type(self.surgeon.modules[path]), state.parts(path)
+        names = names_of(cls, name)
+        runs = takes_data(cls, name) and bool(names & (parts | WALKS) or any(p.isdigit() for p in parts))
+        if not runs and not names & state.weights:
+            return
+        seen = self.runs.seen(state, path, name, {})
+        surgery.other_calls += self.runs.calls(state, path, name, surgery)
+        if seen is not None and not seen.weights and not (runs and seen.differs):
+            return
+        if seen is None and not (runs and names & state.weights):
+            return
+        if runs and surgery.fallbacks is not None:
+            sites = state.inside.get(path, ()) if seen is None else seen.differs
+            if surgery.fallbacks.redirect(path, name, sites):
+                return
+        if runs and seen is not None and not name.startswith("_") and all(map(self.runs.in_series, seen.differs)):
+            method = method_of(self.trace.place(path), cls, name)
+            found.problems |= {site.region: between(site, method) for site in seen.differs}
+        elif seen is None or seen.weights:
+            made = sealed_method(cls, name, path or "<root>")
+            if made is not None:
+                found.methods.setdefault(path, {})[name] = made
+
+
+def asked_types(event: Event, paths: Iterable[str]) -> set[str]:
+    """Modules of which a method may ask ``type(...)``, the only question of this kind that tracing cannot see."""
+    function = inspect.getattr_static(type(event.module), event.method, None)
+    own = [f for f in run_by(function) if not str(f.__module__).startswith("torch.")]
+    names, lead = (
+        {n for f in own for c in codes_in(f.__code__) for n in c.co_names},
+        f"{event.path}." if event.path else "",
+    )
+    if not names & {"type", "__class__"}:
+        return set()
+    named = {p: [n for n in p[len(lead) :].split(".") if not n.isdigit()] for p in paths if p.startswith(lead)}
+    return {p for p, parts in named.items() if not parts or parts[-1] in names}
 
 
 def _is_left_out(event: Event, surgery: Surgery) -> bool:
@@ -225,8 +215,3 @@ def _is_written_out(event: Event, surgery: Surgery) -> bool:
     around = event.parent
     made = None if around is None else surgery.methods.get(around.path, {}).get(around.method)
     return made is not None and event.method != "forward" and f".{event.method}(" not in made.source
-
-
-def _unfollowed(site: Site, method: str) -> Refusal:
-    sentence = f"{method} could not be followed and may use the modules of this region one by one"
-    return Refusal(Code.UNTRACEABLE, sentence, (site.region.value.name,))

@@ -22,8 +22,7 @@ from reptool.rewrite.method_source import Check, guarded_method
 from reptool.rewrite.setting_checks import setting_checks
 from reptool.safety.changed import Changed
 from reptool.safety.other_runs import Runs
-from reptool.safety.reach import Reach
-from reptool.safety.settings import Guarded, guarded_settings
+from reptool.safety.settings import Guarded, guarded_settings, ways_of
 from reptool.safety.verdict import Found, between
 from reptool.surgery.site import Site, Surgery
 
@@ -50,11 +49,10 @@ class Flags:
 
     Args:
         runs: runs other code.
-        reach: knows what methods read.
     """
 
-    def __init__(self, runs: Runs, reach: Reach) -> None:
-        self.runs, self.reach = runs, reach
+    def __init__(self, runs: Runs) -> None:
+        self.runs = runs
         self.surgeon, self.trace = runs.surgeon, runs.trace
 
     def check(self, state: Changed, surgery: Surgery, found: Found) -> None:
@@ -62,22 +60,21 @@ class Flags:
         events: dict[tuple[str, str], list[Event]] = {}
         for event in all_events(self.trace.top):
             events.setdefault((event.path, event.method), []).append(event)
-        settings = guarded_settings(surgery, self.surgeon)
+        settings, ways = guarded_settings(surgery, self.surgeon), ways_of(surgery, self.surgeon)
         for (path, name), calls in events.items():
             if name in surgery.methods.get(path, {}):
                 continue  # it is written anew, for the arguments and settings it was seen with
-            asked = self._arguments(state, surgery, found, calls)
+            asked = self._arguments(state, surgery, found, calls, ways.get((path, name), []))
             if asked is not None:
                 self._guard(surgery, found, calls, asked, settings.get((path, name)))
 
-    def _arguments(self, state: Changed, surgery: Surgery, found: Found, calls: list[Event]) -> Asked | None:
+    def _arguments(
+        self, state: Changed, surgery: Surgery, found: Found, calls: list[Event], sites: list[Site]
+    ) -> Asked | None:
         """The arguments that matter to a method; None where regions are given up for them."""
         path, name, module = calls[0].path, calls[0].method, calls[0].module
         function = inspect.getattr_static(type(module), name, None)
-        if not inspect.isfunction(function) or state.is_gone(path) or stock_forward(module):
-            return Asked()
-        sites = self.reach.reached(state, path, self.reach.loads_of(type(module), name))
-        if not sites:
+        if not sites or not inspect.isfunction(function) or state.is_gone(path) or stock_forward(module):
             return Asked()
         flags, held = _flags_of(function, calls), given(function, calls)
         kinds = {n: p.kind for n, p in inspect.signature(function).parameters.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -22,10 +23,27 @@ from reptool.pysource.functions import function_of
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import layer_of
 from reptool.safety.changed import Changed
+from reptool.safety.contained import contained
+from reptool.safety.weight_reads import uses_values
 from reptool.surgery.gating import calls
 from reptool.surgery.site import Calls, Site, Surgery
 from reptool.surgery.surgeon import Surgeon
 from reptool.surgery.traced import is_plain_identity
+
+
+@dataclass
+class Seen:
+    """What a run of a method does with the regions of a surgery.
+
+    Args:
+        differs: regions that it uses in another way.
+        whole: those that it runs whole: pattern, place in that run, what was seen of it.
+        weights: whether it uses tensors that are others now.
+    """
+
+    differs: frozenset[Site]
+    whole: list[tuple[object, Site, Surgeon]]
+    weights: bool
 
 
 class Runs:
@@ -42,18 +60,24 @@ class Runs:
         self.copy: nn.Module | None = None
         self.shown: set[object] = set()  # patterns that other code runs whole, and gives a value between
         self._like: Recorder | None = None
-        self._seen: dict[Any, set[object] | None] = {}
-        self._whole: dict[Any, list[tuple[object, Site, Surgeon]]] = {}  # regions that a run runs whole
+        self._seen: dict[Any, tuple[set[object], list[tuple[object, Site, Surgeon]], bool] | None] = {}
 
-    def differs(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> frozenset[Site] | None:
-        """Sites that a method uses in another way; None when it cannot be run."""
+    def seen(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> Seen | None:
+        """What a method does with the regions; None when it cannot be run."""
         key = self._key(state, path, name, flags)
         if key not in self._seen:
             traced = self.run(state, path, name, flags)
-            self._whole[key] = []
-            self._seen[key] = None if traced is None else self._inconsistent(state, *traced, self._whole[key])
-        found = self._seen[key]
-        return None if found is None else frozenset(state.patterns[p] for p in found if p in state.patterns)
+            self._seen[key] = None if traced is None else self._compared(state, *traced)
+        made = self._seen[key]
+        if made is None:
+            return None
+        patterns, whole, weights = made
+        return Seen(frozenset(state.patterns[p] for p in patterns if p in state.patterns), whole, weights)
+
+    def differs(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> frozenset[Site] | None:
+        """Sites that a method uses in another way; None when it cannot be run."""
+        seen = self.seen(state, path, name, flags)
+        return None if seen is None else seen.differs
 
     def _key(self, state: Changed, path: str, name: str, flags: Any) -> Any:
         changed = (frozenset(state.patterns), frozenset(state.open), frozenset(state.all))
@@ -61,7 +85,8 @@ class Runs:
 
     def calls(self, state: Changed, path: str, name: str, surgery: Surgery) -> Iterator[Calls]:
         """The calls in which a method, which was run, runs regions whole."""
-        for pattern, site, surgeon in self._whole.get(self._key(state, path, name, {}), ()):
+        seen = self.seen(state, path, name, {})
+        for pattern, site, surgeon in () if seen is None else seen.whole:
             yield from calls(surgeon, surgery, [(site, state.patterns[pattern])])
 
     def same(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> bool:
@@ -86,7 +111,8 @@ class Runs:
         like = self.surgeon.found.facts.recorder
         recorder.closed, recorder.named, recorder.own_functions = state.closed, like.named, like.own_functions
         try:
-            return recorder, recorder.run(tuple(args), kwargs, path, name)
+            with contained():
+                return recorder, recorder.run(tuple(args), kwargs, path, name)
         except Exception:
             return None
 
@@ -96,13 +122,13 @@ class Runs:
             self.copy = full_copy(self.trace.root)
         return self.copy
 
-    def _inconsistent(
-        self, state: Changed, recorder: Recorder, trace: Trace, whole: list[tuple[object, Site, Surgeon]]
-    ) -> set[object]:
-        """Patterns of the fused regions whose modules a run uses in any other way; the others are in `whole`."""
+    def _compared(
+        self, state: Changed, recorder: Recorder, trace: Trace
+    ) -> tuple[set[object], list[tuple[object, Site, Surgeon]], bool]:
+        """Patterns of regions that a run uses in any other way, those it runs whole, and whether it uses weights."""
         asks = any(e.questions for e in all_events(trace.top))
         if asks or set(trace.opaque) & state.open or _sets_layers(recorder, trace):
-            return set(state.patterns)
+            return set(state.patterns), [], uses_values(trace, state.is_changed)
         reads = resolve(trace.graph)
         facts = Facts(recorder, reads, {}, self.surgeon.found.facts.responses)
         found = analyse(trace.graph, reads, facts, {}, trace.escaped, self.values, affines=OwnAffines())
@@ -118,14 +144,14 @@ class Runs:
             target, used = str(node.target), set[fx.Node]()
             if node.op == "call_module" and target in state.all:
                 used = set(surgeon.const_users(node)) if node.meta["const"] else {node}
-            elif node.op == "get_attr" and (target.rpartition(".")[0] in state.all or target in state.tensors):
+            elif node.op == "get_attr" and state.is_changed(target):
                 used = set(surgeon.const_users(node))
             if not used <= covered:
                 owner = target if node.op == "call_module" else target.rpartition(".")[0]
                 mine = {p for p, s in state.patterns.items() if {owner, target} & state.paths[s]}
                 out |= mine or set(state.patterns)
-        whole += [(patterns[s.region], s, surgeon) for s in sites if patterns[s.region] not in out]
-        return out
+        whole = [(patterns[s.region], s, surgeon) for s in sites if patterns[s.region] not in out]
+        return out, whole, uses_values(trace, state.is_changed, covered)
 
     def _instances(self, state: Changed, surgeon: Surgeon) -> Iterator[Site]:
         """The fused regions as they appear in another run."""

@@ -73,6 +73,16 @@ def guarded_settings(surgery: Surgery, surgeon: Surgeon) -> dict[tuple[str, str]
     return found
 
 
+def ways_of(surgery: Surgery, surgeon: Surgeon) -> dict[tuple[str, str], list[Site]]:
+    """Module path and method -> the regions that it holds together: what it is called with may decide."""
+    found: dict[tuple[str, str], list[Site]] = {}
+    for site in surgery.sites:
+        ops = site.region.form.ops | surgeon.between(site)
+        for key in dict.fromkeys((e.path, e.method) for e in lowest_call(ops)[1]):
+            found.setdefault(key, []).append(site)
+    return found
+
+
 def _end(site: Site, ops: Collection[fx.Node]) -> float:
     """When a region was complete and no value inside of it could be used any more."""
     inner = set(ops) - {site.region.value}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import fx
 
@@ -16,12 +16,13 @@ WEIGHTS = frozenset(
 """Names without which a method reads no weight."""
 
 
-def uses_values(trace: Trace, changed: Callable[[str], bool]) -> bool:
+def uses_values(trace: Trace, changed: Callable[[str], bool], covered: Collection[fx.Node] = ()) -> bool:
     """Whether a run gave out or wrote changed tensors, or values computed from them; asking for a shape is no such use.
 
     Args:
         trace: a run of the method.
         changed: whether the tensor at a path is another one after deploying.
+        covered: operations of regions that the run shows whole, which are one layer then.
     """
     writes = [n for n in trace.graph.nodes if mutated_argument(n) is not None]
     stack = [*trace.outputs, *writes]
@@ -32,6 +33,7 @@ def uses_values(trace: Trace, changed: Callable[[str], bool]) -> bool:
             return True
         if metadata_read(node):
             continue
-        stack += [n for n in node.all_input_nodes if n not in seen]
-        seen.update(node.all_input_nodes)
+        sources = [n for n in node.all_input_nodes if not (node in covered and n.meta["const"])]
+        stack += [n for n in sources if n not in seen]
+        seen.update(sources)
     return False

@@ -230,14 +230,17 @@ def gone_with(surgery: Surgery) -> set[str]:
 
 def _chain(traced: Traced, path: str, around: Event | None, lowest: Event, like: Chain) -> Chain:
     """The calls from the one that runs a layer up to the lowest one that holds the region."""
-    links: list[Link] = []
+    events: list[Event] = []
     for event in () if around is None else around.ancestors():
-        links.append(_link(event, lowest))
+        events.append(event)
         if event is lowest:
             break
     else:
-        links = [_link(lowest, lowest)]
-    return replace(like, links=tuple(links), place=_below(path, lowest.path))
+        events = [lowest]
+    links = tuple(_link(event, lowest) for event in events)
+    return replace(
+        like, links=links, place=_below(path, lowest.path), between=frozenset().union(*(e.between for e in events))
+    )
 
 
 def _link(event: Event, lowest: Event) -> Link:

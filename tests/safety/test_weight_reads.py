@@ -99,3 +99,25 @@ def test_weights_found_by_walking_and_weights_written(name: str) -> None:
     assert len(reptool.report(deployed).regions) == 1
     with pytest.raises(SpecializedError, match=name):
         getattr(deployed, name)()
+
+
+class Kernel(torch.nn.Module):
+    """A weight under a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = torch.nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.bn = torch.nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(torch.nn.functional.conv2d(x, self.kernel))
+
+    def energy(self) -> torch.Tensor:
+        return self.kernel.square().sum()
+
+
+def test_a_weight_is_known_by_its_own_name() -> None:
+    deployed: Any = reptool.deploy(ready(Kernel()))
+    assert len(reptool.report(deployed).regions) == 1
+    with pytest.raises(SpecializedError, match="energy"):
+        deployed.energy()

@@ -111,11 +111,11 @@ def method_names(cls: type) -> dict[CodeType, str]:
             if base is nn.Module:
                 break
             for name, value in vars(base).items():
-                if name in seen or name.startswith(_AS_IT_WAS):
+                if name in seen:
                     continue
                 seen.add(name)
                 for code in _codes(value):
-                    names.setdefault(code, set()).add(name)
+                    names.setdefault(code, set()).add(name.removeprefix(_AS_IT_WAS))
         found = _NAMES[cls] = {code: next(iter(held)) for code, held in names.items() if len(held) == 1}
     return found
 

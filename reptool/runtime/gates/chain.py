@@ -43,6 +43,7 @@ class Chain:
         slots: places of the fused layers that do its work, as far as they have gates.
         written: places of the region's modules whose methods were written anew.
         marked: whether modules whose values are inside of the region say so; in pickles of reptool 0.1 they do not.
+        between: methods that the code between these calls goes through; any other is code that was not traced.
     """
 
     links: tuple[Link, ...]
@@ -53,6 +54,7 @@ class Chain:
     slots: tuple[Path, ...] = ()
     written: tuple[Path, ...] = ()
     marked: bool = False
+    between: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

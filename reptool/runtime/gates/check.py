@@ -78,7 +78,7 @@ def are_open() -> bool:
 def followed(layer: nn.Module, chain: Chain, calls: Calls) -> Followed | None:
     """The calls of a chain that a layer is in, innermost first; None where it is in other ones."""
     found: Followed = []
-    index = 0
+    index, last = 0, None
     for link in chain.links:
         while True:
             call = calls.at(index)
@@ -87,9 +87,12 @@ def followed(layer: nn.Module, chain: Chain, calls: Calls) -> Followed | None:
             index += 1
             if call[1] == link.method and is_kind(type(call[0]), link):
                 found.append((calls.frames[index - 1], call[0]))
+                last = call
                 break
             if isinstance(call[0], fx.GraphModule):
                 return [] if traced_through(layer, chain, call[0]) else None
+            if not (call[0] is layer or call == last or call[1] in chain.between):  # decorated methods run twice
+                return None
     if not found:
         return None
     lowest = found[-1][1]
