@@ -41,7 +41,7 @@ from reptool.pysource.module_info import (
 )
 from reptool.pysource.places import said
 from reptool.runtime.containers import mapped
-from reptool.runtime.gates.calls import MACHINERY, first_argument, method_of
+from reptool.runtime.gates.calls import MACHINERY, first_argument, kind_of, method_of
 
 MAX_DEPTH = 120
 _LOCK = threading.RLock()
@@ -94,7 +94,7 @@ class Recorder(Writing):
             module: Any = first_argument(frame) if code.co_argcount and id(code) not in MACHINERY else None
             name = method_of(module, code) if issubclass(type(module), nn.Module) else None
             if name is not None and (module, name) != (event.module, event.method):
-                event.between.add(name)
+                event.between.add((kind_of(type(module)), name))
             frame = frame.f_back
 
     def _own_hooks(self, module: nn.Module) -> list[Callable[..., Any]]:
@@ -109,6 +109,7 @@ class Recorder(Writing):
         """A module that nobody registered: a slice of a Sequential is its modules in order, others are one node."""
         if type(module).forward is nn.Sequential.forward and not foreign_hooks(module) and len(args) == 1:
             (value,) = args
+            self.stack[-1].between.add((kind_of(type(module)), "forward"))
             for inner in module._modules.values():
                 assert inner is not None
                 value = inner(value)

@@ -11,6 +11,7 @@ import ast
 import inspect
 from collections.abc import Collection, Iterable, Iterator
 from types import FunctionType
+from typing import TypeGuard
 
 from torch import nn
 
@@ -85,10 +86,11 @@ class _Text:
         if not self.known:
             return set(self.module.modules())
         found = {m for n in self.nodes if isinstance(n, ast.expr) and self._is_used(n) for m in self._value(n)}
+        found -= {self.module}
         for node in self.nodes:
             if isinstance(node, ast.Attribute) and getattr(self.parents[node], "attr", "") not in _FACTS:
                 found |= {m for m in self._value(node.value) if node.attr in {**m._parameters, **m._buffers}}
-        return found - {self.module}
+        return found
 
     def lists(self) -> bool:
         """Whether tensors are listed, but for the first of them."""
@@ -114,7 +116,8 @@ class _Text:
             for target in targets:
                 self._name(target, _items(value) if isinstance(target, ast.Tuple) else value)
         elif isinstance(node, ast.For | ast.comprehension):
-            self._name(node.target, _items(self._value(node.iter)))
+            listed = node.iter.value if _is_slice(node.iter) else node.iter
+            self._name(node.target, _items(self._value(listed)))
 
     def _name(self, target: ast.expr, value: set[nn.Module]) -> None:
         for name in ast.walk(target):
@@ -131,7 +134,7 @@ class _Text:
                     if p is not None and n == node.attr}  # fmt: skip
         if isinstance(node, ast.Subscript):
             found = self._value(node.value)
-            return found if isinstance(node.slice, ast.Slice) else _items(found)
+            return found | _items(found) if _is_slice(node) else _items(found)
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Attribute):
                 return self._value(node.func.value) if node.func.attr in _LISTS else set()
@@ -150,6 +153,11 @@ class _Text:
             known = getattr(above.func, "id", "") in _SAME | _LOOKS
             return above.func is node or not known
         return isinstance(above, ast.keyword | ast.Return | ast.Yield | ast.Dict | ast.BinOp)
+
+
+def _is_slice(node: ast.AST) -> TypeGuard[ast.Subscript]:
+    """Whether a part of a container is taken, which runs its modules one by one."""
+    return isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice)
 
 
 def _items(modules: Iterable[nn.Module]) -> set[nn.Module]:

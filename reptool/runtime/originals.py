@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reptool.models.copies import full_copy
 from reptool.runtime.expect import KEPT
 from reptool.runtime.expect import Like as Like  # pickles of earlier releases look for it here
+from reptool.runtime.gates.marker import GATE
 from reptool.runtime.subclass import derive
 
 
@@ -98,7 +99,7 @@ def _twin(module: nn.Module, kept: nn.Module) -> nn.Module:
     }
     twin: nn.Module = object.__new__(kept.original)
     twin.__dict__ = {
-        **module.__dict__,
+        **{n: v for n, v in module.__dict__.items() if n != GATE},
         "_modules": inside,
         "_parameters": {**_others(module._parameters, kept), **kept._parameters},
         "_buffers": {**_others(module._buffers, kept), **kept._buffers},

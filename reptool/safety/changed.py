@@ -107,7 +107,7 @@ def reached(
         below: where in the module the root is, if it is a module around the root.
     """
     lead, paths = f"{at}." if at else "", {m: n for n, m in module.named_modules()}
-    found = {lead + paths[m] for m in used(method, module, judged) if m in paths}
+    found = {(lead + paths[m]).rstrip(".") for m in used(method, module, judged) if m in paths}
     if below:
         found = {p[len(below) + 1 :] for p in found if p.startswith(f"{below}.")}
     sites = state.inside.get(at, ())

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from reptool.ir.ops import Affine, View
 from reptool.ir.trace import Event, lowest_call
+from reptool.passages.norm_affine import TENSORS
 from reptool.runtime.gates.called import set_called
 from reptool.runtime.gates.calls import kind_of
 from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Link, Path
@@ -27,35 +28,68 @@ def calls(traced: Traced, surgery: Surgery, sites: Iterable[tuple[Site, Site]]) 
         surgery: what will be done.
         sites: the regions as they stand in that run, each with the one of the surgery that it is.
     """
-    gone = gone_with(surgery)
-    for site, known in sites:
+    pairs = list(sites)
+    for site, known in pairs:
+        yield from _of_layer(traced, surgery, site, known)
+        yield from _of_others(traced, surgery, site, known, lowest_of(*kin_of(site, [s for s, _ in pairs])))
+
+
+def kin_of(site: Site, sites: Iterable[Site]) -> list[Site]:
+    """The regions that make what one of them changed undone together: those that took shares of the same norms."""
+    return [s for s in sites if s is site or not shared(s).isdisjoint(shared(site))]
+
+
+def shared(site: Site) -> set[fx.Node]:
+    """The norms that a region took a share of: without all others that did, what they give means nothing."""
+    return {n.meta["share_of"] for n in site.region.form.ops if "share_of" in n.meta}
+
+
+def _of_layer(traced: Traced, surgery: Surgery, site: Site, known: Site) -> Iterator[Calls]:
+    """The calls in which the layer of a region is right."""
+    if site.slot is not None and changes(traced, site):
         lowest = lowest_of(site)
-        if lowest is None:
-            continue
-        absorbed = {p: e for p, e in _absorbed(site, traced, surgery).items() if not is_below(p, gone)}
-        inside = {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors() if lowest in e.ancestors()}
-        passed = inside | _between(site, traced, lowest) | _handing_on(site, traced)
-        watched = tuple(sorted(p for p in passed - {lowest.path} if p not in gone and not is_below(p, gone)))
-        gated = site.slot is not None and changes(traced, site)
-        changed = (inside & surgery.methods.keys()) - {lowest.path}
-        chain = Chain(
-            (),
-            None,
-            _places(absorbed, lowest),
-            series=_in_series(traced, site, lowest),
-            slots=_places([site.slot] if gated and site.slot is not None else [], lowest),
-            written=_places(sorted(changed | _emptied(site, traced, surgery)), lowest),
-        )
-        if site.slot is not None and gated:
-            around = site.carrier.meta["event"] if site.event is None else site.event.parent
-            found = _chain(traced, site.slot, around, lowest, chain)
-            yield Calls(site.slot, known, lowest.path, found, (*watched, site.slot))
-        for event in written(site, lowest, surgery):
-            around = event.parent if event.method == "forward" else event
-            found = _chain(traced, event.path, around, lowest, chain)
-            yield Calls(event.path, known, lowest.path, found, (), event.method)
-        for path, caller in absorbed.items():
+        chain, watched = _around(traced, surgery, site, lowest)
+        around = site.carrier.meta["event"] if site.event is None else site.event.parent
+        found = _chain(traced, site.slot, around, lowest, chain)
+        yield Calls(site.slot, known, lowest.path, found, (*watched, site.slot))
+
+
+def _of_others(traced: Traced, surgery: Surgery, site: Site, known: Site, lowest: Event) -> Iterator[Calls]:
+    """The calls in which what else a region changed is right: those that hold all regions that make it undone."""
+    chain, watched = _around(traced, surgery, site, lowest)
+    for event in written(site, lowest, surgery):
+        around = event.parent if event.method == "forward" else event
+        found = _chain(traced, event.path, around, lowest, chain)
+        yield Calls(event.path, known, lowest.path, found, (), event.method)
+    gone = gone_with(surgery)
+    for path, caller in {**_absorbed(site, traced, surgery), **_bare(site, traced)}.items():
+        if not is_below(path, gone):
             yield Calls(path, known, lowest.path, _chain(traced, path, caller, lowest, chain), watched)
+
+
+def _around(traced: Traced, surgery: Surgery, site: Site, lowest: Event) -> tuple[Chain, tuple[str, ...]]:
+    """What a call has to find in place to run a region as it was, and the modules that nobody may watch there."""
+    gone = gone_with(surgery)
+    absorbed = [p for p in _absorbed(site, traced, surgery) if not is_below(p, gone)]
+    inside = {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors() if lowest in e.ancestors()}
+    passed = inside | _between(site, traced, lowest) | _handing_on(site, traced) | _bare(site, traced).keys()
+    watched = tuple(sorted(p for p in passed - {lowest.path} if p not in gone and not is_below(p, gone)))
+    gated = [site.slot] if site.slot is not None and changes(traced, site) else []
+    changed = (inside & surgery.methods.keys()) - {lowest.path}
+    return Chain(
+        (),
+        None,
+        _places(absorbed, lowest),
+        series=_in_series(traced, site, lowest),
+        slots=_places(gated, lowest),
+        written=_places(sorted(changed | _emptied(site, traced, surgery)), lowest),
+    ), watched
+
+
+def _bare(site: Site, traced: Traced) -> dict[str, Event]:
+    """Norms that lost scale and shift to a region, and the call that runs each."""
+    own = (traced.found.own[n] for n in _ops(site) if n in traced.found.own)
+    return {str(b.norm.target): b.norm.meta["event"] for b in own if b.bare.module}
 
 
 def _between(site: Site, traced: Traced, lowest: Event) -> set[str]:
@@ -93,15 +127,16 @@ def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
     gated = {p: held for p, held in found.items() if p in modules and not is_below(p, gone)}
     for path in gated:  # first the hooks, which the gates count
         set_gate(modules[path], Gate(path, (), ()))
-    for path, held in gated.items():
-        sites = dict.fromkeys(c.site for c in held if c.site is not None)
+    for path, made in gated.items():
+        sites = dict.fromkeys(c.site for c in made if c.site is not None)
         ops = [(n, traced.found.ops[n]) for s in sites for n in _ops(s)]
         own = traced.trace.place(path)
         region = dict.fromkeys(traced.trace.place(o) for _, op in ops for o in op.owners)
         norms = len({o for _, op in ops if op.paradigm == "bn" for o in op.owners[:1]})
-        chains = tuple(dict.fromkeys(_together([_counted(c, modules) for c in held])))
+        chains = tuple(dict.fromkeys(_together([_counted(c, modules) for c in made])))
         ranks = _own_ranks(traced, path) if path in surgery.identities else _ranks(traced, sites)
-        set_gate(modules[path], Gate(own, tuple(r for r in region if r != own), chains, norms, ranks=ranks))
+        held = tuple(n for n in TENSORS if n in modules[path]._parameters) if path in surgery.bare else ()
+        set_gate(modules[path], Gate(own, tuple(r for r in region if r != own), chains, norms, ranks=ranks, bare=held))
 
 
 def _ranks(traced: Traced, sites: Iterable[Site]) -> frozenset[int]:
@@ -175,10 +210,13 @@ def _counted(one: Calls, modules: dict[str, nn.Module]) -> Chain:
     return replace(one.chain, hooks=counts, marked=True)
 
 
-def lowest_of(site: Site) -> Event | None:
-    """The lowest call that holds a region."""
-    lowest, _ = lowest_call(site.region.form.ops)
-    return site.event.parent if site.event is not None and site.event in lowest.ancestors() else lowest
+def lowest_of(*sites: Site) -> Event:
+    """The lowest call that holds some regions whole."""
+    lowest, _ = lowest_call(n for s in sites for n in s.region.form.ops)
+    for event in (s.event for s in sites):
+        if event is not None and event in lowest.ancestors() and event.parent is not None:
+            lowest = event.parent
+    return lowest
 
 
 def _ops(site: Site) -> list[fx.Node]:
@@ -238,9 +276,8 @@ def _chain(traced: Traced, path: str, around: Event | None, lowest: Event, like:
     else:
         events = [lowest]
     links = tuple(_link(event, lowest) for event in events)
-    return replace(
-        like, links=links, place=_below(path, lowest.path), between=frozenset().union(*(e.between for e in events))
-    )
+    between = frozenset(Link(None, kind, method) for event in events for kind, method in event.between)
+    return replace(like, links=links, place=_below(path, lowest.path), between=between)
 
 
 def _link(event: Event, lowest: Event) -> Link:
@@ -270,8 +307,10 @@ def _below(path: str, lead: str) -> Path | None:
 
 
 def _in_series(traced: Traced, site: Site, lowest: Event) -> bool:
-    """Whether a region is modules that its lowest call runs one behind the other."""
+    """Whether a region is modules that its lowest call runs one behind the other, whoever does so."""
     before: fx.Node | None = None
+    if shared(site):
+        return False
     for node in traced.ordered(site.region.form):
         op = traced.found.ops[node]
         if not isinstance(op, Affine) or (before is not None and op.sources != [before]):

@@ -43,7 +43,7 @@ class Chain:
         slots: places of the fused layers that do its work, as far as they have gates.
         written: places of the region's modules whose methods were written anew.
         marked: whether modules whose values are inside of the region say so; in pickles of reptool 0.1 they do not.
-        between: methods that the code between these calls goes through; any other is code that was not traced.
+        between: methods that lead from one of these calls to the next; others were not traced. None allows all.
     """
 
     links: tuple[Link, ...]
@@ -54,7 +54,7 @@ class Chain:
     slots: tuple[Path, ...] = ()
     written: tuple[Path, ...] = ()
     marked: bool = False
-    between: frozenset[str] = frozenset()
+    between: frozenset[Link] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Gate:
         norms: how many norms are in the region.
         geometry: what the layer's attributes say of its window.
         ranks: numbers of axes that the norms in it take; none where they take any.
+        bare: parameters that a norm lost to the layers which read it.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Gate:
     norms: int = 0
     geometry: tuple[tuple[str, Any], ...] = ()
     ranks: frozenset[int] = frozenset()
+    bare: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
         return self

@@ -91,7 +91,7 @@ def followed(layer: nn.Module, chain: Chain, calls: Calls) -> Followed | None:
                 break
             if isinstance(call[0], fx.GraphModule):
                 return [] if traced_through(layer, chain, call[0]) else None
-            if not (call[0] is layer or call == last or call[1] in chain.between):  # decorated methods run twice
+            if not (call[0] is layer or call == last or _was_between(call, chain)):  # decorated methods run twice
                 return None
     if not found:
         return None
@@ -102,6 +102,11 @@ def followed(layer: nn.Module, chain: Chain, calls: Calls) -> Followed | None:
         return None
     whole = has_slots if isinstance(layer, Marker) else is_whole  # the layer itself looks after the rest
     return found if whole(lowest, chain) else None
+
+
+def _was_between(call: tuple[nn.Module, str], chain: Chain) -> bool:
+    """Whether the code that was traced went through a method to the layer."""
+    return chain.between is None or any(b.method == call[1] and is_kind(type(call[0]), b) for b in chain.between)
 
 
 def _refuse_rank(gate: Gate, rank: int) -> NoReturn:

@@ -48,8 +48,10 @@ def are_written(lowest: nn.Module, chain: Chain) -> bool:
 
 
 def is_shaped(layer: nn.Module, gate: Gate) -> bool:
-    """Whether the window of a layer is the one that it was fused with."""
+    """Whether a layer has the window that it was fused with, and a norm that lost its scale has none again."""
     own = layer.__dict__
+    if gate.bare and any(layer._parameters.get(name) is not None for name in gate.bare):
+        return False
     for name, value in gate.geometry:
         held = own.get(name)
         if held is not value and held != value:

@@ -38,12 +38,26 @@ class Known:
         lowest: the module of the last.
     """
 
-    __slots__ = ("absorbed", "calls", "chain", "first", "gate", "kind", "layer", "place", "slots", "watched", "window")
+    __slots__ = (
+        "absorbed",
+        "bare",
+        "calls",
+        "chain",
+        "first",
+        "gate",
+        "kind",
+        "layer",
+        "place",
+        "slots",
+        "watched",
+        "window",
+    )
 
     def __init__(
         self, layer: nn.Module, gate: Gate, chain: Chain, calls: list[tuple[int, CodeType]], lowest: nn.Module
     ) -> None:
         self.layer, self.gate, self.chain, self.calls = weakref.ref(layer), gate, chain, calls
+        self.bare = gate.bare
         self.kind, self.first = type(lowest), calls[-1][1].co_varnames[0]
         self.place = _short(chain.place or ())
         self.slots = tuple(_short(p) for p in chain.slots if p != chain.place or isinstance(layer, Marker))
@@ -77,6 +91,8 @@ class Known:
             inner = modules.get(place) if type(place) is str else inside(lowest, place)
             if inner is None or GATE not in inner.__dict__:
                 return False
+        if self.bare and any(own["_parameters"].get(name) is not None for name in self.bare):
+            return False
         if self.window is not None and self.window[0](own) != self.window[1]:
             return False
         if chain.written and not are_written(lowest, chain):
