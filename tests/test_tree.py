@@ -151,7 +151,6 @@ COVERED = {
     "runtime/method.py": "runtime/test_subclass.py",
     "safety/changed.py": "safety/test_ownership.py",
     "safety/methods.py": "safety/test_check.py",
-    "safety/other_runs.py": "safety/test_ownership.py",
     "safety/verdict.py": "safety/test_ownership.py",
     "surgery/apply.py": "surgery/test_surgeon.py",
     "surgery/conversions.py": "surgery/test_surgeon.py",

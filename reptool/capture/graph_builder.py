@@ -297,8 +297,10 @@ class Writing:
             return answer
         self.reads_constants = True
         self._asked_of_weights(question)
-        if what in ("truth", "integer", "membership") and (held := held_by(node)):
-            self.stack[-1].questions.append(Question(VALUE, held, answer))
+        held = list(held_by(node)) if what in _OF_VALUES else []
+        self.stack[-1].valued.update(held)
+        if held and what != "number":
+            self.stack[-1].questions.append(Question(VALUE, held[0], answer))
         return answer
 
     def _answer(self, node: fx.Node, what: str, read: Callable[[Any], Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import operator
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
@@ -67,17 +68,16 @@ def written_so_far(graph: fx.Graph, node: fx.Node) -> bool:
     return False
 
 
-def held_by(node: fx.Node) -> str:
-    """The parameter or buffer whose numbers a constant is computed from; '' where there is none."""
+def held_by(node: fx.Node) -> Iterator[str]:
+    """The parameters and buffers whose numbers a constant is computed from."""
     stack, seen = [node], {node}
     while stack:
         at = stack.pop()
         if at.op == "get_attr" and not str(at.target).startswith("_constant"):
-            return str(at.target)
+            yield str(at.target)
         if not metadata_read(at):
             stack += [n for n in at.all_input_nodes if n not in seen]
             seen.update(at.all_input_nodes)
-    return ""
 
 
 def metadata_of(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
@@ -94,6 +94,19 @@ def metadata_of(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
         told = [n for n in at.all_input_nodes if n.meta["const"] or n.meta.get("kind") not in ("tensor", "sequence")]
         stack += [n for n in told if n not in seen]
         seen.update(told)
+
+
+@contextmanager
+def as_new() -> Iterator[None]:
+    """While this is open, what there was before is no garbage: looking for what code keeps takes no time for it."""
+    if gc.get_freeze_count():  # the user's own
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def kept_outside(recorder: Recorder, top: Event) -> None:

@@ -82,6 +82,7 @@ class Event:
     effects: list[str] = field(default_factory=list)  # what its code does beside returning a value
     peeked: set[str] = field(default_factory=set)  # other modules whose parameters or kind its code asks for
     lacking: set[str] = field(default_factory=set)  # other modules that it asks for a parameter they do not have
+    valued: set[str] = field(default_factory=set)  # tensors whose numbers its code asks for as numbers of Python
     between: set[tuple[str, str]] = field(default_factory=set)  # class and name of methods that lead to calls in it
     hooked: bool = False
     node: fx.Node | None = None  # for a leaf

@@ -21,7 +21,7 @@ import numpy
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.models.copies import full_copy
+from reptool.models.copies import full_copy, shallow_copy
 
 _ATOMS = (
     type(None), bool, int, float, complex, str, bytes, type, enum.Enum, torch.dtype, torch.device, torch.Size,
@@ -51,6 +51,30 @@ def run_as_given(model: nn.Module, copies: dict[int, Any], run: Callable[[nn.Mod
     finally:
         for restore in states:
             restore()
+
+
+def put_back(model: nn.Module) -> Callable[[], None] | None:
+    """How to put back what code changed of a model, but for the numbers of its tensors; None where that is not known.
+
+    >>> linear = nn.Linear(2, 2)
+    >>> restore = put_back(linear)
+    >>> del linear.weight
+    >>> restore()
+    >>> linear.weight.shape
+    torch.Size([2, 2])
+    """
+    copies: dict[int, Any] = {}
+    shallow_copy(model, copies)
+    try:
+        states = _states(model, copies)
+    except Exception:  # a symbolic value that a run left behind
+        return None
+
+    def restore() -> None:
+        for state in states or ():
+            state()
+
+    return None if states is None else restore
 
 
 def _states(
@@ -126,9 +150,10 @@ def _contents(value: Any) -> Callable[[], None]:
     if isinstance(value, dict):
         kind, held = (OrderedDict if isinstance(value, OrderedDict) else dict), list(value.items())
 
+        ids = [*map(id, value), *map(id, value.values())]  # of what `held` keeps alive
+
         def items() -> None:
-            now = list(value.items())
-            if len(now) != len(held) or any(a is not c or b is not d for (a, b), (c, d) in zip(now, held, strict=True)):
+            if len(value) != len(held) or (held and ids != [*map(id, value), *map(id, value.values())]):
                 kind.clear(value)
                 for key, item in held:
                     kind.__setitem__(value, key, item)

@@ -34,9 +34,16 @@ _MISSING = object()
 M = TypeVar("M", bound=nn.Module)
 
 
-def shallow_copy(model: M) -> M:
-    """A copy of a model's structure that shares its tensors, and what cannot be copied."""
-    return _Copy({id(t): t for m in model.modules() for t in tensors_in(m)}).of(model)
+def shallow_copy(model: M, memo: dict[int, Any] | None = None) -> M:
+    """A copy of a model's structure that shares its tensors, and what cannot be copied.
+
+    Args:
+        model: what is copied.
+        memo: as for `full_copy`.
+    """
+    memo = {} if memo is None else memo
+    memo.update({id(t): t for m in model.modules() for t in tensors_in(m)})
+    return _Copy(memo).of(model)
 
 
 def full_copy(model: M, memo: dict[int, Any] | None = None) -> M:

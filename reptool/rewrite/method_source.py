@@ -247,6 +247,11 @@ def sealed_method(cls: type, name: str, where: str) -> Method | None:
     return Method(name, f"def {name}({header}):\n    _sealed({f'{where}.{name}'!r})\n")
 
 
+def only_checks(method: Method) -> bool:
+    """Whether a method does what it did, behind checks."""
+    return f"self.{ORIGINAL}{method.name}(" in method.source
+
+
 def refusing_methods(names: Sequence[str]) -> tuple[Method, Method]:
     """``__setattr__`` and ``__getattr__`` of a module that has names no more: to set them would change nothing."""
     setting = (

@@ -56,6 +56,7 @@ class Changed:
         self.weights = {t.rpartition(".")[2] for t in self.tensors | self.held} | WEIGHTS
         self.all = {p for paths in self.paths.values() for p in paths} | self.gone
         self.open |= self.gone | {""}
+        self.key = (frozenset(self.patterns), frozenset(self.open), frozenset(self.all))
         self.above = {a for path in self.all for a in _above(path)}
         self.inside: dict[str, list[Site]] = {"": list(self.paths)}  # path -> sites with modules below it
         for site, paths in self.paths.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -25,6 +26,7 @@ from reptool.safety.changed import Changed, reached
 from reptool.safety.flags import Flags
 from reptool.safety.methods import methods_of, names_of, properties_of, takes_data
 from reptool.safety.other_runs import Runs
+from reptool.safety.settings import ways_of
 from reptool.safety.verdict import Found, between
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.surgeon import Surgeon
@@ -152,43 +154,87 @@ class Wiring:
                     )
 
     # --- methods that were not called
-    def _methods(self, state: Changed, surgery: Surgery, found: Found) -> None:  # long: the cases of a method, in order
+    def _methods(self, state: Changed, surgery: Surgery, found: Found) -> None:
         called = {(e.path, e.method) for e in all_events(self.trace.top) if not _is_written_out(e, surgery)}
         named = {n for e in all_events(self.trace.top) for n in names_of(type(e.module), e.method)}
+        stopped: dict[tuple[type, str], bool] = {}
         for path, module in self.surgeon.modules.items():
             if state.is_gone(path) or path not in state.above:
                 continue
-            for name in (*methods_of(type(module)), *(n for n in properties_of(type(module)) if n not in named)):
-                if (path, name) not in called:
-                    self._method(state, surgery, found, path, name)
+            cls, parts = type(module), state.parts(path)
+            for name in (*methods_of(cls), *(n for n in properties_of(cls) if n not in named)):
+                if (path, name) in called:
+                    continue
+                names = names_of(cls, name)
+                reaches = bool(names & (parts | WALKS)) or any(p.isdigit() for p in parts)
+                kind = Other(path, name, reaches and takes_data(cls, name), bool(names & state.weights))
+                if not kind.runs and not kind.weighs:
+                    continue
+                if (cls, name) not in stopped:
+                    stops = self._method(state, surgery, found, kind, called)
+                    if stops is not None and surgery.fallbacks is None:
+                        stopped[cls, name] = stops
+                elif stopped[cls, name]:
+                    self._seal(found, kind)
 
-    def _method(self, state: Changed, surgery: Surgery, found: Found, path: str, name: str) -> None:
+    def _method(
+        self, state: Changed, surgery: Surgery, found: Found, kind: Other, called: set[tuple[str, str]]
+    ) -> bool | None:
         """One method that was not called: the gates let it through where it runs regions whole, and stop it elsewhere.
 
         What no gate sees is a weight that is another one now: a method that uses one raises.
+
+        Returns:
+            Whether it raises, where that may be said of all modules of the class; None where each has to be looked at.
         """
-        cls, parts = type(self.surgeon.modules[path]), state.parts(path)
-        names = names_of(cls, name)
-        runs = takes_data(cls, name) and bool(names & (parts | WALKS) or any(p.isdigit() for p in parts))
-        if not runs and not names & state.weights:
-            return
+        path, name = kind.path, kind.name
         seen = self.runs.seen(state, path, name, {})
-        surgery.other_calls += self.runs.calls(state, path, name, surgery)
-        if seen is not None and not seen.weights and not (runs and seen.differs):
-            return
-        if seen is None and not (runs and names & state.weights):
-            return
-        if runs and surgery.fallbacks is not None:
-            sites = state.inside.get(path, ()) if seen is None else seen.differs
+        differs = frozenset[Site]() if seen is None else seen.differs
+        if seen is not None and seen.whole:
+            main = {k: v for k, v in ways_of(surgery, self.surgeon).items() if k in called}
+            if self.flags.let_through(state, surgery, found, seen, main):
+                surgery.other_calls += self.runs.calls(state, path, name, surgery)
+            else:
+                differs |= {state.patterns[p] for p, *_ in seen.whole if p in state.patterns}
+        if seen is not None and not seen.weights and not (kind.runs and differs):
+            return None
+        if seen is None and not (kind.weighs and (kind.runs or self.runs.read_weights(state, path, name))):
+            return False
+        if kind.runs and surgery.fallbacks is not None:
+            sites = state.inside.get(path, ()) if seen is None else differs
             if surgery.fallbacks.redirect(path, name, sites):
-                return
-        if runs and seen is not None and not name.startswith("_") and all(map(self.runs.in_series, seen.differs)):
-            method = method_of(self.trace.place(path), cls, name)
-            found.problems |= {site.region: between(site, method) for site in seen.differs}
+                return None
+        parts = frozenset[Site]() if seen is None or not kind.runs or name.startswith("_") else seen.parts
+        if parts and all(map(self.runs.in_series, differs)):
+            method = method_of(self.trace.place(path), type(self.surgeon.modules[path]), name)
+            found.problems |= {site.region: between(site, method) for site in parts}
         elif seen is None or seen.weights:
-            made = sealed_method(cls, name, path or "<root>")
-            if made is not None:
-                found.methods.setdefault(path, {})[name] = made
+            self._seal(found, kind)
+            return True
+        return None if kind.weighs or (seen is not None and seen.whole) else False
+
+    def _seal(self, found: Found, kind: Other) -> None:
+        """Let a method raise."""
+        made = sealed_method(type(self.surgeon.modules[kind.path]), kind.name, kind.path or "<root>")
+        if made is not None:
+            found.methods.setdefault(kind.path, {})[kind.name] = made
+
+
+@dataclass(frozen=True)
+class Other:
+    """A method that was not called.
+
+    Args:
+        path: of its module.
+        name: of the method.
+        runs: whether it may run modules that a surgery changes.
+        weighs: whether it may use weights that are others now.
+    """
+
+    path: str
+    name: str
+    runs: bool
+    weighs: bool
 
 
 def asked_types(event: Event, paths: Iterable[str]) -> set[str]:

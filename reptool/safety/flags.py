@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reptool.capture.optional_arguments import given, is_switch, offered, without
@@ -20,8 +20,9 @@ from reptool.rewrite.constants import CannotCutError
 from reptool.rewrite.kind_checks import is_fixed, kinds_asked
 from reptool.rewrite.method_source import Check, guarded_method
 from reptool.rewrite.setting_checks import setting_checks
+from reptool.runtime.method import Method
 from reptool.safety.changed import Changed
-from reptool.safety.other_runs import Runs
+from reptool.safety.other_runs import Runs, Seen
 from reptool.safety.settings import Guarded, guarded_settings, ways_of
 from reptool.safety.verdict import Found, between
 from reptool.surgery.site import Site, Surgery
@@ -67,6 +68,67 @@ class Flags:
             asked = self._arguments(state, surgery, found, calls, ways.get((path, name), []))
             if asked is not None:
                 self._guard(surgery, found, calls, asked, settings.get((path, name)))
+
+    def let_through(
+        self, state: Changed, surgery: Surgery, found: Found, seen: Seen, main: dict[tuple[str, str], list[Site]]
+    ) -> bool:
+        """Guard what decides that a method which was not called runs regions whole; whether that can be done.
+
+        Args:
+            state: what the surgery changes.
+            surgery: what will be done.
+            found: gets the guards.
+            seen: what a run of the method showed.
+            main: methods of the forward, and the regions that they hold together, which are guarded already.
+        """
+        made: dict[tuple[str, str], Method] = {}
+        for run in dict.fromkeys(surgeon for _, _, surgeon in seen.whole):
+            here = replace(surgery, sites=[site for _, site, surgeon in seen.whole if surgeon is run])
+            known = {site: state.patterns[pattern] for pattern, site, _ in seen.whole}
+            settings, ways = guarded_settings(here, run), ways_of(here, run)
+            for key in {**ways, **settings}:
+                sites = [known[s] for s in ways.get(key, ())]
+                if key in main and set(sites) <= set(main[key]):
+                    continue
+                calls = [e for e in all_events(run.trace.top) if (e.path, e.method) == key]
+                method = self._guarded(state, surgery, calls, settings.get(key))
+                if method is None and key not in main:
+                    continue
+                if key in main or isinstance(method, CannotCutError) or method is None:
+                    return False
+                made[key] = method
+        if made and surgery.fallbacks is not None:
+            return False
+        if any(found.methods.get(p, {}).get(n, m) != m for (p, n), m in made.items()):
+            return False
+        for (path, name), method in made.items():
+            found.methods.setdefault(path, {})[name] = method
+        return True
+
+    def _guarded(
+        self, state: Changed, surgery: Surgery, calls: list[Event], settings: Guarded | None
+    ) -> Method | CannotCutError | None:
+        """A method that was not called, behind checks of what it may decide by; None where that is nothing."""
+        path, name, module = calls[0].path, calls[0].method, calls[0].module
+        function = inspect.getattr_static(type(module), name, None)
+        if stock_forward(module):
+            return None
+        if not inspect.isfunction(function):
+            return CannotCutError("it is no function") if settings else None
+        flags = _flags_of(function, calls)
+        kinds = {n: p.kind for n, p in inspect.signature(function).parameters.items()}
+        base = {f: s[0] for f, s in flags.items() if kinds[f] not in _VARIADIC}
+        alone = len(calls) == 1 and calls[0].parent is None
+        free = {f for f in base if alone and Input in self._proven(state, path, name, base, f)}
+        bad = that_matter({f: s for f, s in flags.items() if f not in free}, set(flags), function, module)
+        if not bad and settings is None:
+            return None
+        try:
+            checks = self._checks(surgery, settings) if settings is not None else []
+            made = guarded_method(type(module), name, bad, {}, checks)
+        except CannotCutError as error:
+            return error
+        return made or CannotCutError("its signature cannot be written down")
 
     def _arguments(
         self, state: Changed, surgery: Surgery, found: Found, calls: list[Event], sites: list[Site]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
+from reptool.capture.side_effects import as_new
 from reptool.capture.tracer import Recorder
 from reptool.ir.aliasing import resolve
 from reptool.ir.ops import Affine, View
 from reptool.ir.trace import Event, Input, Trace, all_events
+from reptool.models.as_given import put_back
 from reptool.models.copies import full_copy
 from reptool.passages.own_affines import OwnAffines
 from reptool.plan.candidates import analyse
@@ -24,11 +26,14 @@ from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import layer_of
 from reptool.safety.changed import Changed
 from reptool.safety.contained import contained
-from reptool.safety.weight_reads import uses_values
+from reptool.safety.weight_reads import read_values, uses_values
 from reptool.surgery.gating import calls
 from reptool.surgery.site import Calls, Site, Surgery
 from reptool.surgery.surgeon import Surgeon
 from reptool.surgery.traced import is_plain_identity
+
+Run = tuple[Recorder, Trace | None]
+"""What was seen of a method; no trace where it cannot be run to its end."""
 
 
 @dataclass
@@ -36,12 +41,24 @@ class Seen:
     """What a run of a method does with the regions of a surgery.
 
     Args:
-        differs: regions that it uses in another way.
+        differs: regions that it may use in another way.
+        parts: those among them that it was seen to run in part.
         whole: those that it runs whole: pattern, place in that run, what was seen of it.
         weights: whether it uses tensors that are others now.
     """
 
     differs: frozenset[Site]
+    parts: frozenset[Site]
+    whole: list[tuple[object, Site, Surgeon]]
+    weights: bool
+
+
+@dataclass
+class Compared:
+    """The same by the patterns of regions, for all surgeries with these regions."""
+
+    differs: set[object]
+    parts: set[object]
     whole: list[tuple[object, Site, Surgeon]]
     weights: bool
 
@@ -58,42 +75,59 @@ class Runs:
         self.surgeon, self.values = surgeon, values
         self.trace = surgeon.trace
         self.copy: nn.Module | None = None
+        self._put_back: Callable[[], None] | None = None
         self.shown: set[object] = set()  # patterns that other code runs whole, and gives a value between
         self._like: Recorder | None = None
-        self._seen: dict[Any, tuple[set[object], list[tuple[object, Site, Surgeon]], bool] | None] = {}
+        self._runs: dict[Any, list[tuple[dict[str, str], Run]]] = {}  # with what each was told of closed modules
+        self._seen: dict[Any, Compared | None] = {}
 
     def seen(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> Seen | None:
         """What a method does with the regions; None when it cannot be run."""
         key = self._key(state, path, name, flags)
         if key not in self._seen:
-            traced = self.run(state, path, name, flags)
-            self._seen[key] = None if traced is None else self._compared(state, *traced)
+            recorder, trace = self._traced(state, path, name, flags)
+            self._seen[key] = None if trace is None else self._compared(state, recorder, trace)
         made = self._seen[key]
         if made is None:
             return None
-        patterns, whole, weights = made
-        return Seen(frozenset(state.patterns[p] for p in patterns if p in state.patterns), whole, weights)
+        differs, parts = (frozenset(state.patterns[p] for p in held) for held in (made.differs, made.parts))
+        return Seen(differs, parts, made.whole, made.weights)
 
     def differs(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> frozenset[Site] | None:
         """Sites that a method uses in another way; None when it cannot be run."""
         seen = self.seen(state, path, name, flags)
         return None if seen is None else seen.differs
 
+    def read_weights(self, state: Changed, path: str, name: str) -> bool:
+        """Whether a method that cannot be run had read weights that are others now."""
+        recorder, trace = self._traced(state, path, name, {})
+        return trace is None and read_values(recorder.graph, state.is_changed)
+
+    def _traced(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> Run:
+        """One run of a method, which is the same for every surgery that opens the same modules on its way."""
+        known = self._runs.setdefault(_given(path, name, flags), [])
+        for told, run in known:
+            if all(state.closed(p) == kind for p, kind in told.items()):
+                return run
+        asked: dict[str, str] = {}
+        known.append((asked, self.run(state, path, name, flags, asked)))
+        return known[-1][1]
+
     def _key(self, state: Changed, path: str, name: str, flags: Any) -> Any:
-        changed = (frozenset(state.patterns), frozenset(state.open), frozenset(state.all))
-        return (path, name, tuple((k, repr(v)) for k, v in flags.items()), changed)
+        return _given(path, name, flags), state.key
 
     def calls(self, state: Changed, path: str, name: str, surgery: Surgery) -> Iterator[Calls]:
         """The calls in which a method, which was run, runs regions whole."""
         seen = self.seen(state, path, name, {})
-        for pattern, site, surgeon in () if seen is None else seen.whole:
-            yield from calls(surgeon, surgery, [(site, state.patterns[pattern])])
+        whole = [] if seen is None else seen.whole
+        for surgeon in dict.fromkeys(s for _, _, s in whole):
+            yield from calls(surgeon, surgery, [(s, state.patterns[p]) for p, s, made in whole if made is surgeon])
 
     def same(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> bool:
         """Whether a method shows the same regions."""
         return self.differs(state, path, name, flags) == frozenset()
 
-    def run(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> tuple[Recorder, Trace] | None:
+    def run(self, state: Changed, path: str, name: str, flags: dict[str, Any], asked: dict[str, str]) -> Run:
         """One run of a method.
 
         Args:
@@ -101,34 +135,44 @@ class Runs:
             path: of the module.
             name: of the method.
             flags: arguments that are no data.
+            asked: filled by what was asked of modules on the way.
 
         Returns:
-            What was seen; None when the method cannot be run.
+            What was seen.
         """
         root = self._own()
         args, kwargs = _arguments(function_of(type(root.get_submodule(path)), name), flags)
         recorder = self._like = Recorder(root, self.trace.prefix, like=self._like)
         like = self.surgeon.found.facts.recorder
-        recorder.closed, recorder.named, recorder.own_functions = state.closed, like.named, like.own_functions
+        recorder.named, recorder.own_functions = like.named, like.own_functions
+        recorder.closed = lambda path: asked.setdefault(path, state.closed(path))
         try:
-            with contained():
+            with contained(), as_new():
                 return recorder, recorder.run(tuple(args), kwargs, path, name)
         except Exception:
-            return None
+            return recorder, None
+        finally:
+            self._as_it_was()
 
     def _own(self) -> nn.Module:
         """A copy that shares nothing: what is run here cannot change the user's weights."""
         if self.copy is None:
             self.copy = full_copy(self.trace.root)
+            self._put_back = put_back(self.copy)
         return self.copy
 
-    def _compared(
-        self, state: Changed, recorder: Recorder, trace: Trace
-    ) -> tuple[set[object], list[tuple[object, Site, Surgeon]], bool]:
-        """Patterns of regions that a run uses in any other way, those it runs whole, and whether it uses weights."""
+    def _as_it_was(self) -> None:
+        """What one method changed, the next one does not find."""
+        if self._put_back is None:
+            self.copy = None
+        else:
+            self._put_back()
+
+    def _compared(self, state: Changed, recorder: Recorder, trace: Trace) -> Compared:
+        """What a run does with the regions of a surgery."""
         asks = any(e.questions for e in all_events(trace.top))
         if asks or set(trace.opaque) & state.open or _sets_layers(recorder, trace):
-            return set(state.patterns), [], uses_values(trace, state.is_changed)
+            return Compared(set(state.patterns), set(), [], uses_values(trace, state.is_changed))
         reads = resolve(trace.graph)
         facts = Facts(recorder, reads, {}, self.surgeon.found.facts.responses)
         found = analyse(trace.graph, reads, facts, {}, trace.escaped, self.values, affines=OwnAffines())
@@ -137,9 +181,9 @@ class Runs:
         bad = surgeon.check(sites)
         patterns = {s.region: surgeon.pattern(surgeon.ordered(s.region.form)) for s in sites}
         self.shown |= {p for r, p in patterns.items() if r in bad and bad[r].code is Code.READ_ELSEWHERE}
-        out = {p for r, p in patterns.items() if r in bad}
+        out, parts = set[object](), {p for r, p in patterns.items() if r in bad}
         covered = {n for s in sites for n in s.region.form.ops}
-        covered |= {b.norm for n, b in found.own.items() if n in covered}
+        covered |= {b.norm for b in found.own.values() if covered.issuperset(b.nodes.values())}
         for node in trace.graph.nodes:
             target, used = str(node.target), set[fx.Node]()
             if node.op == "call_module" and target in state.all:
@@ -149,9 +193,11 @@ class Runs:
             if not used <= covered:
                 owner = target if node.op == "call_module" else target.rpartition(".")[0]
                 mine = {p for p, s in state.patterns.items() if {owner, target} & state.paths[s]}
+                parts |= mine
                 out |= mine or set(state.patterns)
+        out |= parts
         whole = [(patterns[s.region], s, surgeon) for s in sites if patterns[s.region] not in out]
-        return out, whole, uses_values(trace, state.is_changed, covered)
+        return Compared(out, parts, whole, uses_values(trace, state.is_changed, covered))
 
     def _instances(self, state: Changed, surgeon: Surgeon) -> Iterator[Site]:
         """The fused regions as they appear in another run."""
@@ -197,6 +243,10 @@ class Runs:
             if seen & layers:
                 return True
         return False
+
+
+def _given(path: str, name: str, flags: dict[str, Any]) -> Any:
+    return path, name, tuple((k, repr(v)) for k, v in flags.items())
 
 
 def _sets_layers(recorder: Recorder, trace: Trace) -> bool:

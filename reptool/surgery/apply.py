@@ -24,6 +24,7 @@ from reptool.surgery.conversions import set_class, silence
 from reptool.surgery.gating import emptied, gone_with, set_gates
 from reptool.surgery.graph_modules import rewrite_graph_module
 from reptool.surgery.site import Site, Surgery, is_below
+from reptool.surgery.spec import check_gates
 from reptool.surgery.traced import Traced
 from reptool.surgery.units import Unit
 
@@ -62,6 +63,7 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
     for path, originals in kept.items():
         root.get_submodule(path).add_module(KEPT, originals)
     set_gates(root, traced, surgery)
+    check_gates(root, surgery, traced)
     for site in surgery.sites:
         _say_what_is_folded(root, site, traced, before[site])
     settle(graphs)

@@ -133,10 +133,10 @@ def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
         own = traced.trace.place(path)
         region = dict.fromkeys(traced.trace.place(o) for _, op in ops for o in op.owners)
         norms = len({o for _, op in ops if op.paradigm == "bn" for o in op.owners[:1]})
-        chains = tuple(dict.fromkeys(_together([_counted(c, modules) for c in made])))
+        chains = tuple(dict.fromkeys(_together([_counted(c, modules, surgery.bare) for c in made])))
         ranks = _own_ranks(traced, path) if path in surgery.identities else _ranks(traced, sites)
-        held = tuple(n for n in TENSORS if n in modules[path]._parameters) if path in surgery.bare else ()
-        set_gate(modules[path], Gate(own, tuple(r for r in region if r != own), chains, norms, ranks=ranks, bare=held))
+        lost = tuple(n for n in TENSORS if n in modules[path]._parameters) if path in surgery.bare else ()
+        set_gate(modules[path], Gate(own, tuple(r for r in region if r != own), chains, norms, ranks=ranks, bare=lost))
 
 
 def _ranks(traced: Traced, sites: Iterable[Site]) -> frozenset[int]:
@@ -200,13 +200,13 @@ def changes(traced: Traced, site: Site) -> bool:
     return False
 
 
-def _counted(one: Calls, modules: dict[str, nn.Module]) -> Chain:
+def _counted(one: Calls, modules: dict[str, nn.Module], bare: set[str]) -> Chain:
     """A chain with the hooks that there are now."""
     places = {p: _below(p, one.lowest) for p in one.watched}
     counts = tuple((place, hooks_on(modules[p])) for p, place in places.items() if place is not None and p in modules)
     for path in places:
         if path in modules:
-            vars(modules[path])[WITHIN] = True if path == one.path else geometry_of(modules[path])
+            vars(modules[path])[WITHIN] = True if path in {one.path, *bare} else geometry_of(modules[path])
     return replace(one.chain, hooks=counts, marked=True)
 
 
@@ -256,8 +256,8 @@ def _emptied(site: Site, traced: Traced, surgery: Surgery) -> set[str]:
 
 def emptied(surgery: Surgery) -> set[str]:
     """Paths of modules that lose tensors and keep their code."""
-    gone = gone_with(surgery)
-    losing = {tensor.rpartition(".")[0] for tensor in surgery.dropped} - surgery.methods.keys() - surgery.bare - gone
+    gone = gone_with(surgery) | surgery.bare
+    losing = {tensor.rpartition(".")[0] for tensor in surgery.dropped} - surgery.methods.keys() - gone
     return {path for path in losing if not is_below(path, gone)}
 
 

@@ -296,6 +296,142 @@ def test_a_method_that_gives_the_normalized_value_is_right_or_raises() -> None:
         deployed.features(x)
 
 
+class Holds(nn.Module):
+    """A norm and a layer, each by itself."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.a = norm, linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalized value."""
+        return self.norm(x)
+
+
+class Both(nn.Module):
+    """Two readers of a norm that stands in another module, and methods that leave one out."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.b = Holds(norm), linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What both read."""
+        y = self.inner(x)
+        return self.b(y) + torch.tanh(self.inner.a(y))
+
+    def other(self, x: Tensor) -> Tensor:
+        """Another reader in the place of one."""
+        y = self.inner(x)
+        return torch.sigmoid(y)[..., :4] + self.inner.a(y)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """The norm by itself."""
+        return self.inner.norm(x)
+
+    def tapped(self, x: Tensor, tap: Callable[[Tensor], Tensor]) -> Tensor:
+        """A reader behind what a caller puts there."""
+        return self.b(tap(self.inner(x)))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, Own])
+def test_a_norm_is_right_only_in_the_call_that_holds_all_its_readers(norm: type[nn.Module]) -> None:
+    model, x = randomize(Both(norm(8)), 1).eval(), torch.randn(TOKENS)
+    deployed = reptool.deploy(model, x)
+    assert not any("norm" in n for n, _ in deployed.named_parameters())
+    torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-5)
+    calls = (lambda m: m.other(x), lambda m: m.normed(x), lambda m: m.tapped(x, torch.tanh), lambda m: m.inner(x))
+    for call in (*calls, lambda m: m.inner.norm(x), lambda m: m.b(x)):
+        with pytest.raises(SpecializedError):
+            call(deployed)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_pieces_of_a_sequence_are_run_whole_or_raise(nested: bool) -> None:
+    norm = nn.LayerNorm(8)
+    model = randomize(nn.Sequential(nn.Sequential(norm) if nested else norm, linear(), nn.ReLU()), 1).eval()
+    deployed, x = reptool.deploy(model), torch.randn(TOKENS)
+    for whole in (lambda m: m(x), lambda m: m[:2](x), lambda m: m[2:](m[:2](x))):
+        torch.testing.assert_close(whole(deployed), whole(model), rtol=1e-4, atol=1e-5)
+    between = (lambda m: m[:1](x), lambda m: m[1:](x), lambda m: nn.Sequential(m[0], nn.Tanh(), m[1])(x))
+    for part in (*between, lambda m: nn.Sequential(m[1])(x)):
+        with pytest.raises(SpecializedError):
+            part(deployed)
+
+
+def reads_the_value(model: nn.Module, x: Tensor) -> None:
+    model.inner.norm.register_forward_hook(lambda m, a, out: out.tanh())
+
+
+def gets_a_weight(model: nn.Module, x: Tensor) -> None:
+    model.inner.norm.weight = nn.Parameter(torch.full((8,), 2.0))
+
+
+def is_another(model: nn.Module, x: Tensor) -> None:
+    model.inner.norm = nn.LayerNorm(8)
+
+
+def loses_a_reader(model: nn.Module, x: Tensor) -> None:
+    model.b = nn.Linear(8, 4)
+
+
+@pytest.mark.parametrize("change", [reads_the_value, gets_a_weight, is_another, loses_a_reader])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_norm_without_its_scale_is_watched(change: Callable[..., None], warm: bool) -> None:
+    model, x = randomize(Both(nn.LayerNorm(8)), 1).eval(), torch.randn(TOKENS)
+    deployed = reptool.deploy(model, x)
+    if warm:
+        deployed(x)
+    change(deployed, x)
+    with pytest.raises(SpecializedError):
+        deployed(x)
+
+
+def test_what_a_norm_has_beside_its_scale_may_change() -> None:
+    model, x = randomize(Both(nn.LayerNorm(8)), 1).eval(), torch.randn(TOKENS)
+    deployed = reptool.deploy(model, x)
+    model.inner.norm.eps = deployed.inner.norm.eps = 0.5
+    torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class Joined(nn.Module):
+    """A norm behind a part of its own and one that is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Both side by side."""
+        return self.bn(torch.cat([self.a(x), y], 1))
+
+
+class Gives(nn.Module):
+    """The other part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joined, self.b = Joined(), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As it was fused."""
+        return self.joined(x, self.b(x)).relu()
+
+    def other(self, x: Tensor) -> Tensor:
+        """Another value in the place of one part."""
+        return self.joined(x, x[:, :1].expand(-1, 4, -1, -1))
+
+
+def test_a_norm_that_was_given_to_parts_is_right_only_in_the_call_that_holds_them_all() -> None:
+    model, x = randomize(Gives(), 1).eval(), torch.randn(2, 3, 8, 8)
+    deployed = reptool.deploy(model, x)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
+    torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-5)
+    for call in (lambda m: m.other(x), lambda m: m.b(x), lambda m: m.joined(x, model.b(x))):
+        with pytest.raises(SpecializedError):
+            call(deployed)
+
+
 def test_a_weight_that_is_read_elsewhere_stays() -> None:
     model = net(lambda s, x: s.q(s.norm(x)) + torch.tanh(x * s.norm.weight), norm=nn.LayerNorm(8), q=linear(8))
     model, x = randomize(model, 1).eval().double(), torch.randn(TOKENS, dtype=torch.float64)

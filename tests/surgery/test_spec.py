@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import reptool
 from reptool.ir.spec import SpecError
 from reptool.plan.select import Chooser
 from reptool.runtime.method import Method
+from reptool.surgery import apply
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.spec import check_surgery
 from reptool.surgery.surgeon import Surgeon
@@ -88,3 +90,16 @@ def test_a_surgery_that_breaks_a_rule_is_an_error(
         check_surgery(surgery, surgeon)
     monkeypatch.setenv("REPTOOL_CHECK", "0")
     assert check_surgery(surgery, surgeon) is surgery
+
+
+@pytest.mark.parametrize("build", [Net, lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 2))])
+def test_a_module_that_computes_something_else_and_has_no_gate_is_an_error(
+    build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = build().eval(), torch.randn(1, 3, 6, 6)
+    reptool.deploy(model, x)
+    monkeypatch.setattr(apply, "set_gates", lambda *_: None)
+    with pytest.raises(SpecError, match="has no gate"):
+        reptool.deploy(model, x)
+    monkeypatch.setenv("REPTOOL_CHECK", "0")
+    reptool.deploy(model, x)

@@ -15,7 +15,7 @@ from reptool.rewrite.codegen.edits import gives_back, is_dead
 from reptool.runtime.method import Method
 from reptool.surgery.editing.draft import Draft
 from reptool.surgery.editing.idle import absorbed_in
-from reptool.surgery.gating import lowest_of
+from reptool.surgery.gating import kin_of, lowest_of
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced, is_plain_identity
 
@@ -117,7 +117,7 @@ def _regenerate(draft: Draft, event: Event, touched: list[fx.Node]) -> None:
     cutter.fused = tuple(s.slot for s in mine if s.slot is not None)
     if any(s.slot is None for s in mine):  # no layer has a gate that looks after what was absorbed
         cutter.absorbed = absorbed_in(draft, event)
-    cutter.is_part = event.method != "forward" and any(_is_inside(s, event) for s in mine)
+    cutter.is_part = event.method != "forward" and any(_is_inside(draft, s, event) for s in mine)
     cutter.asked = [q for s in mine for q in s.dtypes.get(event, ())]
     made = refusal or cutter.method()
     known = draft.surgery.methods.get(event.path, {}).get(event.method)
@@ -144,10 +144,10 @@ def _regenerate(draft: Draft, event: Event, touched: list[fx.Node]) -> None:
     draft.surgery.events.setdefault(event.path, event)
 
 
-def _is_inside(site: Site, event: Event) -> bool:
-    """Whether a call runs a part of a region, and a call around it the rest."""
-    lowest = lowest_of(site)
-    return lowest is not None and event is not lowest and lowest in event.ancestors()
+def _is_inside(draft: Draft, site: Site, event: Event) -> bool:
+    """Whether a call runs a part of what makes a change undone, and a call around it the rest."""
+    lowest = lowest_of(*kin_of(site, draft.surgery.sites))
+    return event is not lowest and lowest in event.ancestors()
 
 
 def _held_by(draft: Draft, event: Event) -> Iterable[Site]:
