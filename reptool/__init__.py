@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from reptool.name_maps import load_deployed as load_deployed
     from reptool.norms import insert_norms as insert_norms
     from reptool.norms import is_deployed as is_deployed
+    from reptool.plan.cost import Costs as Costs
     from reptool.plan.rules import RULES as RULES
     from reptool.refocus import Refocusing as Refocusing
     from reptool.refusal import Code as Code
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "RULES",
     "Code",
+    "Costs",
     "Expansion",
     "Exported",
     "Refocusing",
@@ -68,6 +70,7 @@ _HOMES = {
     "Expansion": "expansion",
     "Exported": "ship.export",
     "RULES": "plan.rules",
+    "Costs": "plan.cost",
     "Refocusing": "refocus",
     "Refusal": "refusal",
     "Report": "report.data",

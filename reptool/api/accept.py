@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from typing_extensions import TypeIs
 
-from reptool.api.rules_given import as_list, chosen_rules
+from reptool.api.rules_given import Forced, as_list, chosen_rules, forced_rules
 from reptool.errors import InputError, UnsupportedModelError
 from reptool.frontends.exported import is_exported
 from reptool.frontends.given import check_is_module, check_parts, check_weights, nothing_matches
 from reptool.frontends.inputs import example_arguments
+from reptool.plan.cost import DEFAULT, Costs
 from reptool.plan.options import Options, matches
 from reptool.probing.opaque import is_named
 from reptool.rules.lifting import active_lifts
@@ -95,12 +96,13 @@ def prepared(
     model: nn.Module,
     example_inputs: Any,
     rules: Any,
-    force: bool,
+    force: Forced,
     include: Patterns,
     exclude: Patterns,
     affine: Affine,
     keep_fallback: bool,
     unwrap: bool = False,
+    price: Costs | Mapping[str, float] | None = None,
 ) -> tuple[nn.Module, tuple[Any, ...] | None, dict[str, Any], Options]:
     """The module, its example arguments and the options, all of them checked."""
     model = behind_wrappers(model)
@@ -115,7 +117,13 @@ def prepared(
         if not any(is_named(path, module, name) for path, module in model.named_modules()):
             raise nothing_matches("affine", name, model, [n for n, _ in model.named_modules() if n])
     lifts = active_lifts(chosen)
-    return model, args, kwargs, Options(chosen, force, wanted, left, keep_fallback, claimed, lifts, unwrap, rewrites)
+    forced, costs = forced_rules(force, rewrites), _costs(price)
+    return (
+        model,
+        args,
+        kwargs,
+        Options(chosen, forced, wanted, left, keep_fallback, claimed, lifts, unwrap, rewrites, costs),
+    )
 
 
 def is_program(model: Any) -> TypeIs[ExportedProgram | fx.GraphModule]:
@@ -137,7 +145,9 @@ def is_onnx(model: Any) -> TypeIs[OnnxModel | str | os.PathLike[str]]:
     return kind.__module__.startswith(("onnx_ir", "onnx.")) and kind.__name__ in ("Model", "ModelProto")
 
 
-def prepared_onnx(rules: Any, force: bool, include: Any, exclude: Any, **others: Any) -> Options:
+def prepared_onnx(
+    rules: Any, force: Forced, include: Any, exclude: Any, price: Costs | None = None, **others: Any
+) -> Options:
     """The options for an ONNX model; `others` are options that are for modules alone."""
     given = next((name for name, value in others.items() if value is not None and value is not False), None)
     if given is not None:
@@ -146,16 +156,16 @@ def prepared_onnx(rules: Any, force: bool, include: Any, exclude: Any, **others:
     for name in (n for some in names for n in some):
         if not isinstance(name, str):
             raise InputError(f"{name!r} was given; parts of an ONNX model are known by patterns on names alone")
-    rules = _names_alone(rules)
-    return Options(rules, force, None if include is None else names[0], names[1])
+    wanted = None if include is None else names[0]
+    return Options(_names_alone(rules), forced_rules(force), wanted, names[1], price=_costs(price))
 
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def prepared_program(
-    program: ExportedProgram | fx.GraphModule, example_inputs: Any, rules: Any, force: bool, include: Patterns,
-    exclude: Patterns, **others: Any,
+    program: ExportedProgram | fx.GraphModule, example_inputs: Any, rules: Any, force: Forced, include: Patterns,
+    exclude: Patterns, price: Costs | None = None, **others: Any,
 ) -> tuple[Call | None, Options]:  # fmt: skip
     """The example arguments and options for a program; `others` are options that are for modules alone."""
     given = next((name for name, value in others.items() if value), None)
@@ -164,12 +174,21 @@ def prepared_program(
     paths = [n for n, _ in (*program.named_parameters(), *program.named_buffers())]
     wanted = None if include is None else _on_paths("include", include, paths)
     left = () if exclude is None else _on_paths("exclude", exclude, paths)
-    options = Options(_names_alone(rules), force, wanted, left)
+    options = Options(_names_alone(rules), forced_rules(force), wanted, left, price=_costs(price))
     if example_inputs is None:
         return None, options
     module = program if isinstance(program, fx.GraphModule) else program.module()
     args, kwargs = example_arguments(example_inputs, module)
     return (args or (), kwargs), options
+
+
+def _costs(price: Any) -> Costs:
+    """The numbers of the price, which a recipe holds by name."""
+    if price is None or isinstance(price, Costs):
+        return price or DEFAULT
+    if isinstance(price, Mapping):
+        return Costs.of(price)
+    raise InputError(f"price was given a {type(price).__name__}; give reptool.Costs(...)")
 
 
 def _names_alone(rules: Any) -> frozenset[str] | None:

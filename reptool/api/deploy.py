@@ -30,12 +30,13 @@ from reptool.api.flat.flatten import flattened
 from reptool.api.flat.rewriting import name_of_rewrite
 from reptool.api.pipeline import make_plan
 from reptool.api.reporting import check_requirements, keep_report, report, report_of
-from reptool.api.rules_given import Rules
+from reptool.api.rules_given import Forced, Rules
 from reptool.api.work import Work
 from reptool.errors import InputError, UnsupportedModelError
 from reptool.frontends.given import names_itself
 from reptool.models.copies import independent_copy
 from reptool.models.running import own_code
+from reptool.plan.cost import Costs
 from reptool.programs.exported import deploy_program, planned
 from reptool.programs.onnx import deploy_onnx, explain_onnx
 from reptool.recipes.fingerprint import is_marked, mark
@@ -56,7 +57,7 @@ def deploy(
     inplace: bool = False,
     verify: Verify = True,
     rules: Rules = None,
-    force: bool = False,
+    force: Forced = False,
     include: Patterns = None,
     exclude: Patterns = None,
     require: str | Iterable[str] | None = None,
@@ -64,6 +65,7 @@ def deploy(
     keep_fallback: bool = False,
     affine: Affine = None,
     unwrap: bool = False,
+    price: Costs | None = None,
     progress: bool | None = None,
 ) -> fx.GraphModule: ...
 
@@ -75,10 +77,11 @@ def deploy(
     *,
     verify: Verify = True,
     rules: str | Iterable[str] | None = None,
-    force: bool = False,
+    force: Forced = False,
     include: Patterns = None,
     exclude: Patterns = None,
     require: str | Iterable[str] | None = None,
+    price: Costs | None = None,
     progress: bool | None = None,
 ) -> Any: ...
 
@@ -91,7 +94,7 @@ def deploy(
     inplace: bool = False,
     verify: Verify = True,
     rules: Rules = None,
-    force: bool = False,
+    force: Forced = False,
     include: Patterns = None,
     exclude: Patterns = None,
     require: str | Iterable[str] | None = None,
@@ -99,6 +102,7 @@ def deploy(
     keep_fallback: bool = False,
     affine: Affine = None,
     unwrap: bool = False,
+    price: Costs | None = None,
     progress: bool | None = None,
 ) -> M: ...
 
@@ -111,7 +115,7 @@ def deploy(
     inplace: bool = False,
     verify: Verify = True,
     rules: Rules = None,
-    force: bool = False,
+    force: Forced = False,
     include: Patterns = None,
     exclude: Patterns = None,
     require: str | Iterable[str] | None = None,
@@ -119,6 +123,7 @@ def deploy(
     keep_fallback: bool = False,
     affine: Affine = None,
     unwrap: bool = False,
+    price: Costs | None = None,
     progress: bool | None = None,
 ) -> M | fx.GraphModule: ...
 
@@ -133,7 +138,7 @@ def deploy(
     inplace: bool = False,
     verify: Verify = True,
     rules: Rules = None,
-    force: bool = False,
+    force: Forced = False,
     include: Patterns = None,
     exclude: Patterns = None,
     require: str | Iterable[str] | None = None,
@@ -141,6 +146,7 @@ def deploy(
     keep_fallback: bool = False,
     affine: Affine = None,
     unwrap: bool = False,
+    price: Costs | None = None,
     progress: bool | None = None,
 ) -> Any:  # long: each kind of program and of option, in order
     """Collapse every affine region of a model into one layer, exactly, and say what was done.
@@ -158,7 +164,8 @@ def deploy(
         rules: names of the rules to apply (see `reptool.RULES`) and rules of your own (see `reptool.lifts`), default
             all of these. With `flatten`, also rules that rewrite (`reptool.rules.Rule`, functions from a GraphModule to
             one, names of rules that installed packages bring); these are on where they are named alone.
-        force: apply the rules also where the result is dearer.
+        force: apply the rules also where the result is dearer: True for all, or the names of those that are meant (with
+            the others that a layer needs, as far as these can make it dearer).
         include: module path patterns (``fnmatch``) or classes of modules; only these and what is in them are touched.
         exclude: module path patterns or classes of modules that are left alone.
         require: ``"no_batchnorm"``, ``"no_refusals"`` or ``"all_traced"``; what is left raises `RequirementError`.
@@ -169,6 +176,7 @@ def deploy(
             Their code is not read: each is measured by its impulse response, tested, and refused if a test fails.
         unwrap: put the layer in the place of each module that only hands on to it afterwards (a block without an
             activation, an adapter, a ``Sequential`` of one), where nobody could see the difference without an error.
+        price: the numbers of the price by which layers are chosen, default `reptool.Costs()`.
         progress: show what is being done; None shows it on a terminal once it takes longer than two seconds. Phases
             and their times are logged under ``reptool`` as well, and kept in the report.
 
@@ -201,7 +209,7 @@ def deploy(
     if is_onnx(model):
         chosen = prepared_onnx(
             rules, force, include, exclude, example_inputs=example_inputs, inplace=inplace, flatten=flatten,
-            keep_fallback=keep_fallback, affine=affine, unwrap=unwrap,
+            keep_fallback=keep_fallback, affine=affine, unwrap=unwrap, price=price,
         )  # fmt: skip
         with watched("deploy an ONNX model", progress) as watch:
             written, found = deploy_onnx(model, chosen, verify)
@@ -209,7 +217,7 @@ def deploy(
     if is_program(model):
         given, options = prepared_program(
             model, example_inputs, rules, force, include, exclude, inplace=inplace, flatten=flatten,
-            keep_fallback=keep_fallback, affine=affine, unwrap=unwrap,
+            keep_fallback=keep_fallback, affine=affine, unwrap=unwrap, price=price,
         )  # fmt: skip
         with watched(f"deploy {type(model).__name__}", progress) as watch:
             made, found = deploy_program(model, given, options, verify)
@@ -226,7 +234,7 @@ def deploy(
     if unwrap and flatten:
         raise InputError("flatten=True makes one graph, in which nothing is wrapped; leave unwrap=True out")
     model, args, kwargs, options = prepared(
-        model, example_inputs, rules, force, include, exclude, affine, keep_fallback, unwrap
+        model, example_inputs, rules, force, include, exclude, affine, keep_fallback, unwrap, price
     )
     needed = required(require)
     if options.rewrites and not flatten:
@@ -262,11 +270,12 @@ def explain(
     example_inputs: Any = None,
     *,
     rules: Rules = None,
-    force: bool = False,
+    force: Forced = False,
     include: Patterns = None,
     exclude: Patterns = None,
     keep_fallback: bool = False,
     affine: Affine = None,
+    price: Costs | None = None,
     progress: bool | None = None,
 ) -> Report:
     """The plan without the work: what `deploy` would fuse, at what price, and what it would leave and why.
@@ -284,15 +293,15 @@ def explain(
     [('0', ['conv_bn'])]
     """
     if is_onnx(model):
-        return explain_onnx(model, prepared_onnx(rules, force, include, exclude, affine=affine))
+        return explain_onnx(model, prepared_onnx(rules, force, include, exclude, price, affine=affine))
     if is_program(model):
         chosen = prepared_program(
-            model, None, rules, force, include, exclude, keep_fallback=keep_fallback, affine=affine
+            model, None, rules, force, include, exclude, price, keep_fallback=keep_fallback, affine=affine
         )[1]
         return planned(model, chosen, False)[1]
     check_model(model, "explain")
     model, args, kwargs, options = prepared(
-        model, example_inputs, rules, force, include, exclude, affine, keep_fallback
+        model, example_inputs, rules, force, include, exclude, affine, keep_fallback, price=price
     )
     known = not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     with watched(f"explain {type(model).__name__}", progress) as watch:

@@ -209,7 +209,9 @@ def _unit(
     spreads = Spreads(trace, measure_spread, lambda way: asked_around(way) or run_again(way, trace), values)
     affines = OwnAffines()
     while True:
-        found = analyse(trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy(), affines)
+        found = analyse(
+            trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy(), affines, options.price
+        )
         if affines.go_on(found.ops, found.wanted):
             continue
         if affines.keep(found.wanted | out_of_reach(found, {}), why_left(trace, found, found.refused, {}, values)):
@@ -292,7 +294,7 @@ def _specializer(
 ) -> Callable[[list[Site], dict[str, list[str]]], Fallbacks]:
     """What works out the fallbacks of a surgery on this trace."""
     calls = list(all_events(trace.top))
-    return lambda sites, aliases: Fallbacks(recorder, calls, sites, aliases, owned.held, options.force)
+    return lambda sites, aliases: Fallbacks(recorder, calls, sites, aliases, owned.held, options.force is True)
 
 
 def _questions(trace: Trace) -> list[str]:

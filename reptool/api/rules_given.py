@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -10,9 +10,11 @@ from torch import fx, nn
 
 from reptool.errors import InputError, RuleError
 from reptool.plan.rules import RULES
+from reptool.plan.select import Force
 from reptool.rules.lifting import LIFTS, Lift
 from reptool.rules.rule import Rule
 
+Forced = bool | str | Iterable[str]
 Rules = str | Lift | Rule | Callable[[fx.GraphModule], fx.GraphModule] | Iterable[Any] | None
 
 
@@ -36,6 +38,29 @@ def chosen_rules(rules: Any) -> tuple[frozenset[str], tuple[Any, ...]]:
         if not name or called.count(name) > 1 or name in (*RULES, *LIFTS):
             raise InputError(f"rules need names, each another one, got {called}; set the `name` of each")
     return frozenset(names), tuple(rewrites)
+
+
+def forced_rules(force: Any, rewrites: Sequence[Any] = ()) -> Force:
+    """Whether dearer layers are taken: of all rules (True), of none (False), or of those named.
+
+    Args:
+        force: what the caller gave.
+        rewrites: the rules that rewrite, which may be named as well.
+
+    Raises:
+        InputError: there is no rule of that name.
+
+    >>> sorted(forced_rules(("branch_add", "kernel_size")))
+    ['branch_add', 'kernel_size']
+    """
+    if isinstance(force, bool):
+        return force
+    names = (getattr(r, "name", None) or getattr(r, "__name__", "") for r in rewrites)
+    known = (*RULES, *LIFTS, *map(str, names))
+    for name in as_list(force):
+        if not isinstance(name, str) or name not in known:
+            raise InputError(f"force was given {name!r}; give True, or names of {', '.join(known)}")
+    return frozenset(as_list(force))
 
 
 def _from_package(name: str) -> Any:

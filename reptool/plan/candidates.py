@@ -18,7 +18,7 @@ from reptool.lift.segments import segments
 from reptool.passages import Passage, passage
 from reptool.passages.own_affines import Behind, OwnAffines, rerouted
 from reptool.passages.spread import Spread
-from reptool.plan.cost import Size, nominal_size, out_size
+from reptool.plan.cost import DEFAULT, Costs, Size, nominal_size, out_size
 from reptool.plan.forms import Form, arranged, chained, joined, start, summed, through
 from reptool.plan.inference import Facts
 from reptool.plan.terms import Group, Tree, regroup
@@ -34,6 +34,7 @@ class Analysis:
     graph: fx.Graph
     reads: Reads
     facts: Facts
+    costs: Costs = DEFAULT
     ops: dict[fx.Node, Op] = field(default_factory=dict)
     forms: dict[fx.Node, dict[fx.Node, Form]] = field(default_factory=dict)
     refused: dict[fx.Node, Refusal] = field(default_factory=dict)
@@ -64,6 +65,7 @@ def analyse(
     values: bool,
     spreads: Sequence[Spread] = (),
     affines: OwnAffines | None = None,
+    costs: Costs = DEFAULT,
 ) -> Analysis:  # long: one pass over all nodes
     """Lift every node and keep the forms of every value.
 
@@ -76,8 +78,9 @@ def analyse(
         values: whether values may be looked at (not on the meta device).
         spreads: norms that are given to the parts of what they read.
         affines: norms whose scale and shift may go into what reads them.
+        costs: the numbers of the price.
     """
-    found = Analysis(graph, reads, facts, facts.ops, spreads=spreads)
+    found = Analysis(graph, reads, facts, costs, facts.ops, spreads=spreads)
     norms = {s.norm for s in spreads}
     facts.ops.clear()
     ctx = Context(

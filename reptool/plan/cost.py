@@ -1,28 +1,94 @@
 """The price of a layer: multiplications, traffic of intermediates and weights under one stated weighting.
 
-``price = multiplications + 2 * (elements read + elements written) + weights + 10,000 per operation``
+    price of a layer      =  executed + 9 * (elements read + written) + 16 * weights + 3.5 M
+    executed              =  1.1 * multiplications                    of a depthwise layer
+                             multiplications * ceil16(rows) / rows    of others, of whose groups each has so many rows
+    price of an operation =  work + 2.2 * (elements read + written) + 330,000
 
-at a nominal image size (56 positions per axis for images, scaled by the strides on the way). Multiplications of
-convolution and linear layers are also kept by themselves: a plan never raises them.
+in multiplications of a dense convolution, at a nominal image size (56 positions per axis for images, scaled by the
+strides on the way). The numbers are those of `Costs`, fitted to what 228 forms take on a CPU
+(`benchmarks/forms_cost.py` measures, fits and says how far they are off). A depthwise layer is bound by memory, so that
+more taps hardly take longer; several rows for each channel are no depthwise layer, and are computed sixteen at a time.
+
+Multiplications of layers that mix channels are also kept by themselves: a plan never raises them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from math import ceil, prod
 
 from reptool.algebra.kernel import Axis, Border, Kernel
 from reptool.algebra.resampling import Resampling
 from reptool.algebra.work import Work
+from reptool.errors import InputError
 from reptool.ir.ops import Affine, Concat, Fill, Op, Pieces, Reduced, Stack, Sum, View
 
 NOMINAL = {0: (), 1: (512,), 2: (56, 56), 3: (16, 16, 16)}
-TRAFFIC = 2.0
-OPERATION = 10_000.0
 UNKNOWN_CHANNELS = 64
 
 Size = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The numbers of the price, in multiplications of a dense convolution; given as `price=` to `reptool.deploy`.
+
+    Args:
+        layer: of a layer, whatever its size.
+        layer_traffic: of each element that a layer reads or writes.
+        weight: of each weight.
+        depthwise: of each multiplication of a depthwise layer.
+        rows: so many rows of a group are computed at once.
+        single: of each channel of a depthwise layer of one tap.
+        operation: of an operation that is no layer, whatever its size.
+        traffic: of each element that it reads or writes.
+        pooled: of each element that an average pooling writes: the geometric mean of ONNX Runtime and eager PyTorch,
+            whose pooling is not vectorized.
+        tap: of each element that it adds, likewise.
+
+    Raises:
+        InputError: a number that is negative or not finite; `rows` below 1.
+
+    >>> import reptool
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
+    >>> [region.layer for region in reptool.explain(model, price=reptool.Costs(weight=1.0)).regions]
+    ['0']
+    """
+
+    layer: float = 3.5e6
+    layer_traffic: float = 9.0
+    weight: float = 16.0
+    depthwise: float = 1.1
+    rows: int = 16
+    single: float = 155e3
+    operation: float = 330e3
+    traffic: float = 2.2
+    pooled: float = 50.0
+    tap: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
+                raise InputError(f"Costs({name}={value!r}); give a number that is not negative")
+        if self.rows < 1:
+            raise InputError(f"Costs(rows={self.rows!r}); give 1 or more")
+
+    @staticmethod
+    def of(held: Mapping[str, float]) -> Costs:
+        """Costs from their numbers by name, as `dataclasses.asdict` gives them.
+
+        Raises:
+            InputError: other names.
+        """
+        names = {f.name for f in fields(Costs)}
+        if set(held) != names:
+            raise InputError(f"costs have the names {sorted(names)}, not {sorted(map(str, held))}")
+        return Costs(**held)  # type: ignore[arg-type]
+
+
+DEFAULT = Costs()
 
 
 @dataclass(frozen=True)
@@ -32,6 +98,7 @@ class Price:
     Args:
         total: the weighted price.
         multiplications: those of convolution and linear layers alone.
+        mixing: those of layers that mix channels: of all but depthwise ones.
         layers: number of convolution and linear layers.
         weights: number of their weights.
         others: number of operations that are neither a layer nor free (a norm, a pooling, a sum, a padding).
@@ -39,6 +106,7 @@ class Price:
 
     total: float = 0.0
     multiplications: int = 0
+    mixing: int = 0
     layers: int = 0
     weights: int = 0
     others: int = 0
@@ -47,6 +115,7 @@ class Price:
         return Price(
             self.total + other.total,
             self.multiplications + other.multiplications,
+            self.mixing + other.mixing,
             self.layers + other.layers,
             self.weights + other.weights,
             self.others + other.others,
@@ -56,6 +125,7 @@ class Price:
         return Price(
             self.total - other.total,
             self.multiplications - other.multiplications,
+            self.mixing - other.mixing,
             self.layers - other.layers,
             self.weights - other.weights,
             self.others - other.others,
@@ -83,7 +153,7 @@ def out_size(kernel: Kernel, size: Size) -> Size:
     return tuple(max(a.out_size(n), 1) for a, n in zip(kernel.axes, size, strict=True))
 
 
-def layer_price(kernel: Kernel, size: Size) -> Price:
+def layer_price(kernel: Kernel, size: Size, costs: Costs = DEFAULT) -> Price:
     """Price of one convolution or linear layer with this kernel at input `size`."""
     channels = kernel.channels
     if channels is None:
@@ -96,15 +166,33 @@ def layer_price(kernel: Kernel, size: Size) -> Price:
     positions = prod(size) if kernel.transposed is not None else prod(out_size(kernel, size))
     macs = weights * positions
     moved = channels.in_channels * prod(size) + channels.out_channels * prod(out_size(kernel, size))
+    depthwise = bool(kernel.axes) and is_depthwise(kernel)
+    executed = costs.depthwise * macs if depthwise else macs * _rounded(kernel, groups, costs)
+    single = costs.single * channels.in_channels if depthwise and taps == 1 else 0.0
+    total = executed + costs.layer_traffic * moved + costs.weight * weights + costs.layer + single
     outer = 0
     if kernel.axes and kernel.transposed is None and needs_outer_padding(kernel.axes):
         padded = prod(n + a.before + a.after for a, n in zip(kernel.axes, size, strict=True))
-        moved += channels.in_channels * 2 * padded
+        total += costs.traffic * channels.in_channels * 2 * padded + costs.operation
         outer = 1
-    return Price(macs + TRAFFIC * moved + weights + OPERATION * (1 + outer), macs, 1, weights, outer)
+    return Price(_whole(total), macs, 0 if depthwise else macs, 1, weights, outer)
 
 
-def price_around(kernel: Kernel, around: Sequence[Resampling], at: int, size: Size) -> Price:
+def is_depthwise(kernel: Kernel) -> bool:
+    """Whether a kernel is a layer that computes each channel of the one of the same number alone."""
+    channels = kernel.channels
+    return channels is not None and channels.groups == channels.in_channels == channels.out_channels > 1
+
+
+def _rounded(kernel: Kernel, groups: int, costs: Costs) -> float:
+    """How many rows of a group are executed for each that it has."""
+    if not kernel.axes or kernel.transposed is not None or kernel.out_channels is None:
+        return 1.0
+    rows = max(kernel.out_channels // groups, 1)
+    return ceil(rows / costs.rows) * costs.rows / rows
+
+
+def price_around(kernel: Kernel, around: Sequence[Resampling], at: int, size: Size, costs: Costs = DEFAULT) -> Price:
     """Price of a pointwise layer with resampling around it.
 
     Args:
@@ -112,17 +200,28 @@ def price_around(kernel: Kernel, around: Sequence[Resampling], at: int, size: Si
         around: the resampling, in order.
         at: how many of these stand in front of the layer.
         size: of what is read.
+        costs: the numbers of the price.
     """
     assert kernel.channels is not None
     total = Price()
     for i, resampling in enumerate((*around, None)):
         if i == at:
-            total += layer_price(kernel, size)
+            total += layer_price(kernel, size, costs)
         if resampling is not None:
             width = kernel.channels.in_channels if i < at else kernel.channels.out_channels
-            moved = width * (prod(size) + prod(size := resampling.out_size(size)))
-            total += Price(TRAFFIC * moved + OPERATION, others=1)
+            total += _resampled(resampling, width, size, costs)
+            size = resampling.out_size(size)
     return total
+
+
+def _resampled(resampling: Resampling, width: int, size: Size, costs: Costs) -> Price:
+    """Price of resampling so many channels."""
+    read, written = prod(size), prod(resampling.out_size(size))
+    taps = max(read / max(written, 1), 1.0)
+    if "kernel_size" in dict(resampling.settings):
+        taps = prod(dict(resampling.settings)["kernel_size"])
+    each = costs.pooled + costs.tap * taps if "Pool" in resampling.name else 0.0
+    return _other(width * each * written, width * (read + written), costs)
 
 
 def needs_outer_padding(axes: Sequence[Axis]) -> bool:
@@ -136,36 +235,51 @@ def is_same_padding(axis: Axis) -> bool:
     return axis.stride == 1 and axis.before == axis.span // 2 and axis.after == axis.span - axis.span // 2
 
 
-def _measured(work: Work, layer: Price, positions: int) -> Price:
+def _measured(work: Work, layer: Price, kernel: Kernel, size: Size, costs: Costs) -> Price:
     """Price of a module by what it executes; numbers that its code holds are taken for as many as the layer's."""
+    positions = prod(out_size(kernel, size))
     macs = int(work.multiplications * positions)
-    total = macs + TRAFFIC * work.moved * positions + layer.weights + OPERATION * work.operations
-    return Price(total, macs, 1, layer.weights, work.operations - 1)
+    executed = macs * _rounded(kernel, kernel.channels.groups if kernel.channels is not None else 1, costs)
+    total = executed + costs.layer_traffic * work.moved * positions + costs.weight * layer.weights
+    total += costs.layer + costs.operation * (work.operations - 1)
+    return Price(_whole(total), macs, macs, 1, layer.weights, work.operations - 1)
 
 
-def op_price(op: Op, size: Size, channels: int | None) -> Price:
+def _whole(total: float) -> float:
+    """A whole number, so that the order in which prices are added decides nothing."""
+    return float(round(total))
+
+
+def _other(work: float, moved: float, costs: Costs) -> Price:
+    """Price of an operation that is no layer."""
+    return Price(_whole(work + costs.traffic * moved + costs.operation), others=1)
+
+
+def op_price(op: Op, size: Size, channels: int | None, costs: Costs = DEFAULT) -> Price:
     """Price of one operation as it stands, at the size of its input."""
     width = channels or UNKNOWN_CHANNELS
     elements = width * prod(size)
     if isinstance(op, Affine):
         if op.layer:
-            own = layer_price(op.shape, size)
+            own = layer_price(op.shape, size, costs)
             if op.work is not None:
-                return _measured(op.work, own, prod(out_size(op.shape, size)))
-            return own if not op.computed else replace(own, total=own.total + 2 * own.weights, others=own.others + 1)
+                return _measured(op.work, own, op.shape, size, costs)
+            made = own.total + costs.traffic * 2 * own.weights + costs.operation
+            return own if not op.computed else replace(own, total=_whole(made), others=own.others + 1)
         if op.paradigm == "identity" or (op.paradigm == "slice" and not op.cost):
             return Price()
-        small = op.resampling.out_size(size) if op.moves and op.resampling is not None else out_size(op.shape, size)
-        written = width * prod(small)
-        return Price(op.cost * written + TRAFFIC * (elements + written) + OPERATION, others=1)
+        if op.moves and op.resampling is not None:
+            return _resampled(op.resampling, width, size, costs)
+        written = width * prod(out_size(op.shape, size))
+        each = costs.pooled + costs.tap * op.cost if op.paradigm == "avg_pool" else op.cost
+        return _other(each * written, elements + written, costs)
     if isinstance(op, Sum):
-        moved = TRAFFIC * (len(op.sources) + 1) * elements
-        return Price((len(op.sources) - 1) * elements + moved + OPERATION, others=1)
+        return _other((len(op.sources) - 1) * elements, (len(op.sources) + 1) * elements, costs)
     if isinstance(op, (View, Pieces)):
         return Price()
     if isinstance(op, (Stack, Reduced)):
-        return Price(TRAFFIC * 2 * elements * len(op.sources) + OPERATION, others=1)
+        return _other(0, 2 * elements * len(op.sources), costs)
     if isinstance(op, Fill):
-        return Price(OPERATION, others=1)
+        return _other(0, 0, costs)
     assert isinstance(op, Concat)
-    return Price(TRAFFIC * 2 * elements * len(op.sources) + OPERATION, others=1)
+    return _other(0, 2 * elements * len(op.sources), costs)

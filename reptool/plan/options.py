@@ -10,8 +10,10 @@ from torch import fx
 
 from reptool.ir.trace import Trace
 from reptool.plan.candidates import Analysis
+from reptool.plan.cost import DEFAULT, Costs
 from reptool.plan.forms import Form
 from reptool.plan.rules import rules_of
+from reptool.plan.select import Force
 from reptool.probing.opaque import Names
 from reptool.refusal import Code, Refusal
 from reptool.rules.rule import Rule
@@ -22,7 +24,7 @@ class Options:
     """What the caller asked for."""
 
     rules: frozenset[str] | None = None
-    force: bool = False
+    force: Force = False
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     keep_fallback: bool = False
@@ -30,6 +32,11 @@ class Options:
     lifts: frozenset[str] = frozenset()
     unwrap: bool = False
     rewrites: tuple[Rule | Callable[[fx.GraphModule], fx.GraphModule], ...] = ()
+    price: Costs = DEFAULT
+
+    def forces(self, rule: str) -> bool:
+        """Whether a rule is applied where the result is dearer."""
+        return rule in self.force if isinstance(self.force, frozenset) else self.force
 
 
 def allowed_by(options: Options, found: Analysis, trace: Trace) -> Callable[[fx.Node, Form], Refusal | None]:

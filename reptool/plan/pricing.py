@@ -13,7 +13,7 @@ from reptool.algebra.kernel import Kernel
 from reptool.ir.ops import Affine
 from reptool.ir.shapes import keeps_shape
 from reptool.plan.candidates import Analysis
-from reptool.plan.cost import Price, Size, layer_price, nominal_size, op_price, price_around
+from reptool.plan.cost import Price, Size, is_depthwise, layer_price, nominal_size, op_price, price_around
 from reptool.plan.forms import Form
 from reptool.refusal import Code, Refusal
 
@@ -50,7 +50,7 @@ class Prices:
     def dearer_than(self, node: fx.Node, form: Form) -> Refusal | None:
         """Why a form as one layer is dearer than what stands; None where it is not."""
         before, after = self.standing_of(form), self.layer(form)
-        cheaper = after.total <= before.total and after.multiplications <= before.multiplications
+        cheaper = after.total <= before.total and after.mixing <= before.mixing
         return None if cheaper else _dearer(node, form, before, after)
 
     def dearer(self, node: fx.Node, form: Form) -> Refusal:
@@ -60,11 +60,13 @@ class Prices:
     def grows(self, node: fx.Node, form: Form) -> Refusal | None:
         """More weights for no fewer multiplications: a pooling folded into a pointwise convolution, say.
 
+        A depthwise layer has few of both: its price decides.
+
         What is saved there (an intermediate value, an operation) depends on the size of the image, and what it costs
         does not: it is taken where the size is known and it pays at that size.
         """
         old, new = self.standing_of(form), self.layer(form)
-        if new.weights <= old.weights or new.multiplications < old.multiplications:
+        if is_depthwise(form.shape) or new.weights <= old.weights or new.multiplications < old.multiplications:
             return None
         if new.multiplications > old.multiplications or not form.shape.axes:
             return self.dearer(node, form)
@@ -77,7 +79,7 @@ class Prices:
             )
             return Refusal(Code.DEARER, sentence, (node.name,))
         old = sum((self._price_as_is(n, self._seen_size(n)) for n in form.ops), Price())
-        new = layer_price(form.shape, shape[-len(form.shape.axes) :])
+        new = layer_price(form.shape, shape[-len(form.shape.axes) :], self.found.costs)
         return None if new.total < old.total else _dearer(node, form, old, new, " at the size of example_inputs")
 
     def gains_little(self, node: fx.Node, form: Form) -> Refusal | None:
@@ -87,11 +89,15 @@ class Prices:
         seen = self._seen(form) if form.around else None
         if seen is not None:
             before = sum((self._price_as_is(n, self._seen_size(n)) for n in form.ops), Price())
-            after = price_around(form.shape, form.around, form.at, seen)
-        enough = after.total <= (1 - LEAST_GAIN) * before.total
+            after = price_around(form.shape, form.around, form.at, seen, self.found.costs)
+        enough = self._by_size(after) <= (1 - LEAST_GAIN) * self._by_size(before)
         if form.around:  # in the order in which it stands, it stays
             enough = enough and after.multiplications < before.multiplications
         return None if enough or not (moved or form.around) else self.dearer(node, form)
+
+    def _by_size(self, price: Price) -> float:
+        """What of a price depends on the size of the image: the rest is the same at every resolution."""
+        return price.total - self.found.costs.layer * price.layers - self.found.costs.operation * price.others
 
     def with_channels(self, node: fx.Node, form: Form) -> Form | Refusal:
         """A form of poolings alone on as many channels as its value has."""
@@ -108,14 +114,18 @@ class Prices:
 
     def _price_layer(self, form: Form) -> Price:
         size = self._nominal(form)
-        return price_around(form.shape, form.around, form.at, size) if form.around else layer_price(form.shape, size)
+        costs = self.found.costs
+        if form.around:
+            return price_around(form.shape, form.around, form.at, size, costs)
+        return layer_price(form.shape, size, costs)
 
     def placed(self, form: Form) -> Form:
         """A form with its kernel where it costs least between what resamples."""
         if not form.around or form.shape.channels is None:
             return form
         seen = self._seen(form) or self._nominal(form)
-        places = [price_around(form.shape, form.around, at, seen).total for at in range(len(form.around) + 1)]
+        count, costs = len(form.around) + 1, self.found.costs
+        places = [price_around(form.shape, form.around, at, seen, costs).total for at in range(count)]
         return replace(form, at=places.index(min(places)))
 
     def _seen(self, form: Form) -> Size | None:
@@ -140,7 +150,7 @@ class Prices:
             channels = self.found.facts.channels(node, len(size))
         if channels is None:
             channels = self._channels_by_readers(node)
-        return op_price(op, size, channels)
+        return op_price(op, size, channels, self.found.costs)
 
     def _seen_size(self, node: fx.Node) -> Size | None:
         """The size of the image that an operation reads in the example."""

@@ -15,6 +15,8 @@ RULES = (
     "padding", "slice", "linear", "weights", "impulse", "distribute", "upsample", "resample",
 )  # fmt: skip
 BUILT_IN.update(RULES)
+DEARER = frozenset({"branch_add", "branch_concat", "kernel_size", "sequential", "avg_pool"})
+"""Those by which one layer may cost more than the operations in its place."""
 
 
 def rules_of(form: Form, found: Analysis) -> frozenset[str]:

@@ -18,12 +18,17 @@ from reptool.plan.candidates import Analysis
 from reptool.plan.cost import Price
 from reptool.plan.forms import Form
 from reptool.plan.pricing import Prices, Standing
+from reptool.plan.rules import DEARER, rules_of
 from reptool.plan.terms import Tree
 from reptool.refusal import Code, Refusal
 
 MAX_ROUNDS = 3
+SMALL = 16
+"""Islands of so many values are searched from two sides."""
 FORCED = 1e15
 ALONE = ("avg_pool", "bn")  # what becomes a convolution of its own when it is forced to
+Force = bool | frozenset[str]
+"""Whether dearer layers are taken: all of them, or those of the rules that are named."""
 
 
 @dataclass(eq=False)
@@ -74,11 +79,14 @@ Choice = dict[fx.Node, Option]
 class Chooser:
     """Chooses, island by island, the cheapest way to compute every wanted value.
 
-    With `force` the fewest operations are the cheapest; one that is no layer counts twice.
+    With ``force=True`` the fewest operations are the cheapest; one that is no layer counts twice. Where rules are
+    named, a layer of these is taken as if it cost nothing.
     """
 
-    def __init__(self, found: Analysis, allowed: Callable[[fx.Node, Form], Refusal | None], force: bool) -> None:
-        self.found, self.allowed, self.force = found, allowed, force
+    def __init__(self, found: Analysis, allowed: Callable[[fx.Node, Form], Refusal | None], force: Force) -> None:
+        self.found, self.allowed = found, allowed
+        self.force, self.named = force is True, force if isinstance(force, frozenset) else frozenset[str]()
+        self._is_forced: dict[Form, bool] = {}
         self.prices = Prices(found)
         self._best: dict[fx.Node, float] = {}
         self._forms: dict[fx.Node, list[Form]] = {}
@@ -133,8 +141,12 @@ class Chooser:
         return [
             g
             for g in groups.values()
-            if any(isinstance(op, Affine) and (op.layer or self.force) for op in map(self.found.ops.get, g))
+            if any(isinstance(op, Affine) and self._begins(op) for op in map(self.found.ops.get, g))
         ]
+
+    def _begins(self, op: Affine) -> bool:
+        """Whether an island may become a layer for the sake of this operation."""
+        return op.layer or op.paradigm == "avg_pool" or (op.paradigm in ALONE and (self.force or bool(self.named)))
 
     def _candidates(self, node: fx.Node) -> list[Form]:
         """The forms of a value that may be one layer, the nearest first."""
@@ -157,8 +169,20 @@ class Chooser:
         return self._forms[node]
 
     def _refused(self, node: fx.Node, form: Form) -> Refusal | None:
-        own = None if self.force else self.prices.grows(node, form) or self.prices.gains_little(node, form)
+        forced = self.force or self._forced(form)
+        own = None if forced else self.prices.grows(node, form) or self.prices.gains_little(node, form)
         return own or self.allowed(node, form)
+
+    def _forced(self, form: Form) -> bool:
+        """Whether a form is a layer by the rules that are named, and by no other that may make it dearer."""
+        if form not in self._is_forced:
+            rules = rules_of(form, self.found) if self.named else frozenset[str]()
+            self._is_forced[form] = bool(rules & self.named) and not (rules & DEARER) - self.named
+        return self._is_forced[form]
+
+    def _layer(self, form: Form) -> Price:
+        """The price of a form as one layer, by which it is chosen."""
+        return Price() if self._forced(form) else self.prices.layer(form)
 
     def _note(self, node: fx.Node, refusal: Refusal) -> None:
         """Keep why a value is no layer; of a group of terms, nobody asked for one."""
@@ -185,14 +209,18 @@ class Chooser:
                 yield Option(layers, rest, sum(additions, Price()))
 
     def _price(self, option: Option) -> Price:
-        return sum((self.prices.layer(f) for _, f in option.layers), option.standing)
+        return sum((self._layer(f) for _, f in option.layers), option.standing)
 
     def _worth(self, form: Form) -> bool:
         """Whether a form is a layer at all, and another one than what stands."""
         ops = [op for op in map(self.found.ops.get, form.ops) if isinstance(op, Affine)]
         layers = [op for op in ops if op.layer]
         if not layers:
-            return self.force and not form.around and any(op.paradigm in ALONE for op in ops)
+            if form.around:
+                return False
+            held = {op.paradigm for op in ops}
+            scaled_pool = "avg_pool" in held and not held.isdisjoint(("bn", "scale"))
+            return scaled_pool or (not held.isdisjoint(ALONE) and (self.force or self._forced(form)))
         if len(form.ops) == 1:
             return layers[0].computed and not self.found.facts.only_follows(next(iter(form.ops)))
         return form.shape.channels is not None
@@ -217,8 +245,9 @@ class Chooser:
         base = self._total(order, wanted, {})
         greedy = self._greedy(order, wanted)
         starts: list[Choice] = [greedy]
-        if self._total(order, wanted, greedy).multiplications > base.multiplications or self._cuts(greedy):
-            starts.append({})  # it paid for a layer twice, or for each piece of one: climb from what stands as well
+        paid = not self._better(self._total(order, wanted, greedy), base, base)
+        if len(order) <= SMALL or paid or self._cuts(greedy):
+            starts.append({})  # it may have paid for a layer twice, or for each piece of one: climb from what stands
         choice, best = greedy, None
         for begin in starts:
             reached, price = self._improved(order, wanted, begin, base)
@@ -261,7 +290,7 @@ class Chooser:
         if self.force:
             first_new, first_old = new.layers + 2 * new.others, old.layers + 2 * old.others
         else:
-            first_new, first_old = (max(p.multiplications - base.multiplications, 0) for p in (new, old))
+            first_new, first_old = (max(p.mixing - base.mixing, 0) for p in (new, old))
         return (first_new, new.total) < (first_old, old.total * (1 - 1e-9))
 
     def _note_dearer(self, island: list[fx.Node], choice: Choice) -> None:

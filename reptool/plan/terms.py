@@ -246,11 +246,13 @@ def _cheaper(found: Analysis, root: fx.Node, shapes: dict[fx.Node, tuple[Form, K
     def price(terms: Terms) -> float:
         if terms not in prices:
             whole = add([shapes[t][1] for t in shapes if t in terms])
-            prices[terms] = float("inf") if isinstance(whole, Refusal) else layer_price(whole, size).total
+            prices[terms] = float("inf") if isinstance(whole, Refusal) else layer_price(whole, size, found.costs).total
             if len(terms) == 1:
                 ((form, shape),) = (shapes[t] for t in terms)
                 ops = [found.ops[n] for n in form.ops]
-                stands = sum(op_price(o, found.sizes.get(o.sources[0], ()), shape.out_channels).total for o in ops)
+                at = [found.sizes.get(o.sources[0], ()) for o in ops]
+                own = [op_price(o, n, shape.out_channels, found.costs) for o, n in zip(ops, at, strict=True)]
+                stands = sum(p.total for p in own)
                 prices[terms] = min(prices[terms], stands)
         return prices[terms]
 

@@ -99,7 +99,7 @@ class _Collapse:
     def _analyse(self) -> None:
         self.found = analyse(
             self.read.trace.graph, self.reads, self.facts, {}, self.read.trace.escaped, True,
-            self.spreads.active.copy(), self.affines,
+            self.spreads.active.copy(), self.affines, self.options.price,
         )  # fmt: skip
         self.found.wanted |= self.found.soft.keys()  # whoever asks for a size reads the value
         self.rejected: Rejected = {}

@@ -30,6 +30,7 @@ def is_marked(model: nn.Module, inputs: Any, options: Options) -> bool:
 def _print(model: nn.Module, inputs: Any, options: Options) -> str:
     """A fingerprint of structure: classes, code, settings, shapes, hooks; of no parameter's value."""
     chosen = {**vars(options), "rules": None if options.rules is None else sorted(options.rules)}
+    chosen["force"] = options.force if isinstance(options.force, bool) else sorted(options.force)
     chosen["lifts"] = sorted(options.lifts)
     chosen["rewrites"] = len(options.rewrites)  # those of a flattened model, which is not deployed again
     shown = [(p, tuple(t.shape), t.dtype) for p, t in named_tensors(inputs)]

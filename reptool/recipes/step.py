@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 from torch import nn
@@ -81,10 +81,11 @@ class Step:
 
     def chosen(self) -> dict[str, Any]:
         """The options by name."""
-        found = {"unwrap": False, **decode({"dict": [[k, v] for k, v in self.options.items()]})}
+        found = {"unwrap": False, "price": None, **decode({"dict": [[k, v] for k, v in self.options.items()]})}
         kinds = {
-            "rules": (*LIST, type(None)), "force": (bool,), "include": (*LIST, type(None)), "exclude": LIST,
+            "rules": (*LIST, type(None)), "force": (bool, *LIST), "include": (*LIST, type(None)), "exclude": LIST,
             "keep_fallback": (bool,), "affine": LIST, "unwrap": (bool,),
+            "price": (dict, type(None)),
         }  # fmt: skip
         names = [n for v in found.values() if type(v) is list for n in v]
         if found.keys() != kinds.keys() or not all(type(found[n]) in k for n, k in kinds.items()):
@@ -151,12 +152,13 @@ def _options(model: nn.Module, options: Options) -> dict[str, Any]:
     named = [p.replace("[", "[[]") for p in named_paths(model, options.affine)]
     chosen = {
         "rules": None if options.rules is None else sorted(options.rules),
-        "force": options.force,
+        "force": options.force if isinstance(options.force, bool) else sorted(options.force),
         "include": None if options.include is None else list(options.include),
         "exclude": list(options.exclude),
         "keep_fallback": options.keep_fallback,
         "affine": named,
         "unwrap": options.unwrap,
+        "price": asdict(options.price),
     }
     return {name: encode(value) for name, value in chosen.items()}
 

@@ -463,7 +463,7 @@ def test_a_forced_convolution_has_the_dtype_of_the_model_around_it() -> None:
 
 def test_force_takes_the_fewest_operations() -> None:
     unit, x = ready(RepNeXtUnit(8)), torch.randn(2, 8, 12, 10)
-    assert count_operations(reptool.deploy(unit), x)["convolution"] == 3
+    assert count_operations(reptool.deploy(unit, price=reptool.Costs(layer=0, operation=0)), x)["convolution"] == 3
     assert count_operations(reptool.deploy(unit, force=True), x)["convolution"] == 1
     separable = ready(nn.Sequential(conv(8, 8, groups=8), conv(8, 4, 1)))
     assert count_operations(reptool.deploy(separable, force=True), x)["convolution"] == 1
@@ -471,7 +471,85 @@ def test_force_takes_the_fewest_operations() -> None:
     assert not reptool.explain(ready(nn.Sequential(conv(8, 8), nn.ReLU())), force=True).regions
 
 
+def test_rules_are_forced_by_name_without_the_others() -> None:
+    net, x = ready(nn.Sequential(Wide(), conv(8, 4, 1))), torch.randn(2, 8, 60, 61)
+    assert count_operations(reptool.deploy(net), x)["convolution"] == 3
+    names = ("branch_add", "kernel_size")
+    for force, left in ((True, 1), (names, 2), ("branch_add", 3), ("sequential", 3), ((), 3)):
+        deployed = reptool.deploy(net, force=force)
+        assert count_operations(deployed, x)["convolution"] == left, force
+        same(net, deployed, x)
+    (region,) = reptool.explain(net, force=names).regions
+    assert {*names} <= set(region.rules)
+    assert region.price[1] > region.price[0]
+    alone = ready(nn.Sequential(nn.ReLU(), nn.AvgPool2d(2), nn.ReLU(), nn.BatchNorm2d(8), nn.ReLU()))
+    assert [r.rules for r in reptool.explain(alone, x, force="avg_pool").regions] == [["avg_pool"]]
+    assert [r.rules for r in reptool.explain(alone, x, force="bn_conv").regions] == [["bn_conv"]]
+    with pytest.raises(InputError, match="force was given 'branches'; give True, or names of conv_bn"):
+        reptool.deploy(net, force="branches")
+
+
+class Wide(nn.Module):
+    """Depthwise kernels that are long along one axis each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tall = nn.Conv2d(8, 8, (51, 3), padding=(25, 1), groups=8)
+        self.flat = nn.Conv2d(8, 8, (3, 51), padding=(1, 25), groups=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Their sum."""
+        return self.tall(x) + self.flat(x)
+
+
 # --- price ----------------------------------------------------------------------------------------------------------
+class Joined(nn.Module):
+    """Two depthwise layers of one value, concatenated."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.one, self.other = (conv(channels, channels, groups=channels) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Both."""
+        return torch.cat([self.one(x), self.other(x)], 1)
+
+
+def depthwise(kernel: tuple[int, int], padding: tuple[int, int] = (0, 0)) -> nn.Conv2d:
+    return nn.Conv2d(64, 64, kernel, padding=padding, groups=64)
+
+
+@pytest.mark.parametrize(
+    ("model", "merges"),
+    [
+        (lambda: RepNeXtUnit(64), True),
+        (lambda: nn.Sequential(depthwise((1, 5), (0, 2)), depthwise((5, 1))), True),
+        (lambda: nn.Sequential(depthwise((3, 3), (1, 1)), depthwise((3, 3))), True),
+        (lambda: nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.BatchNorm2d(64)), True),
+        (lambda: Joined(64), False),
+        (lambda: nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(2)), False),
+    ],
+)
+def test_the_default_decides_depthwise_forms_as_they_were_measured(
+    model: Callable[[], nn.Module], merges: bool
+) -> None:
+    net, x = ready(model()), torch.randn(1, 64, 17, 15)
+    for given in (None, x):
+        deployed = reptool.deploy(net, given)
+        assert bool(reptool.report(deployed).regions) == merges
+        same(net, deployed, x)
+
+
+def test_a_price_of_ones_own_decides() -> None:
+    net = ready(nn.Sequential(depthwise((3, 3), (1, 1)), depthwise((3, 3))))
+    costly = reptool.Costs(depthwise=100.0)
+    (refusal,) = reptool.explain(net, price=costly).refusals
+    assert refusal.code is Code.DEARER
+    assert not reptool.report(reptool.deploy(net, price=costly)).regions
+    with pytest.raises(InputError, match=r"price was given a float; give reptool\.Costs"):
+        reptool.deploy(net, price=2.0)  # type: ignore[call-overload]
+
+
 def assert_refused_by_price(model: nn.Module, layers: int = 2) -> None:
     """As it stands it is cheaper, and the report says so."""
     report = reptool.explain(model.eval())

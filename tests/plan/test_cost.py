@@ -13,7 +13,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from reptool.algebra.kernel import Axis, Border, Channels, Kernel
-from reptool.plan.cost import OPERATION, TRAFFIC, Price, layer_price, needs_outer_padding, out_size
+from reptool.errors import InputError
+from reptool.plan.cost import (
+    DEFAULT,
+    Costs,
+    Price,
+    is_depthwise,
+    layer_price,
+    needs_outer_padding,
+    out_size,
+)
 
 
 def counted(layer: nn.Module, *shape: int) -> tuple[int, int]:
@@ -39,11 +48,17 @@ def test_the_price_of_a_convolution_is_what_it_executes(
     kernel = Kernel(Channels.grouped(reads, writes, groups), (Axis(tap, stride, 1, padding, padding),) * axes)
     price = layer_price(kernel, (size,) * axes)
     multiplications, written = counted(layer, 1, reads, *[size] * axes)
+    depthwise = groups == reads == writes > 1
     assert (price.multiplications, price.layers, price.others) == (multiplications, 1, 0)
+    assert price.mixing == (0 if depthwise else multiplications)
+    assert is_depthwise(kernel) == depthwise
     assert price.weights == layer.weight.numel()
     assert prod(out_size(kernel, (size,) * axes)) * writes == written
     moved = reads * size**axes + written
-    assert price.total == multiplications + TRAFFIC * moved + layer.weight.numel() + OPERATION
+    rows = writes // groups
+    executed = 1.1 * multiplications if depthwise else multiplications * -(-rows // 16) * 16 / rows
+    executed += 155e3 * reads if depthwise and tap == 1 else 0
+    assert price.total == pytest.approx(executed + 9 * moved + 16 * layer.weight.numel() + 3.5e6)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
@@ -63,7 +78,7 @@ def test_a_transposed_convolution_multiplies_where_it_reads(along: tuple[int, in
 
 def test_the_price_of_a_linear_layer_at_one_position() -> None:
     price = layer_price(Kernel(Channels.grouped(6, 4, 1), ()), ())
-    assert price == Price(24 + TRAFFIC * 10 + 24 + OPERATION, 24, 1, 24, 0)
+    assert price == Price(24 + 9 * 10 + 16 * 24 + 3.5e6, 24, 24, 1, 24, 0)
 
 
 @pytest.mark.parametrize(
@@ -84,4 +99,22 @@ def test_a_padding_that_no_layer_does_costs_an_operation(axes: Sequence[Axis], n
 
 
 def test_prices_are_added_part_by_part() -> None:
-    assert Price(1.5, 2, 3, 4, 5) + Price(10.0, 20, 30, 40, 50) == Price(11.5, 22, 33, 44, 55)
+    assert Price(1.5, 2, 3, 4, 5, 6) + Price(10.0, 20, 30, 40, 50, 60) == Price(11.5, 22, 33, 44, 55, 66)
+    assert Price(11.5, 22, 33, 44, 55, 66) - Price(10.0, 20, 30, 40, 50, 60) == Price(1.5, 2, 3, 4, 5, 6)
+
+
+def test_other_numbers_give_another_price() -> None:
+    kernel = Kernel(Channels.grouped(32, 32, 1), (Axis(3),) * 2)
+    plain = layer_price(kernel, (10, 10))
+    for name in ("layer", "layer_traffic", "weight"):
+        costs = Costs(**{name: getattr(DEFAULT, name) + 1.0})
+        assert layer_price(kernel, (10, 10), costs).total > plain.total
+    assert layer_price(kernel, (10, 10), Costs(depthwise=9.0)) == plain
+
+
+@pytest.mark.parametrize("wrong", [{"layer": -1.0}, {"weight": float("nan")}, {"tap": float("inf")}, {"rows": 0}])
+def test_numbers_that_are_no_cost_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Costs(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="names"):
+        Costs.of({"layer": 1.0})

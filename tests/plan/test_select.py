@@ -45,7 +45,7 @@ def best(chooser: Chooser, island: list[fx.Node]) -> Price | None:
         return None
     stand = price_of(chooser, island, {n: w[0] for n, w in zip(island, ways, strict=True)})
     prices = (price_of(chooser, island, dict(zip(island, options, strict=True))) for options in product(*ways))
-    return min((p for p in prices if p.multiplications <= stand.multiplications), key=lambda p: p.total)
+    return min((p for p in prices if p.mixing <= stand.mixing), key=lambda p: p.total)
 
 
 def chosen(chooser: Chooser, island: list[fx.Node], regions: list[Region]) -> Price:
@@ -65,7 +65,7 @@ def chosen(chooser: Chooser, island: list[fx.Node], regions: list[Region]) -> Pr
 def test_a_plan_costs_no_more_than_what_stands_and_multiplies_no_more(seed: int) -> None:
     chooser = chooser_of(seed)
     for region in chooser.regions():
-        assert region.after.multiplications <= region.before.multiplications or region.after.total < region.before.total
+        assert region.after.mixing <= region.before.mixing or region.after.total < region.before.total
     for island in chooser._all:
         values = set(island)
         regions = [r for r in chooser.regions() if r.value in values]
@@ -74,7 +74,7 @@ def test_a_plan_costs_no_more_than_what_stands_and_multiplies_no_more(seed: int)
             continue  # a part of a sum is no value of the graph
         found = chosen(chooser, island, regions)
         assert found.total <= stand.total
-        assert found.multiplications <= stand.multiplications
+        assert found.mixing <= stand.mixing
 
 
 def test_the_plan_is_the_best_there_is_on_small_islands() -> None:

@@ -39,6 +39,17 @@ def test_a_deployment_is_written_down() -> None:
     assert step.before["0.branches.origin.bn"]["class"].endswith("BatchNorm2d")
 
 
+def test_rules_that_are_forced_and_the_numbers_of_the_price_are_written_down() -> None:
+    costs = reptool.Costs(layer=1.0)
+    chosen = made(force=["kernel_size", "branch_add"], price=costs).chosen()
+    assert chosen["force"] == ["branch_add", "kernel_size"]
+    assert reptool.Costs(**chosen["price"]) == costs
+    assert reptool.Costs(**made().chosen()["price"]) == reptool.Costs()
+    earlier = made()
+    earlier.options.pop("price")
+    assert earlier.chosen()["price"] is None
+
+
 def test_no_example_inputs_and_none_are_told_apart() -> None:
     assert made().arguments() == (None, {})
     assert Step(inputs={"tuple": [{"tuple": []}, {"dict": []}]}).arguments() == ((), {})
@@ -91,6 +102,7 @@ def test_what_is_no_step_is_an_error_of_ours(data: Any) -> None:
     [
         {"inputs": 3}, {"inputs": {"tuple": [[], {"dict": []}]}}, {"options": {}},
         {"options": {**GOOD["options"], "rules": "conv_bn"}}, {"options": {**GOOD["options"], "force": 1}},
+        {"options": {**GOOD["options"], "price": 1.0}},
         {"options": {**GOOD["options"], "exclude": [3]}}, {"options": {**GOOD["options"], "inplace": True}},
         {"given_up": [3]}, {"given_up": [{"tuple": ["region", "a", [], {"refusal": ["stride", "", []]}]}]},
         {"decisions": {"a": {"eval": "1"}}},

@@ -46,7 +46,7 @@ def rewritten(
         RuleError: a rule raised, broke the graph, wrote into a weight, or goes on for ever.
         InputError: nobody showed what the model reads, and nothing was found that it runs on.
     """
-    work = _Rewriting(flat, inputs_for(flat, args, kwargs), options.force)
+    work = _Rewriting(flat, inputs_for(flat, args, kwargs), options.forces)
     work.run(options.rewrites)
     found.refusals += [r for r in work.refusals.values() if r not in found.refusals]
     if not work.done:
@@ -73,9 +73,9 @@ class _Done:
 class _Rewriting:
     """Applies rules until nothing changes; see `rewritten`."""
 
-    def __init__(self, flat: fx.GraphModule, inputs: list[Any], force: bool) -> None:
+    def __init__(self, flat: fx.GraphModule, inputs: list[Any], forces: Callable[[str], bool]) -> None:
         self.network = copied(flat).double()
-        self.inputs, self.force = inputs, force
+        self.inputs, self.forces = inputs, forces
         self.done: list[Rewritten] = []
         self.refusals: dict[tuple[str, str], Refusal] = {}
         self.wrong: set[tuple[str, str]] = set()
@@ -137,7 +137,7 @@ class _Rewriting:
             key, place = " ".join(n.name for n in site.nodes), site.place
             if (rule.name, key) in self.wrong or (only is not None and key != only) or touched & set(site.nodes):
                 continue
-            evidence = _asked(rule, site, self.force)
+            evidence = _asked(rule, site, self.forces(rule.name))
             if isinstance(evidence, Refusal):
                 out.refused[key] = Refusal(evidence.code, f"rule {rule.name!r}: {evidence.sentence}", (place,))
                 continue

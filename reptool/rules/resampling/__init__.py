@@ -1,1 +1,0 @@
-"""Rewrites that move resampling to where it costs least."""
