@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from reptool.api.planning import Planning
 from reptool.capture.exposed_values import handed_out
+from reptool.capture.own_state import held_by, leaves_no_state
 from reptool.capture.replay_check import mark_state
 from reptool.capture.tracer import Recorder
 from reptool.frontends.call_samples import Call, made_up, seen_calls
@@ -168,17 +169,22 @@ def _trace(
         mark_state(trace, other.run(*inputs))
         return trace
 
+    def checked(inputs: tuple[Any, Any]) -> Trace:
+        before = held_by(module)
+        trace = recorder.run(*inputs)
+        return trace if leaves_no_state(trace, before, inputs, recorder.reads_plain) else again(inputs, trace)
+
     try:
         inputs = unknown_inputs(module) if args is None else (placeholders(args, "input"), placeholders(kwargs, ""))
         try:
-            return recorder, again(inputs, recorder.run(*inputs))
+            return recorder, checked(inputs)
         except Unanswerable:
             guess = made_up(module, inputs) if args is None else None
             if guess is None:
                 raise
             recorder = new()
             recorder.guessed = True
-            return recorder, again(guess, recorder.run(*guess))
+            return recorder, checked(guess)
     except CaptureLimitError as error:
         return str(error)
     except Exception as error:  # the user's forward may raise anything

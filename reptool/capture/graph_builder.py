@@ -78,6 +78,7 @@ class Writing:
         self.guessed = False  # whether the inputs were made up: then every answer is one that may be wrong
         self.knows_inputs = False
         self.writes_constants = False
+        self.reads_plain = True  # whether nothing was read of modules that can change
         self.reads_constants = False  # whether an answer depended on the values of weights
         self.escapes: set[fx.Node] = set()
         self.closed: Callable[[str], str] | None = None  # kind of value of a module that need not be opened, or ''

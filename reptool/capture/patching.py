@@ -19,6 +19,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from reptool.capture.own_state import holds_nothing
 from reptool.ir.trace import Question, Unanswerable
 from reptool.ir.walk import KINDS, nodes_in
 from reptool.pysource.module_info import stock_forward
@@ -205,6 +206,7 @@ def _seen(recorder: Recorder, module: nn.Module, name: str, value: Any, frame: A
     if home in _BOOKKEEPING or home.startswith(_OURS) or isinstance(value, nn.Module):
         return
     own = object.__getattribute__(module, "__dict__")
+    recorder.reads_plain &= _is_plain_read(module, name, value, own)
     if isinstance(value, Tensor) and own.get(name) is not value:  # a weight, which the graph holds
         return
     if name == "__dict__":  # code that reads all there is
@@ -216,6 +218,13 @@ def _seen(recorder: Recorder, module: nn.Module, name: str, value: Any, frame: A
     if type(value) in WATCHED or type(value) in KINDS or any(True for _ in nodes_in(value)):
         return
     recorder.setting(module, name, value, home)
+
+
+def _is_plain_read(module: nn.Module, name: str, value: Any, own: dict[str, Any]) -> bool:
+    """Whether what was read of a module is a weight, code, or nothing that can change."""
+    if isinstance(value, Tensor):
+        return own.get(name) is not value
+    return holds_nothing(value) or type(value) in WATCHED or (name not in own and _is_computed(type(module), name))
 
 
 def _is_computed(cls: type, name: str) -> bool:
