@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -227,11 +228,18 @@ def metadata_read(node: fx.Node) -> str:
     return ""
 
 
-def only_asks(node: fx.Node) -> bool:
-    """Whether a node is a constant, a question about a tensor's shape or dtype, or computed of such alone."""
-    if node.meta.get("const") or metadata_read(node):
-        return True
-    return bool(node.all_input_nodes) and all(map(only_asks, node.all_input_nodes))
+def asking(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The constants of a graph, questions about a tensor's shape or dtype, and what is computed of such alone.
+
+    Args:
+        nodes: all of them, in the order of the graph.
+    """
+    found: set[fx.Node] = set()
+    for node in nodes:
+        alone = bool(node.all_input_nodes) and found.issuperset(node.all_input_nodes)
+        if node.meta.get("const") or metadata_read(node) or alone:
+            found.add(node)
+    return found
 
 
 def is_inert(node: fx.Node) -> bool:

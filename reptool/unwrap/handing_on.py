@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from reptool.ir.nodes import only_asks
+from reptool.ir.nodes import asking
 from reptool.ir.ops import View
 from reptool.ir.trace import VALUE, Event, Setting, all_events
 from reptool.report.totals import is_layer
@@ -59,8 +59,9 @@ def _of_unit(unit: Unit) -> Iterator[tuple[str, Wrapper]]:
         calls.setdefault(event.path, []).append(event)
     by_value = {s.region.value: s for s in unit.surgery.sites}
     runs = Traced(unit.trace, unit.found, set(), {}, set()).calls
+    asks = asking(unit.trace.graph.nodes)
     for path, events in calls.items():
-        layers = {_layer(unit, e, by_value) for e in events}
+        layers = {_layer(unit, e, by_value, asks) for e in events}
         layer = layers.pop() if len(layers) == 1 else None
         if path and layer is not None and layer.startswith(f"{path}.") and len(runs.get(layer, ())) == len(events):
             yield path, _with_what_decided(unit, events, layer)
@@ -79,7 +80,7 @@ def _with_what_decided(unit: Unit, events: list[Event], layer: str) -> Wrapper:
     return found
 
 
-def _layer(unit: Unit, event: Event, by_value: dict[fx.Node, Site]) -> str | None:
+def _layer(unit: Unit, event: Event, by_value: dict[fx.Node, Site], asks: set[fx.Node]) -> str | None:
     """The layer that a call hands on to; None where it does more, or is given more than one value."""
     out = event.output
     if event.method != "forward" or event.kwargs or len(event.args) != 1 or not isinstance(out, fx.Node):
@@ -87,7 +88,7 @@ def _layer(unit: Unit, event: Event, by_value: dict[fx.Node, Site]) -> str | Non
     if not isinstance(event.args[0], fx.Node) or any(e.effects for e in all_events(event)):
         return None
     given, value = _before(unit, event.args[0]), _before(unit, out)
-    work = [n for n in event.nodes() if not (only_asks(n) or _gives_it_back(unit, n))]
+    work = [n for n in event.nodes() if not (n in asks or _gives_it_back(unit, n))]
     site = by_value.get(value) or by_value.get(out)
     if site is None:
         return _single(unit, work, given, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool.ir.aliasing import Reads, mutated_argument, resolve, writes_many
-from reptool.ir.nodes import tensor_kind
+from reptool.ir.nodes import asking, tensor_kind
 
 Make = Callable[[fx.Graph, fx.Node], fx.Node]
 NEW: list[Make] = [
@@ -160,3 +161,17 @@ def test_several_tensors_that_are_written_at_once_are_told() -> None:
     x, y = graph.placeholder("x"), graph.placeholder("y")
     assert writes_many(graph.call_function(torch._foreach_add_, ([x, y], 1.0)))
     assert not writes_many(graph.call_function(torch._foreach_add, ([x, y], 1.0)))
+
+
+def test_what_asks_is_known_at_any_depth() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    size = graph.call_method("size", (x, 0))
+    ones = graph.call_function(torch.ones, (graph.call_function(operator.add, (size, 1)),))
+    value = x
+    for _ in range(3000):
+        value = graph.call_function(torch.relu, (value,))
+    mixed = graph.call_function(torch.add, (value, ones))
+    found = asking(graph.nodes)
+    assert {size, ones} <= found
+    assert not {x, value, mixed} & found

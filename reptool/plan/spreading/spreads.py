@@ -116,7 +116,8 @@ class Spreads:
     # --- taking up
     def _take_up(self, outcome: Outcome) -> bool:
         found = outcome.found
-        whole = [r for r in outcome.regions if r not in _cut(outcome)]
+        cut = _cut(outcome)
+        whole = [r for r in outcome.regions if r not in cut]
         fused = {n for r in whole if layered(found, r.form.ops) for n in r.form.ops}
         values = {r.value for r in whole}
         more: list[Spread] = []

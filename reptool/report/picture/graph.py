@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from reptool.ir.nodes import name_of, only_asks
+from reptool.ir.nodes import asking, name_of
 from reptool.pysource.places import named
 from reptool.surgery.units import Plan, Unit, layer_name
 
@@ -63,7 +63,8 @@ class _Drawing:
     def __init__(self, unit: Unit, layers: dict[str, str]) -> None:
         self.unit, self.layers = unit, list(layers)
         self.kinds = [kind.partition("(")[0] for kind in layers.values()]
-        self.shown = [n for n in unit.trace.graph.nodes if _is_value(n)]
+        asks = asking(unit.trace.graph.nodes)
+        self.shown = [n for n in unit.trace.graph.nodes if _is_value(n, asks)]
         self.region: dict[fx.Node, int] = {}  # of a value that a layer computes
         self.inside: dict[fx.Node, int] = {}
         self.root: dict[int, fx.Node] = {}
@@ -116,11 +117,11 @@ class _Drawing:
                 yield from self._run(source, index, last)
 
 
-def _is_value(node: fx.Node) -> bool:
+def _is_value(node: fx.Node, asks: set[fx.Node]) -> bool:
     """Whether a node is worth a picture: neither a constant nor a question about a shape."""
     if node.op == "output":
         return True
-    return node.op != "get_attr" and not only_asks(node)
+    return node.op != "get_attr" and node not in asks
 
 
 def _indices(nodes: list[fx.Node], index: dict[fx.Node, int]) -> list[int]:
