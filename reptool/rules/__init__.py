@@ -11,6 +11,8 @@ from reptool.rules.maps import Scale as Scale
 from reptool.rules.merge_siblings import MergeSiblings as MergeSiblings
 from reptool.rules.positive_scale import PositiveScale as PositiveScale
 from reptool.rules.reading import Value as Value
+from reptool.rules.resampling.upsampling import SplitConcat as SplitConcat
+from reptool.rules.resampling.upsampling import UpsampleLater as UpsampleLater
 from reptool.rules.rule import Rule as Rule
 from reptool.rules.rule import Site as Site
 from reptool.rules.rule import chain as chain
@@ -28,6 +30,8 @@ __all__ = [
     "Rule",
     "Scale",
     "Site",
+    "SplitConcat",
+    "UpsampleLater",
     "Value",
     "chain",
     "is_kind",

@@ -5,9 +5,10 @@ Both are laws of functions, and an operation is asked whether it obeys them, wha
     homogeneous     f(s x) = s f(x)             for every s >= 0, one for each channel
     by itself       f(x)[:, some] = f(x[:, some])   for every choice of channels
     elementwise     f(x)[some] = f(x[some])         for every choice of elements
+    positionwise    f(x)[..., some] = f(x[..., some])   for every choice of positions
 
-in float64, at random values of every third decade from 1e-30 to 1e30. The first two also ask that samples do not meet:
-without a batch, the first axis is that of the channels.
+in float64, at random values of every third decade from 1e-30 to 1e30. All but the third also ask that samples do not
+meet: without a batch, the first axis is that of the channels.
 """
 
 from __future__ import annotations
@@ -111,6 +112,27 @@ def is_elementwise(function: Function, axes: int) -> bool:
         except Exception:  # it takes nothing of this shape
             return False
         if wanted.shape != x.shape or not _close(found.flatten(), wanted.flatten()[some]):
+            return False
+    return True
+
+
+def is_positionwise(function: Function, channels: int, axes: int) -> bool:
+    """Whether a function treats each position by itself, and all alike, however many there are."""
+    generator = torch.Generator().manual_seed(0)
+    for decade in range(-6, 7, 3):
+        x = _values(channels, axes, generator) * 10.0**decade
+        size = [n + 2 for n in SIZES[:axes]]
+        some = torch.randint(prod(SIZES[:axes]), (prod(size),), generator=generator)
+        try:
+            found, wanted = function(x.flatten(2)[..., some].reshape(2, channels, *size)), function(x)
+        except Exception:  # it takes nothing of this shape
+            return False
+        if wanted.dim() != x.dim() or wanted.shape[2:] != x.shape[2:] or not _by_sample(function, x, wanted):
+            return False
+        picked = wanted.flatten(2)[..., some]
+        if found.shape[2:] != torch.Size(size) or found.flatten(2).shape != picked.shape:
+            return False
+        if not bool(((found.flatten(2) - picked).abs() <= EXACT * picked.abs().amax()).all()):
             return False
     return True
 

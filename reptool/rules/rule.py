@@ -82,6 +82,10 @@ class Site:
             constants = {n: self.graph.graph.get_attr(str(n.target)) for n in node.all_input_nodes if n is not source}
             return self.graph.graph.node_copy(node, lambda n: by if n is source else constants[n])
 
+    def read(self, node: fx.Node, old: fx.Node, new: fx.Node) -> None:
+        """Let a node read another value in the place of one."""
+        node.replace_input_with(old, new)
+
     def replace(self, node: fx.Node, by: fx.Node) -> None:
         """Let whoever reads a node read another one."""
         node.replace_all_uses_with(by)
@@ -169,13 +173,13 @@ def in_the_way(site: Site) -> Refusal | None:
         if others:
             return Refusal(Code.READ_ELSEWHERE, f"{node.name} is also read by {others[0].name}", (node.name,))
     for node in site.nodes:
-        written = _written(site, node)
+        written = written_by(site, node)
         if written is not None and written not in inside:
             return Refusal(Code.MUTATED, f"{node.name} writes into {written.name}", (node.name,))
     return None
 
 
-def _written(site: Site, node: fx.Node) -> fx.Node | None:
+def written_by(site: Site, node: fx.Node) -> fx.Node | None:
     """The value that an operation writes into."""
     if node.op != "call_module":
         return mutated_argument(node)

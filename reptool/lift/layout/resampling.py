@@ -125,6 +125,21 @@ def _factors(settings: Mapping[str, Any], axes: int) -> Sequence[int] | str:
     return whole
 
 
+def factors_of(node: fx.Node, module: nn.Module | None) -> tuple[int, ...] | None:
+    """By what a call of `interpolate`, or of a module that upsamples, repeats positions; None for anything else.
+
+    Where one number is given for all axes, as many of it as there may be: three.
+    """
+    if module is not None:
+        given = {**dict.fromkeys(_ARGUMENTS), **{k: getattr(module, k) for k in _ARGUMENTS if hasattr(module, k)}}
+    else:
+        found = arguments(node, ("input", *_ARGUMENTS), dict.fromkeys(_ARGUMENTS))
+        given = {} if found is None else {**found, "mode": found["mode"] or "nearest"}
+    factor = given.get("scale_factor")
+    factors = _factors(given, len(factor) if isinstance(factor, (tuple, list)) else 3) if factor is not None else ""
+    return None if isinstance(factors, str) else tuple(factors)
+
+
 def repeats(factor: int) -> bool:
     """Whether nearest upsampling by a factor repeats every position so often, in float32 and float64.
 

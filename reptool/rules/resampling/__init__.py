@@ -1,0 +1,1 @@
+"""Rewrites that move resampling to where it costs least."""
