@@ -26,6 +26,7 @@ from reptool.recipes.step import RECIPE
 from reptool.rewrite.constants import address, is_text
 from reptool.runtime.containers import parts
 from reptool.runtime.expect import _expect, called
+from reptool.runtime.gates.check import open_gates
 from reptool.runtime.gates.gate import move_gate
 from reptool.runtime.hooks import guard_state
 from reptool.runtime.subclass import warn_in_training
@@ -48,7 +49,8 @@ def flattened(model: nn.Module, target: nn.Module, work: Work) -> nn.Module:
             break
         found.regions += report_of(flat, plan, checked).regions
         write_units(flat, plan, checked)
-        flat = flatten_model(flat, work.args, work.kwargs)
+        with open_gates():  # what the first plan absorbed knows the graph as it was before this one wrote into it
+            flat = flatten_model(flat, work.args, work.kwargs)
     last = set(flat.state_dict())
     guard_state(flat, gone | (first - last), last - set(model.state_dict()))
     warn_in_training(flat, found.norms[0] - found.norms[1])

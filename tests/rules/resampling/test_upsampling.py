@@ -112,6 +112,16 @@ def test_a_convolution_of_a_concatenation_is_a_sum(name: str) -> None:
     assert region.multiplications[1] * 36 == region.multiplications[0] * 16
 
 
+@pytest.mark.parametrize("name", ["first", "last"])
+def test_norms_that_were_absorbed_before_still_run(name: str) -> None:
+    model = Skip(JOINS[name])
+    model.low = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))  # type: ignore[assignment]
+    model = randomize(model).eval()
+    made = of(model, SplitConcat())
+    assert transposed(made) == 1
+    torch.testing.assert_close(made(*PAIR), model(*PAIR), rtol=1e-4, atol=1e-5)
+
+
 def test_groups_are_refused() -> None:
     made = of(randomize(Skip(JOINS["first"], groups=2)).eval(), SplitConcat())
     assert rewritten(made) == 0
