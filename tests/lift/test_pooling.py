@@ -24,8 +24,8 @@ def test_the_module_of_a_pooling() -> None:
     (nn.AdaptiveAvgPool2d(1), True), (nn.AdaptiveAvgPool2d((None, 2)), True), (nn.AdaptiveMaxPool2d(1), False),
 ])  # fmt: skip
 def test_which_cross_a_pointwise_layer(pool: Any, moves: bool) -> None:
-    model = nn.Sequential(nn.Sigmoid(), nn.Conv2d(32, 16, 1), pool, nn.Sigmoid()).double().eval()
-    x = torch.randn(2, 32, 16, 12, dtype=torch.float64)
+    model = nn.Sequential(nn.Sigmoid(), nn.Conv2d(128, 64, 1), pool, nn.Sigmoid()).double().eval()
+    x = torch.randn(2, 128, 16, 12, dtype=torch.float64)
     made = reptool.deploy(model, x)
     with torch.no_grad():
         torch.testing.assert_close(made(x), model(x), rtol=1e-9, atol=1e-9)
