@@ -28,7 +28,7 @@ class _Parts:
         shortcut: activations on the shortcut.
         x: what both read.
         layers: the layers among `main`.
-        between: the others.
+        between: the others, behind the first layer.
         axes: axes behind the channels.
     """
 
@@ -156,7 +156,7 @@ def _parts(graph: fx.GraphModule, node: fx.Node) -> _Parts | None:
         layers = [n for n in front if axes_of(graph, n) is not None]
         axes = {axes_of(graph, n) for n in layers}
         if len(axes) == 1:
-            between = [n for n in front if n not in layers]
+            between = [n for n in front[front.index(layers[0]) :] if n not in layers]
             return _Parts(front, side, x, layers, between, axes.pop() or 0)
     return None
 

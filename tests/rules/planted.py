@@ -12,7 +12,18 @@ from torch import Tensor, fx, nn
 
 from reptool import Refusal
 from reptool.fusions import carry_shortcut
-from reptool.rules import CarryShortcut, Conv, DropDeadChannels, Lift, Linear, PositiveScale, Rule, Site, chain
+from reptool.rules import (
+    CarryShortcut,
+    Conv,
+    DropDeadChannels,
+    Lift,
+    Linear,
+    MergeSiblings,
+    PositiveScale,
+    Rule,
+    Site,
+    chain,
+)
 from reptool.rules.layers import layer_like
 from tests.rules.networks import Around, Scaled
 
@@ -357,6 +368,36 @@ class BeforeActivation(DropDeadChannels):
         super().rewrite(site, replace(evidence, constant=site.module(site.nodes[0]).bias.detach()))
 
 
+def siblings(pick: Pick) -> nn.Module:
+    """Two layers side by side, concatenated or one by one."""
+    return Siblings(pick([nn.ReLU, nn.SiLU])(), pick([False, True]))
+
+
+class Siblings(nn.Module):
+    """Activations of two layers, side by side or one by one."""
+
+    def __init__(self, activation: nn.Module, apart: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.activation, self.apart = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 4, 3), activation, apart
+
+    def forward(self, x: Tensor) -> Any:
+        """Concatenated, or both."""
+        p, q = self.activation(self.a(x)), self.activation(self.b(x))
+        return (p, q.sum(1)) if self.apart else torch.cat([p, q], 1)
+
+
+class SlicesTurned(MergeSiblings):
+    """Gives each the channels of the other."""
+
+    name = "slices_turned"
+
+    def check(self, site: Site) -> Any:
+        found = super().check(site)
+        if isinstance(found, Refusal):
+            return found
+        return replace(found, weight=found.weight.roll(len(found.weight) // 2, 0))
+
+
 def shortcuts(pick: Pick) -> nn.Module:
     """A shortcut around two layers, with the activation between them or with none."""
     make = pick([nn.ReLU, lambda: nn.LeakyReLU(0.25)])
@@ -451,6 +492,7 @@ PLANTED = [
     Planted("zeros beyond the border", NoBorder, pruned, "where .*padding.* computes something else"),
     Planted("constant in front of the activation", BeforeActivation, pruned, "computes something else"),
     Planted("one copy through any activation", lambda: OneCopy(True), shortcuts, "computes something else"),
+    Planted("slices of other siblings", SlicesTurned, siblings, "computes something else"),
     Planted("tap beside the centre", lambda: BesideCentre(True), shortcuts, "computes something else"),
     Planted("nearly the same", lambda: to_relu, leaky, "computes something else"),
 ]  # fmt: skip

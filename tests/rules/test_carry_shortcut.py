@@ -83,6 +83,13 @@ def test_the_sum_goes_and_the_layers_carry_it(case: str) -> None:
     assert_equivalent(model, deployed, images(4), dtype=None, rtol=1e-5)
 
 
+def test_a_piece_that_is_the_whole_stands_in_front_of_the_first_layer() -> None:
+    model = random(lambda: RepNeXtBlock(8, (7,)))
+    deployed = deployed_by(model, RULE, images(8))
+    assert rewritten(deployed) == 1
+    assert_equivalent(model, deployed, images(8), dtype=None, rtol=1e-5)
+
+
 def test_linear_layers_at_every_rank() -> None:
     model = random(lambda: Around(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4), nn.Identity()))
     deployed = deployed_by(model, RULE, torch.randn(5, 4))

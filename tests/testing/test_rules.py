@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import reptool
-from reptool.rules import CarryShortcut, Conv, DropDeadChannels, PositiveScale
+from reptool.rules import CarryShortcut, Conv, DropDeadChannels, MergeSiblings, PositiveScale
 from reptool.rules.lifting import LIFTS
 from reptool.testing import assert_rule
 from tests.rules.networks import Scaled
-from tests.rules.planted import PLANTED, Own, Planted, owns, pruned, said, scaled, shortcuts
+from tests.rules.planted import PLANTED, Own, Planted, owns, pruned, said, scaled, shortcuts, siblings
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,7 @@ def test_right_rules_pass() -> None:
     assert_rule(PositiveScale(), scaled, max_examples=3)
     assert_rule(DropDeadChannels(), pruned, max_examples=3)
     assert_rule(CarryShortcut(dearer=True), shortcuts, max_examples=3)
+    assert_rule(MergeSiblings(), siblings, max_examples=3)
 
 
 def test_a_failure_is_seen_again() -> None:
