@@ -10,6 +10,9 @@ from reptool.fusions.conv_bn import scale_rows as scale_rows
 from reptool.fusions.distribute import distribute_over_concat as distribute_over_concat
 from reptool.fusions.distribute import distribute_over_sum as distribute_over_sum
 from reptool.fusions.kernel_size import align_kernels as align_kernels
+from reptool.fusions.linear import full_to_linear as full_to_linear
+from reptool.fusions.linear import fuse_conv_linear as fuse_conv_linear
+from reptool.fusions.linear import linear_to_full as linear_to_full
 from reptool.fusions.linear import linear_to_pointwise as linear_to_pointwise
 from reptool.fusions.linear import pointwise_to_linear as pointwise_to_linear
 from reptool.fusions.nonlinear.carried_shortcut import carry_shortcut as carry_shortcut
@@ -35,11 +38,14 @@ __all__ = [
     "distribute_over_concat",
     "distribute_over_sum",
     "drop_channels",
+    "full_to_linear",
     "fuse_1x1_kxk",
     "fuse_conv_bn",
+    "fuse_conv_linear",
     "fuse_kxk_1x1",
     "fuse_sequential",
     "fuse_upsample_conv",
+    "linear_to_full",
     "linear_to_pointwise",
     "merge_siblings",
     "pointwise_to_linear",
