@@ -72,7 +72,13 @@ class HandedOn(Affine):
 
 @dataclass(eq=False)
 class Unmoved(Affine):
-    """A view to the sizes that a value has: it gives what it reads."""
+    """A view to the sizes that a value has: it gives what it reads.
+
+    Args:
+        follows: whether it reads its sizes from this very value, so that it is the identity of any other one, too.
+    """
+
+    follows: bool = False
 
 
 @dataclass(eq=False)

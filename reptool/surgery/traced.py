@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from reptool.ir.nodes import metadata_read, name_of
-from reptool.ir.ops import Affine, HandedOn, Op, View
+from reptool.ir.ops import Affine, HandedOn, Op, Unmoved, View
 from reptool.ir.trace import Event, Trace, all_events
 from reptool.ir.walk import nodes_in
 from reptool.plan.candidates import Analysis
@@ -182,4 +182,5 @@ def holders(op: Op) -> set[str]:
 def is_plain_identity(op: Op | None, node: fx.Node) -> bool:
     """An operation that hands its input on as it is: it may stay where it stands."""
     handed = isinstance(op, HandedOn) and node.op != "call_module"  # it is what it was until it is left out
-    return isinstance(op, Affine) and op.paradigm == "identity" and not op.owners and not handed
+    sized = isinstance(op, Unmoved) and not op.follows  # of another number of channels or positions it is none
+    return isinstance(op, Affine) and op.paradigm == "identity" and not op.owners and not handed and not sized

@@ -155,7 +155,9 @@ def measure(
             raise
         return Refusal(Code.TOO_LARGE, "checking it ran out of memory", (region.value.name,))
     if not found.sizes:
-        return Refusal(Code.EXTENT, "the original runs at none of the sizes tried", (region.value.name,))
+        sized = any(isinstance(ops[n], View) for n in region.form.ops)  # views may ask for sizes that nobody guesses
+        code = Code.NOT_RUN if sized else Code.EXTENT
+        return Refusal(code, "the original runs at none of the sizes tried", (region.value.name,))
     return found
 
 

@@ -64,7 +64,7 @@ def viewed_as(node: fx.Node, ctx: Context) -> Lifted:
     if source is None or like is None:
         return None
     if like is source:
-        return Unmoved(source, identity().shape_only(), identity)
+        return Unmoved(source, identity().shape_only(), identity, follows=True)
     before, after = sizes_of(source, ctx), sizes_of(like, ctx)
     return None if before is None or after is None else _arranged(source, before, after, after, after)
 
@@ -73,7 +73,7 @@ def viewed(node: fx.Node, source: fx.Node, ctx: Context) -> Lifted:
     """A view to sizes that are given, by the axes that it leaves alone; the identity where these are all."""
     given: Any = [*node.args[1:], *node.kwargs.values()]
     if len(given) == 1 and shape_read(given[0], ctx) is source:
-        return Unmoved(source, identity().shape_only(), identity)
+        return Unmoved(source, identity().shape_only(), identity, follows=True)
     before, sizes = sizes_of(source, ctx), given_sizes(node, ctx)
     if sizes is not None and before is None and ctx.behind(source) == 0:
         return _of_any_rank(source, sizes, ctx)
