@@ -52,7 +52,7 @@ def unflattened(node: fx.Node, ctx: Context) -> Lifted:
     made = completed([before[dim]], sizes)
     named = [None if s == -1 else s for s in sizes]
     after = [*before[:dim], *made, *before[dim + 1 :]]
-    whole = [*before[:dim], *sizes, *before[dim + 1 :]]
+    whole = [*[None] * dim, *sizes, *[None] * (len(before) - dim - 1)]
     return _arranged(source, before, after, [*[None] * dim, *named, *[None] * (len(before) - dim - 1)], whole)
 
 

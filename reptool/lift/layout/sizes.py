@@ -261,14 +261,14 @@ def same_axes(before: Sequence[Size], after: Sequence[Size | None]) -> list[int]
 
 
 def numbers(
-    given: Sequence[Size | int], before: Sequence[Size], shape: Sequence[int], known: dict[Any, int]
+    given: Sequence[Size | int | None], before: Sequence[Size], shape: Sequence[int], known: dict[Any, int]
 ) -> list[int] | None:
     """The sizes that a view is given where what it reads is of this shape; None where nothing tells them.
 
     Of an axis that is a product of sizes which are not known, the last one takes all that there is.
 
     Args:
-        given: what the view is given.
+        given: what the view is given; None for axes at either end that it does not name.
         before: the sizes of what it reads.
         shape: these sizes as numbers.
         known: what other views told already; gets what is found here.
@@ -282,7 +282,9 @@ def numbers(
             whole *= known.setdefault(factor, 1)
         if factors and factors[-1] not in known and whole and count % whole == 0:
             known[factors[-1]] = count // whole
-    found = [s if isinstance(s, int) else _value(s, known) for s in given]
+    first = next((i for i, s in enumerate(given) if s is not None), 0)
+    kept = [shape[i if i < first else i - len(given)] if s is None else s for i, s in enumerate(given)]
+    found = [s if isinstance(s, int) else _value(s, known) for s in kept]
     return [s for s in found if s is not None] if None not in found else None
 
 

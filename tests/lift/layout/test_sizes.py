@@ -59,6 +59,7 @@ def test_numbers_are_those_of_what_is_read() -> None:
     assert numbers([b, h, w, -1], [b, h * w, Size(4)], (2, 6, 4), known) == [2, 1, 6, -1]
     assert numbers([h * w], [], (6,), known) == [6]
     assert numbers([*symbols("z")], [b], (2,), {}) is None
+    assert numbers([None, Size(3), -1, None], [b, h, w], (2, 6, 5), {}) == [2, 3, -1, 5]
     assert numbers([b], [b, h], (2,), {}) is None
 
 
@@ -198,6 +199,11 @@ def turned(m: Any, x: Tensor) -> Tensor:
     return m.b(m.a(x).view(b, c, w, h))
 
 
+def image_unflattened(m: Any, x: Tensor) -> Tensor:
+    _, _, h, w = x.shape
+    return m.b(m.a(x).flatten(2).unflatten(2, (h, w)))
+
+
 FORMS: dict[str, tuple[Forward, Callable[[], nn.Module], Callable[[], nn.Module], Tensor]] = {
     "starred norm": (starred, lambda: conv(3), norm, images()),
     "starred layers": (starred, lambda: conv(bias=False), lambda: conv(3), images()),
@@ -225,6 +231,7 @@ FORMS: dict[str, tuple[Forward, Callable[[], nn.Module], Callable[[], nn.Module]
     "to pixels": (to_pixels, lin, conv, torch.randn(5, 8)),
     "frames": (frames, lambda: conv(3), norm, torch.randn(2, 3, 8, 6, 5)),
     "turned, pointwise": (turned, lambda: conv(3), conv, images()),
+    "other width, unflattened": (image_unflattened, lambda: conv(3), lambda: conv(out=4), images()),
     "other width, rest": (there_and_back, lin, lambda: lin(16), tokens()),
 }
 LAYERS = (nn.Linear, nn.Conv2d, nn.modules.batchnorm._BatchNorm)
