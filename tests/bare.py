@@ -95,7 +95,17 @@ def source_archive_is_whole(archive: Path) -> None:
         for folder in ("tests", "docs", "benchmarks", "reptool", ".ci")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
-    } | {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "mkdocs.yml", "pyproject.toml"}
+    } | {
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "Makefile",
+        "mkdocs.yml",
+        "pyproject.toml",
+    }
     assert wanted <= names, sorted(wanted - names)
     assert not [name for name in names if "__pycache__" in name]
 

@@ -64,6 +64,7 @@ CONVERSIONS = (
     "deploy_mode",
 )
 REBUILDS = "from_pretrained"  # of transformers and huggingface_hub: a class that builds the layers it was written with
+SAVES = "save_pretrained"
 CONVERTED = ("is_fused", "is_deployed", "is_reparameterized")
 
 
@@ -89,6 +90,15 @@ def _not_rebuilt(cls: type, *_: Any, **__: Any) -> Any:
 def conversions_of(cls: type) -> list[str]:
     """The names of a class's own conversions, of those that become no-ops."""
     return [n for n in CONVERSIONS if callable(getattr(cls, n, None))]
+
+
+def _not_saved(self: nn.Module, *_: Any, **__: Any) -> Any:
+    """``save_pretrained`` of a deployed model: what is in the folder would be read into the original layers."""
+    raise SpecializedError(
+        f"{type(self).__name__}.{SAVES} writes weights that {REBUILDS} would read into the layers that deploy() fused, "
+        "and leave some of them random; save it with reptool.save(model, 'm.safetensors') and load it with "
+        "reptool.load('m.safetensors', into=...)"
+    )
 
 
 def has_own_conversions(cls: type) -> bool:
@@ -201,6 +211,7 @@ def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]
     }
     if inspect.ismethod(getattr(cls, REBUILDS, None)):
         body[REBUILDS] = classmethod(_not_rebuilt)
+        body |= {SAVES: _not_saved} if callable(getattr(cls, SAVES, None)) else {}
     for method in methods:
         original = inspect.getattr_static(cls, method.name)
         body[method.name] = _compiled(cls, method)

@@ -25,7 +25,7 @@ from reptool.errors import InputError, VerificationError
 from reptool.frontends.given import check_is_module, names_itself
 from reptool.frontends.inputs import example_arguments
 from reptool.models.running import users_code
-from reptool.ship.files import check_free, replacing
+from reptool.ship.files import check_free, companion, replacing
 from reptool.ship.runtimes import Runtime, runtime_of, without_chatter
 from reptool.ship.tensors import outputs_of
 
@@ -93,8 +93,9 @@ def export(
     Args:
         deployed: a model in eval mode, deployed or not.
         inputs: a tensor, a tuple of positional or a dict of keyword arguments.
-        path: ``*.onnx`` (the dynamo exporter, run in ONNX Runtime; needs ``reptool[onnx]``) or ``*.pt2``
-            (`torch.export`).
+        path: ``*.onnx`` (the dynamo exporter, run in ONNX Runtime; needs ``reptool[onnx]``), ``*.pt2``
+            (`torch.export`), or ``*.xml`` (OpenVINO, in float32, with a ``*.bin`` beside it; needs
+            ``reptool[openvino]``).
         original: the model that was deployed, to compare with and to count the operators before.
         dynamic: whether the batch and the size of images stay free, as far as the model's code allows that.
         overwrite: whether the file may be there already.
@@ -118,14 +119,15 @@ def export(
     check_is_module(deployed, "export")
     target = Path(path)
     runtime = runtime_of(target)
-    check_free(target, overwrite)
+    for one in (target, *([target.with_suffix(runtime.companion)] if runtime.companion else ())):
+        check_free(one, overwrite)
     if deployed.training:
         raise InputError(f"the {type(deployed).__name__} is in training mode; call eval() first")
     args, kwargs = example_arguments(inputs, deployed)
     given = _Given(deployed, args or (), kwargs)
     program = given.program(deployed, dynamic)
     found = Exported(target, runtime.name, free=given.free(program))
-    with replacing(target, overwrite) as beside:
+    with replacing(target, overwrite) as beside, companion(target, beside, runtime.companion, overwrite):
         runtime.write(program, beside)
         found.operators = runtime.operators(beside)
         _compare(found, runtime, beside, given, deployed, original)

@@ -53,6 +53,36 @@ def replacing(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator
             beside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def companion(target: Path, beside: Path, suffix: str, overwrite: bool = False) -> Iterator[None]:
+    """Put a second file of the same name in its place as well, when the block ends without an error.
+
+    Args:
+        target: the first file that is made.
+        beside: where it is written to.
+        suffix: of the second one, empty where there is none.
+        overwrite: whether it may be there already.
+
+    Raises:
+        InputError: it is there already, or is a folder.
+        FileError: it cannot be written there.
+    """
+    if not suffix:
+        yield
+        return
+    made, place = beside.with_suffix(suffix), target.with_suffix(suffix)
+    check_free(place, overwrite)
+    try:
+        yield
+        try:
+            _finish(made, place, overwrite)
+        except OSError as error:
+            raise _unwritable(place, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            made.unlink(missing_ok=True)
+
+
 def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Raise where a file cannot be put; before the work that it takes to make it.
 

@@ -33,6 +33,7 @@ class Runtime:
         write: an exported program to a file.
         open: the file, as a function of the inputs in order.
         operators: what the file holds, by type.
+        companion: the ending of a second file of the same name, which holds the weights; empty where one file is all.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Runtime:
     write: Callable[[ExportedProgram, Path], None]
     open: Callable[[Path], Run]
     operators: Callable[[Path], Counter[str]]
+    companion: str = ""
 
     def check(self) -> None:
         """Raise where a package is missing.
@@ -120,13 +122,41 @@ def onnx_operators(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
 
 
+# --- OpenVINO
+def _write_openvino(program: ExportedProgram, path: Path) -> None:
+    import openvino
+
+    with without_chatter():
+        openvino.save_model(openvino.convert_model(program), path, compress_to_fp16=False)
+
+
+def _open_openvino(path: Path) -> Run:
+    import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        found = compiled([t.detach().numpy() for t in inputs])
+        return [torch.from_numpy(found[out].copy()) for out in compiled.outputs]
+
+    return run
+
+
+def _operators_of_openvino(path: Path) -> Counter[str]:
+    import openvino
+
+    kinds = (node.get_type_name() for node in openvino.Core().read_model(path).get_ops())
+    return Counter(k for k in kinds if k not in ("Parameter", "Result", "Constant"))
+
+
+_OPENVINO = (("openvino", "reptool[openvino]"),)
 _ONNX = (("onnx", "reptool[onnx]"), ("onnxscript", "reptool[onnx]"), ("onnxruntime", "reptool[onnx]"))
 RUNTIMES = {
     ".pt2": Runtime("torch.export", (), _write_program, _open_program, _operators_of_program),
     ".onnx": Runtime("ONNX Runtime", _ONNX, _write_onnx, _open_onnx, onnx_operators),
+    ".xml": Runtime("OpenVINO", _OPENVINO, _write_openvino, _open_openvino, _operators_of_openvino, ".bin"),
 }
 INSTEAD = {
-    ".xml": "OpenVINO reads ONNX: export to *.onnx, then openvino.convert_model(path) and openvino.save_model",
     ".pte": "ExecuTorch takes what torch.export makes: export to *.pt2, then executorch.exir.to_edge",
     ".pt": "TorchScript is made by torch.jit.trace(deployed, inputs); a whole model is saved with *.safetensors",
     ".safetensors": "weights and recipe are written by reptool.save",
@@ -146,7 +176,8 @@ def runtime_of(path: Path) -> Runtime:
     found = RUNTIMES.get(path.suffix)
     if found is None:
         hint = INSTEAD.get(path.suffix, "")
-        kinds = " and ".join(f"*{s}" for s in RUNTIMES)
+        *first, last = (f"*{s}" for s in RUNTIMES)
+        kinds = f"{', '.join(first)} and {last}"
         raise InputError(f"{str(path)!r}: export writes {kinds}{'; ' + hint if hint else ''}")
     found.check()
     return found

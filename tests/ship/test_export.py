@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from reptool.ship.export import difference, export
 from reptool.ship.runtimes import RUNTIMES, onnx_operators
 from reptool.testing import randomize
 
-SUFFIXES = list(RUNTIMES)
+MISSING = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+SUFFIXES = [".onnx", ".pt2", pytest.param(".xml", marks=MISSING)]
 
 
 def net() -> nn.Module:
@@ -46,10 +48,14 @@ def test_batch_and_size_stay_free(suffix: str, batch: int, models: Any, tmp_path
     for shape in ((1, 3, 17, 33), (5, 3, 64, 40)):
         images = torch.randn(shape)
         torch.testing.assert_close(run([images])[0], original(images).detach(), rtol=1e-4, atol=1e-5)
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    names = [path.name, *([f"{path.stem}.bin"] if suffix == ".xml" else [])]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
 
 
-@pytest.mark.parametrize(("suffix", "conv"), [(".onnx", "Conv"), (".pt2", "conv2d.default")])
+CONVS = [(".onnx", "Conv"), (".pt2", "conv2d.default"), pytest.param(".xml", "Convolution", marks=MISSING)]
+
+
+@pytest.mark.parametrize(("suffix", "conv"), CONVS)
 def test_operators_are_counted_before_and_after(suffix: str, conv: str, models: Any, tmp_path: Path) -> None:
     original, deployed = models
     made = export(deployed, torch.randn(2, 3, 24, 20), tmp_path / f"m{suffix}", original=original)
@@ -117,8 +123,9 @@ def test_narrow_dtypes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("m.xml", "OpenVINO reads ONNX"), ("m.pte", "ExecuTorch takes what torch.export makes"),
-        ("m.pt", "torch.jit.trace"), ("m.safetensors", "written by reptool.save"), ("m", r"writes \*.pt2 and \*.onnx"),
+        ("m.pte", "ExecuTorch takes what torch.export makes"),
+        ("m.pt", "torch.jit.trace"), ("m.safetensors", "written by reptool.save"),
+        ("m", r"writes \*.pt2, \*.onnx and \*.xml"),
     ],
 )  # fmt: skip
 def test_other_kinds_of_files_are_told_what_to_do(name: str, said: str, models: Any, tmp_path: Path) -> None:
@@ -193,3 +200,13 @@ def test_differences() -> None:
     assert difference([torch.tensor([1.0, -4.4])], one) == pytest.approx(0.1)
     assert difference([torch.ones(3)], one) == difference([], one) == float("inf")
     assert difference([torch.zeros(0)], [torch.zeros(0)]) == 0
+
+
+@MISSING
+def test_neither_file_of_two_is_replaced_unasked(models: Any, tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_text("mine")
+    with pytest.raises(InputError, match=r"m\.bin"):
+        export(models[1], torch.randn(1, 3, 24, 20), tmp_path / "m.xml")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.bin"]
+    export(models[1], torch.randn(1, 3, 24, 20), tmp_path / "m.xml", overwrite=True)
+    assert (tmp_path / "m.bin").read_bytes() != b"mine"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from reptool.errors import FileError, InputError
-from reptool.ship.files import check_free, replacing
+from reptool.ship.files import check_free, companion, replacing
 
 
 def _write(path: Path, then: Callable[[Path], object], overwrite: bool = False) -> None:
@@ -96,3 +96,26 @@ def test_an_interrupt_leaves_no_half_file(tmp_path: Path) -> None:
         assert process.wait(30) != 0
     assert (tmp_path / "a.txt").read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_second_file_goes_along_or_neither_does(tmp_path: Path) -> None:
+    target, second = tmp_path / "m.xml", tmp_path / "m.bin"
+
+    def written(overwrite: bool, fails: bool) -> None:
+        with replacing(target, overwrite) as beside, companion(target, beside, ".bin", overwrite):
+            beside.write_text("graph")
+            beside.with_suffix(".bin").write_text("weights")
+            if fails:
+                raise KeyError("in the middle")
+
+    with pytest.raises(KeyError):
+        written(False, True)
+    assert list(tmp_path.iterdir()) == []
+    written(False, False)
+    assert (target.read_text(), second.read_text()) == ("graph", "weights")
+    target.unlink()
+    second.write_text("mine")
+    with pytest.raises(InputError, match=r"m\.bin"):
+        written(False, False)
+    assert second.read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.bin"]

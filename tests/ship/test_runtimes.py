@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from reptool.errors import InputError
 from reptool.ship.runtimes import RUNTIMES, onnx_operators, runtime_of, without_chatter
 
 
-@pytest.mark.parametrize("suffix", list(RUNTIMES))
+def there(suffix: str) -> bool:
+    """Whether the packages of a runtime are installed."""
+    return all(importlib.util.find_spec(package) for package, _ in RUNTIMES[suffix].needs)
+
+
+KINDS = [pytest.param(s, marks=pytest.mark.skipif(not there(s), reason="not installed")) for s in RUNTIMES]
+
+
+@pytest.mark.parametrize("suffix", KINDS)
 def test_a_file_runs_as_the_program_does(suffix: str, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 5)).eval()
     images = torch.rand(2, 1, 8, 8)
@@ -21,7 +30,8 @@ def test_a_file_runs_as_the_program_does(suffix: str, tmp_path: Path) -> None:
     runtime.write(torch.export.export(model, (images,)), path)
     (found,) = runtime.open(path)([images])
     torch.testing.assert_close(found, model(images).detach())
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    names = [path.name, *([path.with_suffix(runtime.companion).name] if runtime.companion else [])]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
     assert sum(runtime.operators(path).values()) >= 4
 
 
@@ -40,5 +50,11 @@ def test_the_exporter_can_be_heard_again_afterwards() -> None:
 
 
 def test_kinds_of_files_that_there_are_not() -> None:
-    with pytest.raises(InputError, match=r"'m.tflite': export writes \*.pt2 and \*.onnx$"):
+    with pytest.raises(InputError, match=r"'m.tflite': export writes \*.pt2, \*.onnx and \*.xml$"):
         runtime_of(Path("m.tflite"))
+
+
+def test_a_runtime_that_is_missing_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"OpenVINO needs openvino, .* pip install 'reptool.openvino.'"):
+        runtime_of(Path("m.xml"))

@@ -674,3 +674,14 @@ def test_a_kernel_that_lies_elsewhere_is_left_where_it_is() -> None:
     assert any("held by another module" in r.sentence for r in refusals)
     x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
     torch.testing.assert_close(reptool.deploy(model)(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_deployed_class_does_not_save_what_its_original_would_read_wrongly(tmp_path: Path) -> None:
+    class Saving(Pretrained):
+        def save_pretrained(self, path: str) -> None:
+            torch.save(self.state_dict(), path)
+
+    deployed = reptool.deploy(ready(Saving()))
+    with pytest.raises(SpecializedError, match=r"save_pretrained writes weights .* reptool\.save"):
+        deployed.save_pretrained(str(tmp_path / "weights"))
+    assert not (tmp_path / "weights").exists()
