@@ -58,6 +58,7 @@ class Floor:
 
 
 ONE = Size(1)
+Known = dict[tuple[fx.Node, int], Size | None]
 
 
 def product(sizes: Sequence[Size]) -> Size:
@@ -74,13 +75,21 @@ def sizes_of(node: fx.Node, ctx: Context) -> list[Size] | None:
     return None if rank is None else [size_of(node, axis, ctx) for axis in range(rank)]
 
 
-def size_of(node: fx.Node, axis: int, ctx: Context) -> Size:
-    """The size of one axis of a value of known rank."""
+def size_of(node: fx.Node, axis: int, ctx: Context, known: Known | None = None) -> Size:
+    """The size of one axis of a value of known rank.
+
+    Args:
+        node: the value.
+        axis: counted from the front.
+        ctx: what is known of others.
+        known: sizes of sums on the way: where each shortcut of a network is followed on both sides, they are met again.
+    """
+    known = {} if known is None else known
     for _ in range(_FAR):
         stated = _stated(node, axis, ctx)
         if stated is not None:
             return stated
-        found = _behind(node, axis, ctx)
+        found = _behind(node, axis, ctx, known)
         if not isinstance(found, tuple):
             return _symbol(node, axis) if found is None else found
         node, axis = found
@@ -103,7 +112,7 @@ def _monomial(stated: tuple[int, dict[str, int]]) -> Size:
     return Size(stated[0], frozenset(stated[1].items()))
 
 
-def _behind(node: fx.Node, axis: int, ctx: Context) -> Size | tuple[fx.Node, int] | None:
+def _behind(node: fx.Node, axis: int, ctx: Context, known: Known) -> Size | tuple[fx.Node, int] | None:
     """The size where it is known here, the axis of another value that it is, or None."""
     rank, op = ctx.rank(node), ctx.ops.get(node)
     if rank is None or axis >= rank:
@@ -117,8 +126,11 @@ def _behind(node: fx.Node, axis: int, ctx: Context) -> Size | tuple[fx.Node, int
     if isinstance(op, Affine):
         return _behind_map(op, rank, axis, ctx)
     if isinstance(op, Sum):
-        parts = {size_of(s, axis, ctx) for s in op.sources if ctx.rank(s) == rank}
-        return parts.pop() if len(parts) == 1 and all(ctx.rank(s) == rank for s in op.sources) else None
+        if (node, axis) not in known:
+            parts = {size_of(s, axis, ctx, known) for s in op.sources if ctx.rank(s) == rank}
+            same = len(parts) == 1 and all(ctx.rank(s) == rank for s in op.sources)
+            known[node, axis] = parts.pop() if same else None
+        return known[node, axis]
     first = node.args[0] if node.args else None
     batch = axis == 0 and name_of(node).endswith(("pool1d", "pool2d", "pool3d", "interpolate"))
     if isinstance(first, fx.Node) and (keeps_shape(node) or batch):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import reptool
+from reptool.lift.layout import sizes
 from reptool.lift.layout.sizes import ONE, Size, completed, numbers, same_axes
 from reptool.testing import randomize
 
@@ -338,3 +339,36 @@ def test_what_mixes_stays_right(form: str, given: str) -> None:
         deployed = reptool.deploy(model, *((x,) if given == "module" else ()))
         assert count(deployed) == (1 if form == MERGES else 2), reptool.report(deployed)
     torch.testing.assert_close(deployed(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+class Residual(nn.Module):
+    """Heads that are split and joined, and two shortcuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out, self.a, self.b = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As transformers write it."""
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, 2, width // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        y = (torch.softmax(q @ k.transpose(-2, -1), -1) @ v).transpose(1, 2).reshape(batch, tokens, width)
+        x = x + self.out(y)
+        return x + self.b(torch.relu(self.a(x)))
+
+
+def test_sizes_behind_many_shortcuts_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: dict[int, int] = {}
+    behind, calls = sizes._behind, [0]
+
+    def counted(*given: Any) -> Any:
+        calls[0] += 1
+        assert calls[0] < 100_000, "each shortcut is followed on both sides, and what lies behind it once for each"
+        return behind(*given)
+
+    monkeypatch.setattr(sizes, "_behind", counted)
+    for depth in (4, 8):
+        calls[0] = 0
+        reptool.explain(nn.Sequential(*(Residual() for _ in range(depth))).eval(), torch.randn(2, 5, 8))
+        counts[depth] = calls[0]
+    assert 0 < counts[8] <= 5 * counts[4]
