@@ -85,6 +85,25 @@ class FusedCheck(Check):
         """A script cannot be given another module."""
 
 
+class WideCheck(Check):
+    """That a layer which took up a tensor of a dtype that stays computes in no narrower one.
+
+    Args:
+        read: the expression for the layer's weight.
+        wide: the dtype.
+    """
+
+    def __init__(self, read: str, wide: torch.dtype) -> None:
+        super().__init__(read, read, (wide,))
+
+    def text(self, constants: Constants) -> str:
+        """The statement that checks it."""
+        return f"_expect_wide({self.read}, {constants.text(self.seen[0], '_wide')})"
+
+    def scripted(self) -> None:
+        """A script is not converted any more."""
+
+
 class AbsorbedCheck(Check):
     """That the modules whose work a method does itself are where they were.
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from reptool.errors import SpecializedError
 from reptool.runtime.absorbed import GoneError
-from reptool.runtime.gates.in_place import inside
+from reptool.runtime.gates.in_place import inside, is_narrow, too_narrow
 from reptool.runtime.gates.marker import Marker
 from reptool.runtime.snapshot import ABSENT, same
 
@@ -94,6 +94,20 @@ def _expect_fused(name: str, module: Any, *path: str) -> None:
         f"{name} holds another module than the layer that deploy() fused there; exclude it (deploy(model, "
         "exclude=...)), or use the original model or reptool.release(deployed) first"
     )
+
+
+def _expect_wide(weight: Any, wide: torch.dtype) -> None:
+    """The guard of a layer that took up a tensor which is no parameter or buffer, and which no conversion reaches.
+
+    Args:
+        weight: of the layer.
+        wide: the dtype that this tensor keeps: with it the original computes in no narrower one.
+
+    Raises:
+        SpecializedError: the original would give values of another dtype.
+    """
+    if is_narrow(weight, wide):
+        raise SpecializedError(too_narrow(weight, wide))
 
 
 def _expect_absorbed(module: Any, paths: tuple[tuple[str, ...], ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
@@ -32,6 +33,17 @@ def calls(traced: Traced, surgery: Surgery, sites: Iterable[tuple[Site, Site]]) 
     for site, known in pairs:
         yield from _of_layer(traced, surgery, site, known)
         yield from _of_others(traced, surgery, site, known, lowest_of(*kin_of(site, [s for s, _ in pairs])))
+
+
+def wide_of(traced: Traced, site: Site) -> torch.dtype | None:
+    """The dtype of the tensors in a region that no conversion of the model reaches; a number of no axes yields."""
+    owners = {o for n in site.region.form.ops for o in traced.found.ops[n].owners}
+    held = (t for n, t in traced.trace.constants.items() if n in owners and t.is_floating_point() and t.dim())
+    return functools.reduce(_wider, (t.dtype for t in held), None)
+
+
+def _wider(one: torch.dtype | None, other: torch.dtype | None) -> torch.dtype | None:
+    return one or other if one is None or other is None else torch.promote_types(one, other)
 
 
 def kin_of(site: Site, sites: Iterable[Site]) -> list[Site]:
@@ -136,7 +148,9 @@ def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
         chains = tuple(dict.fromkeys(_together([_counted(c, modules, surgery.bare) for c in made])))
         ranks = _own_ranks(traced, path) if path in surgery.identities else _ranks(traced, sites)
         lost = tuple(n for n in TENSORS if n in modules[path]._parameters) if path in surgery.bare else ()
-        set_gate(modules[path], Gate(own, tuple(r for r in region if r != own), chains, norms, ranks=ranks, bare=lost))
+        wide = functools.reduce(_wider, (wide_of(traced, s) for s in sites if s.slot == path), None)
+        gate = Gate(own, tuple(r for r in region if r != own), chains, norms, ranks=ranks, bare=lost, wide=wide)
+        set_gate(modules[path], gate)
 
 
 def _ranks(traced: Traced, sites: Iterable[Site]) -> frozenset[int]:

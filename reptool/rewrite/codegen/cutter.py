@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import fx
 
 from reptool.capture.graph_builder import Writing
@@ -26,7 +27,16 @@ from reptool.rewrite.codegen.edits import Edits
 from reptool.rewrite.codegen.rewritable import check_rewritable
 from reptool.rewrite.constants import CannotCutError, Constants
 from reptool.rewrite.kind_checks import KindOf, is_fixed, kinds_asked
-from reptool.rewrite.method_source import AbsorbedCheck, CalledCheck, Check, FusedCheck, checks, header_of, signature_of
+from reptool.rewrite.method_source import (
+    AbsorbedCheck,
+    CalledCheck,
+    Check,
+    FusedCheck,
+    WideCheck,
+    checks,
+    header_of,
+    signature_of,
+)
 from reptool.rewrite.own_mode import decides_nothing
 from reptool.rewrite.printer import Printer
 from reptool.rewrite.setting_checks import path_text, setting_checks, settings_of
@@ -61,6 +71,7 @@ class Cutter:
         self.fallback, self.specialized = fallback, False
         self.settings: list[Setting | Outside] = []
         self.fused: tuple[str, ...] = ()  # paths of layers that stand for regions which the method ran
+        self.wide: dict[str, torch.dtype] = {}  # weights that took up tensors which no conversion reaches
         self.is_part = False  # whether a method beside `forward` does a part of what a region does
         self.absorbed: tuple[str, ...] = ()  # paths of modules whose work the method does itself
         self.asked: list[Question] = []  # what the regions in it rely on: dtypes of arguments
@@ -99,6 +110,7 @@ class Cutter:
         guards += [FusedCheck(text, p[len(lead) :].lstrip(".")) for p, text in texts.items()]
         gone = [p[len(lead) :].lstrip(".") for p in self.absorbed]
         guards += [AbsorbedCheck(gone)] if gone else []
+        guards += [WideCheck(text, d) for p, d in self.wide.items() if (text := path_text(lead, p)) is not None]
         guards += [CalledCheck(self.event.method)] if self.is_part else []
         self.body.now = max((self.reads.position[n] + 1 for n in self.event.nodes()), default=self.body.now)
         self.body.graph.output(self.body.lookup_all(self.event.output))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 Path = tuple[str, ...]
 WITHIN = "_reptool_within"
 """The mark of a module whose values are inside of a region: another one in its place is not what was fused.
@@ -69,6 +71,7 @@ class Gate:
         geometry: what the layer's attributes say of its window.
         ranks: numbers of axes that the norms in it take; none where they take any.
         bare: parameters that a norm lost to the layers which read it.
+        wide: the dtype of what the layer took up and no conversion of the model reaches.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Gate:
     geometry: tuple[tuple[str, Any], ...] = ()
     ranks: frozenset[int] = frozenset()
     bare: tuple[str, ...] = ()
+    wide: torch.dtype | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
         return self

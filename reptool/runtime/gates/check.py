@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from reptool.errors import SpecializedError
 from reptool.runtime.gates.calls import Calls, is_kind
 from reptool.runtime.gates.chain import Chain, Gate
-from reptool.runtime.gates.in_place import has_slots, inside, is_shaped, is_whole
+from reptool.runtime.gates.in_place import has_slots, inside, is_narrow, is_shaped, is_whole, too_narrow
 from reptool.runtime.gates.known import Followed, is_known, remember
 from reptool.runtime.gates.marker import GATE, TOLD, Marker, tell_of_norms
 from reptool.runtime.gates.whole import runs_all, traced_through
@@ -48,6 +48,9 @@ def _check_all(layer: nn.Module, gate: Gate, frame: FrameType) -> None:
         tell_of_norms(calls.outermost() or layer)
     if not are_open() and not is_shaped(layer, gate):
         _refuse(gate)
+    weight: Any = layer._parameters.get("weight")
+    if not are_open() and gate.wide is not None and is_narrow(weight, gate.wide):
+        raise SpecializedError(too_narrow(weight, gate.wide))
     for chain in gate.chains:
         found = followed(layer, chain, calls)
         if found is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Path
 from reptool.runtime.gates.marker import GATE, Marker
@@ -57,6 +58,20 @@ def is_shaped(layer: nn.Module, gate: Gate) -> bool:
         if held is not value and held != value:
             return False
     return True
+
+
+def is_narrow(weight: Any, wide: torch.dtype) -> bool:
+    """Whether a layer computes in less than the dtype of something that it took up and that stays what it is."""
+    return isinstance(weight, Tensor) and torch.promote_types(weight.dtype, wide) != weight.dtype
+
+
+def too_narrow(weight: Tensor, wide: torch.dtype) -> str:
+    """What is wrong with a layer that does."""
+    return (
+        f"deploy() folded a tensor of {wide} that is no parameter or buffer into a layer, which is of {weight.dtype} "
+        f"now; the original would go on computing in {wide}. Register it as a buffer, or exclude the module "
+        "(deploy(model, exclude=...))"
+    )
 
 
 def inside(module: Any, path: Path) -> Any:

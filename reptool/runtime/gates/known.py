@@ -17,7 +17,7 @@ from torch import nn
 
 from reptool.runtime.gates.calls import MAX_KNOWN
 from reptool.runtime.gates.chain import Chain, Gate, Path
-from reptool.runtime.gates.in_place import are_written, inside, is_marked
+from reptool.runtime.gates.in_place import are_written, inside, is_marked, is_narrow
 from reptool.runtime.gates.marker import GATE, Marker
 
 _hooks_of: Callable[[Any], tuple[Any, ...]] = itemgetter(
@@ -50,6 +50,7 @@ class Known:
         "place",
         "slots",
         "watched",
+        "wide",
         "window",
     )
 
@@ -57,7 +58,7 @@ class Known:
         self, layer: nn.Module, gate: Gate, chain: Chain, calls: list[tuple[int, CodeType]], lowest: nn.Module
     ) -> None:
         self.layer, self.gate, self.chain, self.calls = weakref.ref(layer), gate, chain, calls
-        self.bare = gate.bare
+        self.bare, self.wide = gate.bare, gate.wide
         self.kind, self.first = type(lowest), calls[-1][1].co_varnames[0]
         self.place = _short(chain.place or ())
         self.slots = tuple(_short(p) for p in chain.slots if p != chain.place or isinstance(layer, Marker))
@@ -91,6 +92,8 @@ class Known:
             inner = modules.get(place) if type(place) is str else inside(lowest, place)
             if inner is None or GATE not in inner.__dict__:
                 return False
+        if self.wide is not None and is_narrow(own["_parameters"].get("weight"), self.wide):
+            return False
         if self.bare and any(own["_parameters"].get(name) is not None for name in self.bare):
             return False
         if self.window is not None and self.window[0](own) != self.window[1]:

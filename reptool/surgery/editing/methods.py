@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+import torch
 from torch import fx, nn
 
 from reptool.ir.nodes import is_inert
@@ -15,7 +16,7 @@ from reptool.rewrite.codegen.edits import gives_back, is_dead
 from reptool.runtime.method import Method
 from reptool.surgery.editing.draft import Draft
 from reptool.surgery.editing.idle import absorbed_in
-from reptool.surgery.gating import kin_of, lowest_of
+from reptool.surgery.gating import kin_of, lowest_of, wide_of
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced, is_plain_identity
 
@@ -114,11 +115,7 @@ def _regenerate(draft: Draft, event: Event, touched: list[fx.Node]) -> None:
         draft.trace.prefix,
     )
     mine = dict.fromkeys([*(draft.blame[n] for n in touched if n in draft.blame), *_held_by(draft, event)])
-    cutter.fused = tuple(s.slot for s in mine if s.slot is not None)
-    if any(s.slot is None for s in mine):  # no layer has a gate that looks after what was absorbed
-        cutter.absorbed = absorbed_in(draft, event)
-    cutter.is_part = event.method != "forward" and any(_is_inside(draft, s, event) for s in mine)
-    cutter.asked = [q for s in mine for q in s.dtypes.get(event, ())]
+    _look_after(draft, event, cutter, mine)
     made = refusal or cutter.method()
     known = draft.surgery.methods.get(event.path, {}).get(event.method)
     if isinstance(made, Method) and known is not None and known.source != made.source:
@@ -142,6 +139,22 @@ def _regenerate(draft: Draft, event: Event, touched: list[fx.Node]) -> None:
     draft.surgery.left_out |= {event, *cutter.body.left_out}
     draft.surgery.fixed |= cutter.fixed
     draft.surgery.events.setdefault(event.path, event)
+
+
+def _look_after(draft: Draft, event: Event, cutter: Cutter, mine: Collection[Site]) -> None:
+    """Let a method check what the regions in it rely on."""
+    cutter.fused = tuple(s.slot for s in mine if s.slot is not None)
+    if any(s.slot is None for s in mine):  # no layer has a gate that looks after what was absorbed
+        cutter.absorbed = absorbed_in(draft, event)
+    cutter.is_part = event.method != "forward" and any(_is_inside(draft, s, event) for s in mine)
+    cutter.wide = _wide(draft, mine)
+    cutter.asked = [q for s in mine for q in s.dtypes.get(event, ())]
+
+
+def _wide(draft: Draft, sites: Iterable[Site]) -> dict[str, torch.dtype]:
+    """The weights of layers in a method that took up tensors which no conversion reaches, with the dtype of these."""
+    wide = {s: wide_of(draft.traced, s) for s in sites if s.slot is None}
+    return {f"{s.owner}.{s.names[0]}".lstrip("."): dtype for s, dtype in wide.items() if dtype is not None}
 
 
 def _is_inside(draft: Draft, site: Site, event: Event) -> bool:
