@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reptool.ir.ops import Affine
+from reptool.ir.ops import Affine, View
 from reptool.ir.trace import Event
 from reptool.lift.layers.deformable import BIAS, WEIGHT
 from reptool.runtime.hooks import guarded_rank
@@ -47,13 +47,17 @@ def call_of(traced: Traced, site: Site) -> tuple[Any, tuple[str, str | None], di
 
 
 def rank_held(traced: Traced, site: Site) -> int | None:
-    """The rank of its input for which alone a region is right."""
+    """The rank of its input for which alone a region is right; behind a view to sizes in a list, every one is."""
+    rank, ops, position = traced.found.facts.rank(site.region.root), traced.found.ops, traced.reads.position
+    sized = [position[n] for n in site.region.form.ops if isinstance(v := ops[n], View) and v.given is not None]
     for node in site.region.form.ops:
-        op = traced.found.ops[node]
+        op = ops[node]
+        if rank is None and any(p < position[node] for p in sized):
+            continue
         earlier = guarded_rank(node.meta["module"]) if node.op == "call_module" else None
         held = traced.found.ranks.get(node) or (op.rank_guard if isinstance(op, Affine) else None) or earlier
         if held is not None:
-            return traced.found.facts.rank(site.region.root) or held
+            return rank or held
     return None
 
 

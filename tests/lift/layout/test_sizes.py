@@ -286,6 +286,19 @@ def test_exported_programs_tell_their_sizes(form: str) -> None:
 DYNAMIC = ("rows", "multiplied", "image to tokens", "through tokens", "windows", "flattened", "starred layers")
 
 
+def test_a_norm_of_rows_asks_for_no_rank() -> None:
+    def rows_normed(m: Any, x: Tensor) -> Tensor:
+        found: Tensor = m.b(m.a(x).reshape(-1, 8))
+        return found
+
+    model = randomize(Two(lin(), nn.BatchNorm1d(8), rows_normed), 0).eval().double()
+    deployed = reptool.deploy(model)
+    assert count(deployed) == 1
+    for shape in ((5, 8), (2, 3, 8), (2, 3, 4, 8), (8,)):
+        x = torch.randn(shape, dtype=torch.float64)
+        torch.testing.assert_close(deployed(x), model(x), rtol=1e-10, atol=1e-10)
+
+
 # --- what is no such view
 MERGES = "named width of a view that is the identity"
 """Merged all the same: the view that names the width goes, since the method is written anew."""
