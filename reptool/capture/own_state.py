@@ -62,7 +62,12 @@ def holds_nothing(value: Any) -> bool:
     if isinstance(value, (tuple, frozenset)):
         return all(map(holds_nothing, value))
     is_torchs = isinstance(value, (FunctionType, BuiltinFunctionType, type)) and _library_of(value) == "torch"
-    return value is ABSENT or isinstance(value, _VALUES) or is_torchs
+    return value is ABSENT or isinstance(value, _VALUES) or (is_torchs and not _is_bound(value))
+
+
+def _is_bound(function: Any) -> bool:
+    """Whether calling a function written in C is calling a method of some object."""
+    return not isinstance(getattr(function, "__self__", None), (type(None), ModuleType, type))
 
 
 def held_by(root: nn.Module) -> Held:
@@ -143,6 +148,11 @@ class _Code:
             elif isinstance(value, FunctionType) or hasattr(type(value), "__get__"):
                 yield value
 
+    def _may_change(self, name: str) -> bool:
+        """Whether a class holds something under a name that is neither code nor a value that nothing can change."""
+        held = [vars(cls)[name] for cls in self.own if name in vars(cls)]
+        return not all(holds_nothing(v) or hasattr(type(v), "__get__") for v in held)
+
     def _reached(self, function: FunctionType) -> list[Any] | None:
         """What a function may call, as far as it has to be looked at; None where it writes or may read what changes."""
         names = _names_in(function.__code__)
@@ -161,14 +171,14 @@ class _Code:
             elif name not in _STEPS and not _is_error(getattr(builtins, name, None)):
                 return None
         code = [v for v in found if isinstance(v, FunctionType) and _library_of(v) not in _LIBRARIES]
-        if not all(v in code or _is_safe(v) for v in found):
+        if not all(v in code or _is_safe(v) for v in found) or any(map(self._may_change, attributes)):
             return None
         return [*code, *(f for name in attributes for f in self._named(name))]
 
 
 def _is_safe(value: Any) -> bool:
     """Whether what a function names outside of it can hold no state of the model's."""
-    library = isinstance(value, (ModuleType, type, FunctionType, BuiltinFunctionType))
+    library = isinstance(value, (ModuleType, type, FunctionType, BuiltinFunctionType)) and not _is_bound(value)
     return holds_nothing(value) or _is_error(value) or (library and _library_of(value) in _LIBRARIES)
 
 

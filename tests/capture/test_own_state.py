@@ -19,6 +19,7 @@ from tests.traps import ConvBN, ready
 
 COUNTS = {"calls": 0}
 TURN = 0
+NOTE = list[int]().append
 
 
 def runs(model: nn.Module, monkeypatch: pytest.MonkeyPatch, *given: Any) -> int:
@@ -83,6 +84,7 @@ class Block(ConvBN):
     """A convolution and its norm, and something else."""
 
     limit = 3
+    log: list[int] = []  # noqa: RUF012 - state is what is tried
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,6 +155,9 @@ STATE: dict[str, Callable[[Any, Any], Any]] = {
     "a global": lambda self, x: globally(x),
     "a container of the module": lambda self, x: in_dictionary(x),
     "a cache": lambda self, x: x * table(3),
+    "what its class holds": lambda self, x: type(self).log.append(1) or x,
+    "what its class is asked for": lambda self, x: self.__class__.log.append(1) or x,
+    "a method of a list": lambda self, x: NOTE(1) or x,
     "a class": lambda self, x: x * len(vars(Block)),
     "a name that is computed": lambda self, x: getattr(self, "co" + "unted"[:7])  and x,
     "a setting of the process": lambda self, x: torch.set_num_threads(torch.get_num_threads()) or x,
