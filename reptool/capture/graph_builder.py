@@ -77,7 +77,7 @@ class Writing:
         self.watched = watched
         self.guessed = False  # whether the inputs were made up: then every answer is one that may be wrong
         self.knows_inputs = False
-        self.writes_constants = False
+        self.constant_writes: list[fx.Node] = []  # operations that write into a constant
         self.reads_plain = True  # whether nothing was read of modules that can change
         self.reads_constants = False  # whether an answer depended on the values of weights
         self.escapes: set[fx.Node] = set()
@@ -142,7 +142,8 @@ class Writing:
         if writes_many(node):
             raise Unanswerable(f"{named(node)} writes several tensors in place")
         written = mutated_argument(node) if op != "call_module" else None
-        self.writes_constants |= written is not None and written.meta["const"]
+        if written is not None and written.meta["const"]:
+            self.constant_writes.append(node)
         self.stack[-1].items.append(node)
         return self.hand(node)
 
@@ -281,7 +282,7 @@ class Writing:
         try:
             if self.guessed and what in ("length", "membership") and node.op == "placeholder":
                 raise Unanswerable(f"{named(node)} was taken for an image, and is asked for its {what}")
-            if node.meta["const"] and self.writes_constants and written_so_far(self.graph, node):
+            if node.meta["const"] and self.constant_writes and written_so_far(self.constant_writes, node):
                 raise Unanswerable(f"{named(node)} was written in place, and is asked for its {what}")
             if node.meta.get("cast"):
                 raise Unanswerable(f"{named(node)} is of the dtype of a value, and is asked for its {what}")

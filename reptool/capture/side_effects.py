@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
 from reptool.capture.optional_arguments import EVERY_MODULE, names_in
-from reptool.ir.aliasing import mutated_argument, resolve
+from reptool.ir.aliasing import mutated_argument, resolve, storage_of
 from reptool.ir.kinds.casts import made_of
 from reptool.ir.nodes import metadata_read
 from reptool.ir.trace import Event, all_events
@@ -51,17 +51,14 @@ def _is_step(node: fx.Node, written: fx.Node, root: fx.Node) -> bool:
     return whole and node.target is not operator.setitem and "out" not in node.kwargs and len(written.users) == 1
 
 
-def written_so_far(graph: fx.Graph, node: fx.Node) -> bool:
-    """Whether something that a constant is made of has been written in place."""
-    writes = [w for n in graph.nodes if (w := mutated_argument(n)) is not None and w.meta["const"]]
-    if not writes:
-        return False
-    storage = resolve(graph).storage
-    roots = {storage.get(w, w) for w in writes}
+def written_so_far(writes: Iterable[fx.Node], node: fx.Node) -> bool:
+    """Whether something that a constant is made of has been written in place, by one of these operations."""
+    written = [mutated_argument(w) for w in writes if not w._erased]  # what could not be followed was taken out again
+    roots = {storage_of(w) for w in written if w is not None}
     stack, seen = [node], {node}
-    while stack:
+    while stack and roots:
         at = stack.pop()
-        if storage.get(at, at) in roots:
+        if storage_of(at) in roots:
             return True
         stack += [n for n in made_of(at) if n not in seen]
         seen.update(made_of(at))

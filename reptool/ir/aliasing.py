@@ -237,6 +237,16 @@ def resolve(graph: fx.Graph) -> Reads:
     return reads
 
 
+def storage_of(node: fx.Node) -> fx.Node:
+    """The node that made the memory of a value: what `resolve` finds, for one value."""
+    while True:
+        written = mutated_argument(node)
+        first = written if written is not None else _first(node) if shares(node) else None
+        if first is None or is_size_like(node):
+            return node
+        node = first
+
+
 def _first(node: fx.Node) -> fx.Node | None:
     first = next((a for a in (*node.args, *node.kwargs.values()) if not isinstance(a, str)), None)
     if isinstance(first, fx.Node):

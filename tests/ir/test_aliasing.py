@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.ir.aliasing import Reads, mutated_argument, resolve, writes_many
+from reptool.ir.aliasing import Reads, mutated_argument, resolve, storage_of, writes_many
 from reptool.ir.nodes import asking, tensor_kind
 
 Make = Callable[[fx.Graph, fx.Node], fx.Node]
@@ -175,3 +175,11 @@ def test_what_asks_is_known_at_any_depth() -> None:
     found = asking(graph.nodes)
     assert {size, ones} <= found
     assert not {x, value, mixed} & found
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_memory_of_one_value_is_found_without_the_others(seed: int) -> None:
+    graph = program(seed)
+    storage = resolve(graph).storage
+    assert {storage_of(n) for n in graph.nodes} != set(graph.nodes)
+    assert all(storage_of(n) is storage.get(n, n) for n in graph.nodes)
