@@ -1,6 +1,8 @@
 """Side by side: what deploying and its result take, beside the original, torch.fx and timm's own conversion.
 
-    python benchmarks/side_by_side.py [--quick] [--output FILE] [--threads N] [MODEL ...]
+    python benchmarks/side_by_side.py [--quick] [--output FILE] [--threads N] [--rounds N] [--batches N ...] [MODEL ...]
+
+The results run eagerly, and exported in ONNX Runtime where it is installed (which folds batch norms by itself).
 
 Everything is timed in one process and in turns, by `torch.utils.benchmark`, as processor time, so that whatever else
 the machine does weighs on all alike. A ratio is the median of the ratios of the rounds; behind it stands the interval
@@ -8,12 +10,15 @@ that holds the median in 95 of 100 cases (by order statistics, without assuming 
 """
 
 import argparse
+import io
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from math import comb
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import timm
 import torch
@@ -21,6 +26,11 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.utils.benchmark import Timer
+
+try:
+    import onnxruntime
+except ImportError:
+    onnxruntime = None
 
 import reptool
 from reptool.demo.others import calibrate
@@ -85,6 +95,19 @@ def deploying(model: nn.Module, count: int) -> list[str]:
     return ["no", *(f"{1e3 * median(taken[n]):.0f} ms" for n in ("bare", "fast", "full"))]
 
 
+def in_onnx_runtime(net: nn.Module, x: Tensor, threads: int) -> Callable[[], object]:
+    """A call that runs a model exported to ONNX, in ONNX Runtime."""
+    written = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net, (x,), written, dynamo=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = onnxruntime.InferenceSession(written.getvalue(), options, providers=["CPUExecutionProvider"])
+    given = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, given)
+
+
 @torch.no_grad()
 def running(model: nn.Module, x: Tensor, count: int) -> list[str]:
     """How long the original and its conversions take for a batch, as ratios to the original."""
@@ -98,7 +121,18 @@ def running(model: nn.Module, x: Tensor, count: int) -> list[str]:
     own = taken["original"]
     shown = [ratio(taken[n], own) if n in taken else "no" for n in ("reptool", "timm", "fx")]
     beside = ratio(taken["reptool"], taken["timm"]) if "timm" in taken else "no"
-    return [f"{1e3 * median(own):.1f}", *shown, beside]
+    return [f"{1e3 * median(own):.1f}", *shown, beside, *_in_onnx_runtime(nets, x, count)]
+
+
+def _in_onnx_runtime(nets: dict[str, nn.Module], x: Tensor, count: int) -> list[str]:
+    """The original's time in ONNX Runtime, and the ratios of reptool's result to it and to timm's there."""
+    exported = {n: or_none(lambda net=net: in_onnx_runtime(net, x, torch.get_num_threads())) for n, net in nets.items()}  # type: ignore[misc, arg-type, return-value]
+    calls: dict[str, Any] = {n: call for n, call in exported.items() if call is not None}
+    if onnxruntime is None or not {"original", "reptool"} <= calls.keys():
+        return ["no"] * 3
+    taken = rounds(calls, count, 0.1)
+    beside = ratio(taken["reptool"], taken["timm"]) if "timm" in taken else "no"
+    return [f"{1e3 * median(taken['original']):.1f}", ratio(taken["reptool"], taken["original"]), beside]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -115,6 +149,8 @@ def machine(threads: int) -> str:
         named = (line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line)
         cpu = next(named, cpu)
     versions = f"Python {platform.python_version()}, PyTorch {torch.__version__}, timm {timm.__version__}"
+    if onnxruntime is not None:
+        versions += f", ONNX Runtime {onnxruntime.__version__}"
     return f"{cpu}, {threads} thread{'s' * (threads > 1)}; {versions}."
 
 
@@ -123,10 +159,13 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="timm's names (default: those of the list)")
     parser.add_argument("--quick", action="store_true", help="three models, batch 1, fewer rounds")
     parser.add_argument("--output", type=Path, help="a Markdown file whose measured part is written anew")
+    parser.add_argument("--rounds", type=int, help="how often all are timed in turn")
+    parser.add_argument("--batches", type=int, nargs="+", help="sizes of batches")
     parser.add_argument("--threads", type=int, default=1, help="threads that PyTorch may use (default: 1)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    count, batches = (6, (1,)) if options.quick else (15, (1, 16))
+    count, batches = (6, [1]) if options.quick else (15, [1, 16])
+    count, batches = options.rounds or count, options.batches or batches
     took: list[list[str]] = []
     ran: list[list[str]] = []
     for name in options.models or (QUICK if options.quick else MODELS):
@@ -139,10 +178,11 @@ def main() -> None:
             ran.append([name, str(batch), *running(model, torch.randn(batch, *input_shape(model)), count)])
             print(*ran[-1], sep="  ", flush=True)
     deployed = table(["model", "fx fuse, ms", "verify=False", 'verify="fast"', "default"], took)
-    results = table(["model", "batch", "original, ms", "reptool", "timm", "fx fuse", "reptool / timm"], ran)
+    head = ["model", "batch", "original, ms", "reptool", "timm", "fx fuse", "reptool / timm"]
+    results = table([*head, "ONNX Runtime: original, ms", "reptool", "reptool / timm"], ran)
     text = (
         f"{MARK}\n\n{machine(options.threads)}\n\n## Deploying, beside torch.fx's fuse\n\n{deployed}\n\n"
-        f"## The result, beside the original (eager)\n\n{results}\n"
+        f"## The result, beside the original (eager, then in ONNX Runtime)\n\n{results}\n"
     )
     if options.output is not None:
         before = options.output.read_text().partition(MARK)[0]
