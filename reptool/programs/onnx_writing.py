@@ -234,6 +234,7 @@ class OnnxWriter:
             if node in self.new or not gone & set(node.outputs):
                 continue
             if all(not v.uses() and not v.is_graph_output() for v in node.outputs):
+                gone |= {v for v in node.inputs if v is not None}  # numbers that are read by no node of ours, as well
                 self.graph.remove(node, safe=True)
         for value in [v for v in self.graph.initializers.values() if v in gone and not v.uses()]:
             if not value.is_graph_output():

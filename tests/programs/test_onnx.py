@@ -194,6 +194,8 @@ def test_upsampling_by_whole_numbers(opset: int, scales: list[float], kind: str,
     assert kinds(made) == ["Sigmoid", "ConvTranspose"]
     assert report.regions[0].rules == ["upsample"]
     same(proto, made)
+    read = {name for node in made.graph.node for name in node.input}
+    assert {t.name for t in made.graph.initializer} <= read | {"roi"} - ({"roi"} if opset == 11 else set())
 
 
 @pytest.mark.parametrize(("scales", "attributes"), [
