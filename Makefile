@@ -3,6 +3,7 @@
 # Virtual environments, each made by the first target that needs it and again when pyproject.toml changes:
 #   .venv         PyTorch for the CPU, and everything but the public model collections
 #   .venv-models  a PyTorch release that a torchvision release exists for, timm and torchvision (about 6 GB)
+#   .venv-integrations  the same, and libraries that deployed models are used in (about 7 GB)
 #   .venv-bare    PyTorch and what the wheel asks for by itself: what a new user has
 #   .venv-oldest  the oldest PyTorch that is supported (from PyPI on Linux x86-64 a CUDA build, about 6 GB)
 #
@@ -22,10 +23,12 @@ ARGS ?=
 VENV := .venv
 VENV_MODELS := .venv-models
 VENV_BARE := .venv-bare
+VENV_INTEGRATIONS := .venv-integrations
 VENV_OLDEST := .venv-oldest
 READY := $(VENV)/.ready
 READY_MODELS := $(VENV_MODELS)/.ready
 READY_BARE := $(VENV_BARE)/.ready
+READY_INTEGRATIONS := $(VENV_INTEGRATIONS)/.ready
 READY_OLDEST := $(VENV_OLDEST)/.ready
 
 # One thread for each of the processes that pytest runs side by side.
@@ -37,7 +40,7 @@ SSE4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCT
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model test test-models test-install test-processors test-oldest fuzz perturb prove lint types format docs bench bench-quick zoo clean
+.PHONY: help demo demo-model test test-models integrations test-install test-processors test-oldest fuzz perturb prove lint types format docs bench bench-quick zoo clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -57,6 +60,9 @@ test-models: $(READY_MODELS) ## the tests of public models
 test-processors: $(READY) ## the random networks once more, as on processors without AVX2 and without AVX-512
 	$(PYTEST_ENV) $(SSE4) $(VENV)/bin/python -m pytest -n $(WORKERS) -m fuzz tests/test_networks.py $(ARGS)
 	$(PYTEST_ENV) $(AVX2) $(VENV)/bin/python -m pytest -n $(WORKERS) -m fuzz tests/test_networks.py $(ARGS)
+
+integrations: $(READY_INTEGRATIONS) ## deployed models in transformers, Lightning, timm, torchvision, ultralytics and OpenVINO
+	$(PYTEST_ENV) $(VENV_INTEGRATIONS)/bin/python -m pytest -n 0 tests/test_integrations.py tests/ship/test_runtimes.py tests/ship/test_export.py $(ARGS)
 
 test-install: $(READY) $(READY_BARE) ## wheel and source archive, built; the wheel alone in an empty environment runs the docs
 	rm -rf build dist
@@ -103,7 +109,7 @@ zoo: $(READY_MODELS) ## deploy a list of public models and show what was left in
 	$(VENV_MODELS)/bin/python benchmarks/zoo.py $(ARGS)
 
 clean: ## remove the environments and every cache
-	rm -rf $(VENV) $(VENV_MODELS) $(VENV_BARE) $(VENV_OLDEST) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info
+	rm -rf $(VENV) $(VENV_MODELS) $(VENV_INTEGRATIONS) $(VENV_BARE) $(VENV_OLDEST) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml
@@ -118,6 +124,13 @@ $(READY_MODELS): pyproject.toml
 	$(PYTHON) -m venv $(VENV_MODELS)
 	$(VENV_MODELS)/bin/python -m pip install --quiet $(TORCH_MODELS)
 	$(VENV_MODELS)/bin/python -m pip install --quiet -e '.[test,demo,models]'
+	@touch $@
+
+$(READY_INTEGRATIONS): pyproject.toml
+	@echo "setting up $(VENV_INTEGRATIONS): $(TORCH_MODELS) and libraries that deployed models are used in; once, about 7 GB"
+	$(PYTHON) -m venv $(VENV_INTEGRATIONS)
+	$(VENV_INTEGRATIONS)/bin/python -m pip install --quiet $(TORCH_MODELS)
+	$(VENV_INTEGRATIONS)/bin/python -m pip install --quiet -e '.[test,demo,integrations]'
 	@touch $@
 
 $(READY_BARE): pyproject.toml

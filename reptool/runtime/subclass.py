@@ -213,7 +213,6 @@ def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]
     }
     if inspect.ismethod(getattr(cls, REBUILDS, None)):
         body[REBUILDS] = classmethod(_not_rebuilt)
-        body |= {SAVES: _not_saved} if callable(getattr(cls, SAVES, None)) else {}
     for method in methods:
         original = inspect.getattr_static(cls, method.name)
         body[method.name] = _compiled(cls, method)
@@ -222,6 +221,8 @@ def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]
             body[method.name] = property(body[method.name], doc=original.__doc__)
             for table in ("__jit_unused_properties__", "__jit_ignored_attributes__"):  # else torch.jit.script reads it
                 body[table] = [*body.get(table, getattr(cls, table, ())), method.name]
+    if REBUILDS in body and callable(getattr(cls, SAVES, None)):
+        body[SAVES] = _not_saved  # also where it was written anew as an error that says less
     body["__reduce_ex__"] = _reduce
     body["_reptool_derived"] = (cls, methods, plain)
     body["__module__"], body["__qualname__"], body["__doc__"] = cls.__module__, cls.__qualname__, cls.__doc__

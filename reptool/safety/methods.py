@@ -66,7 +66,9 @@ def _names_of(cls: type, name: str) -> frozenset[str]:
         for function in run_by(member):
             codes = list(codes_in(function.__code__))
             here = {n for c in codes for n in (*c.co_names, *c.co_consts) if isinstance(n, str)}
-            own = {n for n in here if not hasattr(nn.Module, n) and inspect.getattr_static(cls, n, None)} - seen
+            own = {
+                n for n in here if not hasattr(nn.Module, n) and inspect.getattr_static(cls, n, None) is not None
+            } - seen
             found |= here
             queue += own
             seen |= own

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import reptool
 from reptool.errors import SpecializedError
+from reptool.safety.methods import names_of
 from tests.traps import ConvBN, assert_same, check, codes, image, norms, ready
 
 
@@ -302,3 +303,16 @@ def test_members_that_are_no_methods_do_no_harm(fallback: bool) -> None:
     deployed: Any = reptool.deploy(model, x, keep_fallback=fallback)
     assert_same(model(x), deployed(x))
     assert_same(model.features(x), deployed.features(x))
+
+
+def test_a_class_may_hold_a_tensor_without_numbers() -> None:
+    class Anchored(nn.Module):
+        anchors = torch.empty(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scaled(x) + self.anchors.sum()
+
+        def scaled(self, x: Tensor) -> Tensor:
+            return x * self.stride  # type: ignore[operator]
+
+    assert {"anchors", "scaled", "stride"} <= names_of(Anchored, "forward")
