@@ -13,7 +13,7 @@ from reptool.surgery.editing.left_out import kill_inert, leave_out, leave_out_sp
 from reptool.surgery.editing.methods import mixed, rewrite
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.spec import check_surgery
-from reptool.surgery.traced import Traced
+from reptool.surgery.traced import Traced, holders
 
 
 def operate(traced: Traced, sites: list[Site]) -> Surgery | dict[fx.Node, Refusal]:
@@ -26,6 +26,7 @@ def operate(traced: Traced, sites: list[Site]) -> Surgery | dict[fx.Node, Refusa
     )
     if traced.fallbacks is not None:
         draft.surgery.fallbacks = traced.fallbacks(sites, traced.aliases)
+        draft.surgery.fallbacks.hold({s: _holders(traced, s) for s in sites})
     for site in sites:
         leave_out(draft, site)
     leave_out_spread(draft)
@@ -39,3 +40,9 @@ def operate(traced: Traced, sites: list[Site]) -> Surgery | dict[fx.Node, Refusa
         return problems
     drop(draft)
     return check_surgery(draft.surgery, traced)
+
+
+def _holders(traced: Traced, site: Site) -> set[str]:
+    """The modules of whose tensors some went into a region by their names."""
+    read = (n for n in site.region.form.ops if n.op != "call_module")
+    return {path for n in read for path in holders(traced.found.ops[n])}

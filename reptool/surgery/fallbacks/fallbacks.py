@@ -62,6 +62,11 @@ class Fallbacks:
             if site.asked:
                 self.need(site.asked[0], site.asked[1:], [site])
 
+    def hold(self, holders: dict[Site, set[str]]) -> None:
+        """Say which modules hold the tensors that a region reads: the original code finds them there."""
+        for site, paths in holders.items():
+            self._keeper.spans[site] |= paths
+
     def need(self, event: Event, asked: Iterable[Event], sites: Iterable[Site], settings: Iterable[Any] = ()) -> None:
         """Specialize the method of a call, or of the smallest call around it that no region lies across.
 
