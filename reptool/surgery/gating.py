@@ -30,9 +30,10 @@ def calls(traced: Traced, surgery: Surgery, sites: Iterable[tuple[Site, Site]]) 
         sites: the regions as they stand in that run, each with the one of the surgery that it is.
     """
     pairs = list(sites)
+    run, kin = _Run(traced, surgery), kin_of([s for s, _ in pairs])
     for site, known in pairs:
-        yield from _of_layer(traced, surgery, site, known)
-        yield from _of_others(traced, surgery, site, known, lowest_of(*kin_of(site, [s for s, _ in pairs])))
+        yield from _of_layer(run, site, known)
+        yield from _of_others(run, site, known, lowest_of(*kin[site]))
 
 
 def wide_of(traced: Traced, site: Site) -> torch.dtype | None:
@@ -46,9 +47,33 @@ def _wider(one: torch.dtype | None, other: torch.dtype | None) -> torch.dtype | 
     return one or other if one is None or other is None else torch.promote_types(one, other)
 
 
-def kin_of(site: Site, sites: Iterable[Site]) -> list[Site]:
-    """The regions that make what one of them changed undone together: those that took shares of the same norms."""
-    return [s for s in sites if s is site or not shared(s).isdisjoint(shared(site))]
+class _Run:
+    """What was seen of one run, and what becomes of its modules.
+
+    Args:
+        traced: the run.
+        surgery: what will be done.
+
+    Attributes:
+        gone: modules that go away.
+        emptied: modules that lose tensors and keep their code.
+    """
+
+    def __init__(self, traced: Traced, surgery: Surgery) -> None:
+        self.traced, self.surgery = traced, surgery
+        self.gone, self.emptied = gone_with(surgery), emptied(surgery)
+
+
+def kin_of(sites: Iterable[Site]) -> dict[Site, list[Site]]:
+    """For each region those that make what it changed undone with it: they took shares of the same norms."""
+    takers: dict[fx.Node, list[Site]] = {}
+    found: dict[Site, list[Site]] = {site: [site] for site in sites}
+    for site in found:
+        for norm in shared(site):
+            takers.setdefault(norm, []).append(site)
+    for site, kin in found.items():
+        kin += dict.fromkeys(s for norm in shared(site) for s in takers[norm] if s is not site)
+    return found
 
 
 def shared(site: Site) -> set[fx.Node]:
@@ -56,32 +81,32 @@ def shared(site: Site) -> set[fx.Node]:
     return {n.meta["share_of"] for n in site.region.form.ops if "share_of" in n.meta}
 
 
-def _of_layer(traced: Traced, surgery: Surgery, site: Site, known: Site) -> Iterator[Calls]:
+def _of_layer(run: _Run, site: Site, known: Site) -> Iterator[Calls]:
     """The calls in which the layer of a region is right."""
-    if site.slot is not None and changes(traced, site):
+    if site.slot is not None and changes(run.traced, site):
         lowest = lowest_of(site)
-        chain, watched = _around(traced, surgery, site, lowest)
+        chain, watched = _around(run, site, lowest)
         around = site.carrier.meta["event"] if site.event is None else site.event.parent
-        found = _chain(traced, site.slot, around, lowest, chain)
+        found = _chain(site.slot, around, lowest, chain)
         yield Calls(site.slot, known, lowest.path, found, (*watched, site.slot))
 
 
-def _of_others(traced: Traced, surgery: Surgery, site: Site, known: Site, lowest: Event) -> Iterator[Calls]:
+def _of_others(run: _Run, site: Site, known: Site, lowest: Event) -> Iterator[Calls]:
     """The calls in which what else a region changed is right: those that hold all regions that make it undone."""
-    chain, watched = _around(traced, surgery, site, lowest)
-    for event in written(site, lowest, surgery):
+    chain, watched = _around(run, site, lowest)
+    for event in written(site, lowest, run.surgery):
         around = event.parent if event.method == "forward" else event
-        found = _chain(traced, event.path, around, lowest, chain)
+        found = _chain(event.path, around, lowest, chain)
         yield Calls(event.path, known, lowest.path, found, (), event.method)
-    gone = gone_with(surgery)
-    for path, caller in {**_absorbed(site, traced, surgery), **_bare(site, traced)}.items():
-        if not is_below(path, gone):
-            yield Calls(path, known, lowest.path, _chain(traced, path, caller, lowest, chain), watched)
+    for path, caller in {**_absorbed(site, run.traced, run.surgery), **_bare(site, run.traced)}.items():
+        if not is_below(path, run.gone):
+            yield Calls(path, known, lowest.path, _chain(path, caller, lowest, chain), watched)
 
 
-def _around(traced: Traced, surgery: Surgery, site: Site, lowest: Event) -> tuple[Chain, tuple[str, ...]]:
+def _around(run: _Run, site: Site, lowest: Event) -> tuple[Chain, tuple[str, ...]]:
     """What a call has to find in place to run a region as it was, and the modules that nobody may watch there."""
-    gone = gone_with(surgery)
+    traced, surgery, gone = run.traced, run.surgery, run.gone
+    lost = run.emptied & {p for n in site.region.form.ops for p in holders(traced.found.ops[n])}
     absorbed = [p for p in _absorbed(site, traced, surgery) if not is_below(p, gone)]
     inside = {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors() if lowest in e.ancestors()}
     passed = inside | _between(site, traced, lowest) | _handing_on(site, traced) | _bare(site, traced).keys()
@@ -94,7 +119,7 @@ def _around(traced: Traced, surgery: Surgery, site: Site, lowest: Event) -> tupl
         _places(absorbed, lowest),
         series=_in_series(traced, site, lowest),
         slots=_places(gated, lowest),
-        written=_places(sorted(changed | _emptied(site, traced, surgery)), lowest),
+        written=_places(sorted(changed | lost), lowest),
     ), watched
 
 
@@ -263,11 +288,6 @@ def _absorbed(site: Site, traced: Traced, surgery: Surgery) -> dict[str, Event]:
     return found
 
 
-def _emptied(site: Site, traced: Traced, surgery: Surgery) -> set[str]:
-    """Modules that are not called in a region and of whose tensors some went into it."""
-    return emptied(surgery) & {p for n in site.region.form.ops for p in holders(traced.found.ops[n])}
-
-
 def emptied(surgery: Surgery) -> set[str]:
     """Paths of modules that lose tensors and keep their code."""
     gone = gone_with(surgery) | surgery.bare
@@ -280,7 +300,7 @@ def gone_with(surgery: Surgery) -> set[str]:
     return {*surgery.identities, *(s.slot for s in surgery.sites if s.slot is not None and not s.reuse)}
 
 
-def _chain(traced: Traced, path: str, around: Event | None, lowest: Event, like: Chain) -> Chain:
+def _chain(path: str, around: Event | None, lowest: Event, like: Chain) -> Chain:
     """The calls from the one that runs a layer up to the lowest one that holds the region."""
     events: list[Event] = []
     for event in () if around is None else around.ancestors():
@@ -304,7 +324,7 @@ def _callers(traced: Traced, path: str) -> Iterator[Calls]:
     for call in traced.calls.get(path, ()):
         around: Event | None = call.meta["event"] if isinstance(call, fx.Node) else call.parent
         if around is not None:
-            yield Calls(path, None, around.path, _chain(traced, path, around, around, Chain((), None)), ())
+            yield Calls(path, None, around.path, _chain(path, around, around, Chain((), None)), ())
 
 
 def _places(paths: Iterable[str], lowest: Event) -> tuple[Path, ...]:

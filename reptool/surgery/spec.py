@@ -78,14 +78,18 @@ def check_gates(root: nn.Module, surgery: Surgery, traced: Traced) -> None:
     if not checking():
         return
     written = dict(root.named_modules(remove_duplicate=False))
+    kin, touching = kin_of(surgery.sites), dict[str, list[Site]]()
+    for site in surgery.sites:
+        for path in _touched(site, traced):
+            touching.setdefault(path, []).append(site)
     for path, before in traced.modules.items():
         now = written.get(path)
         if now is None or GATE in vars(now) or not _is_another(path, before, now, surgery):
             continue
-        for site in surgery.sites:
-            if not _touches(site, path, traced) or (site.slot == path and not changes(traced, site)):
+        for site in touching.get(path, ()):
+            if site.slot == path and not changes(traced, site):
                 continue
-            lowest = lowest_of(*kin_of(site, surgery.sites))
+            lowest = lowest_of(*kin[site])
             if not f"{lowest.path}.".startswith(f"{path}." if path else ""):
                 raise failed("written", f"{path!r} computes a part of {site.region.value.name} and has no gate")
 
@@ -105,9 +109,9 @@ def _same(old: Tensor | None, new: Tensor | None) -> bool:
     return old is new or (old.shape == new.shape and (old.is_meta or torch.equal(old, new)))
 
 
-def _touches(site: Site, path: str, traced: Traced) -> bool:
-    """Whether a region holds what a module computes, or is computed in its code."""
+def _touched(site: Site, traced: Traced) -> set[str]:
+    """The modules that compute what a region holds, or in whose code it is computed."""
     owners = {o for n in site.region.form.ops for o in traced.found.ops[n].owners}
     owners |= {o.rpartition(".")[0] for o in owners if "." in o}
     events = {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors()}
-    return path in owners | events | {site.slot if site.slot is not None else site.owner}
+    return owners | events | {site.slot if site.slot is not None else site.owner}

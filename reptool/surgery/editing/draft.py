@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import fx
 
@@ -10,6 +11,7 @@ from reptool.ir.trace import Event, Trace
 from reptool.plan.candidates import Analysis
 from reptool.refusal import Refusal
 from reptool.rewrite.codegen.edits import Edits
+from reptool.surgery.gating import kin_of
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.traced import Traced
 
@@ -39,6 +41,11 @@ class Draft:
     blame: dict[fx.Node, Site] = field(default_factory=dict)
     problems: dict[fx.Node, Refusal] = field(default_factory=dict)
     plain: set[Event] = field(default_factory=set)
+
+    @cached_property
+    def kin(self) -> dict[Site, list[Site]]:
+        """For each region those that make what it changed undone with it."""
+        return kin_of(self.surgery.sites)
 
     @property
     def found(self) -> Analysis:

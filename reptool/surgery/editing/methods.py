@@ -16,7 +16,7 @@ from reptool.rewrite.codegen.edits import gives_back, is_dead
 from reptool.runtime.method import Method
 from reptool.surgery.editing.draft import Draft
 from reptool.surgery.editing.idle import absorbed_in
-from reptool.surgery.gating import kin_of, lowest_of, wide_of
+from reptool.surgery.gating import lowest_of, wide_of
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced, is_plain_identity
 
@@ -159,7 +159,7 @@ def _wide(draft: Draft, sites: Iterable[Site]) -> dict[str, torch.dtype]:
 
 def _is_inside(draft: Draft, site: Site, event: Event) -> bool:
     """Whether a call runs a part of what makes a change undone, and a call around it the rest."""
-    lowest = lowest_of(*kin_of(site, draft.surgery.sites))
+    lowest = lowest_of(*draft.kin[site])
     return event is not lowest and lowest in event.ancestors()
 
 
