@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import reptool
 from reptool import fusions
 from reptool.api.flat.rewriting import name_of_rewrite
 from reptool.errors import RegionWarning
+from reptool.fusions.nonlinear.carried_shortcut import Widened
 from reptool.int8 import equalize
-from reptool.rules import DropDeadChannels, PositiveScale
+from reptool.rules import CarryShortcut, DropDeadChannels, MergeSiblings, PositiveScale
 from reptool.testing import randomize
-from tests.rules.networks import Scaled
+from tests.rules.networks import Around, Scaled
 
 
 class Sum(nn.Module):
@@ -165,6 +167,8 @@ def wrong(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def scaled(*args: Any, **kwargs: Any) -> Any:
         out = function(*args, **kwargs)
+        if isinstance(out, list) and isinstance(out[0], Widened):
+            return [replace(layer, weight=layer.weight * 1.01) for layer in out]
         if isinstance(out, list):
             return [(first * 1.01, *rest) for first, *rest in out]
         return (out[0] * 1.01, *out[1:]) if isinstance(out, tuple) else out * 1.01
@@ -210,9 +214,28 @@ def uneven() -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
+def around() -> nn.Module:
+    """A shortcut around two layers and what lies between them."""
+    return Around(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU())
+
+
+class Siblings(nn.Module):
+    """Two layers of one input with the same activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(), conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Side by side."""
+        return torch.cat([self.a(x).relu(), self.b(x).relu()], 1)
+
+
 REWRITES: list[tuple[str, str, Callable[[], nn.Module], Any]] = [
     ("nonlinear.positive_scale", "rules.positive_scale.scale_before_activation", scaled, PositiveScale()),
     ("nonlinear.dead_channels", "rules.drop_dead.drop_channels", pruned, DropDeadChannels()),
+    ("nonlinear.siblings", "rules.merge_siblings.merge_siblings", Siblings, MergeSiblings()),
+    ("nonlinear.carried_shortcut", "rules.carry_shortcut.carry_shortcut", around, CarryShortcut(dearer=True)),
     ("nonlinear.equalization", "int8.equalize.equalized", uneven, equalize),
 ]
 
