@@ -165,16 +165,17 @@ def layer_price(kernel: Kernel, size: Size, costs: Costs = DEFAULT) -> Price:
     weights = channels.out_channels * (channels.in_channels // groups) * taps
     positions = prod(size) if kernel.transposed is not None else prod(out_size(kernel, size))
     macs = weights * positions
-    moved = channels.in_channels * prod(size) + channels.out_channels * prod(out_size(kernel, size))
+    read, outer = prod(size), 0
+    if kernel.axes and kernel.transposed is None and needs_outer_padding(kernel.axes):
+        read, outer = prod(n + a.before + a.after for a, n in zip(kernel.axes, size, strict=True)), 1
+    moved = channels.in_channels * read + channels.out_channels * prod(out_size(kernel, size))
     depthwise = bool(kernel.axes) and is_depthwise(kernel)
     executed = costs.depthwise * macs if depthwise else macs * _rounded(kernel, groups, costs)
     single = costs.single * channels.in_channels if depthwise and taps == 1 else 0.0
     total = executed + costs.layer_traffic * moved + costs.weight * weights + costs.layer + single
-    outer = 0
-    if kernel.axes and kernel.transposed is None and needs_outer_padding(kernel.axes):
-        padded = prod(n + a.before + a.after for a, n in zip(kernel.axes, size, strict=True))
-        total += costs.traffic * channels.in_channels * 2 * padded + costs.operation
-        outer = 1
+    if outer:  # the same as a padding in front of the layer: to write one as the other gains nothing
+        padding = _other(0, channels.in_channels * (prod(size) + read), costs)
+        return Price(_whole(total) + padding.total, macs, 0 if depthwise else macs, 1, weights, 1)
     return Price(_whole(total), macs, 0 if depthwise else macs, 1, weights, outer)
 
 

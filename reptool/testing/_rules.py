@@ -17,7 +17,7 @@ from reptool.api.reporting import report
 from reptool.errors import RegionWarning, ReptoolError, RuleError
 from reptool.frontends.examples import example_for
 from reptool.frontends.inputs import example_arguments
-from reptool.ir.walk import Inputs, call, map_tensors
+from reptool.ir.walk import Inputs, call, map_tensors, tensors_in
 from reptool.models.copies import full_copy
 from reptool.plan.options import Options
 from reptool.plan.rules import RULES
@@ -325,7 +325,8 @@ class _Trial:
             got = call(deployed, given[0])
         except ReptoolError:
             return
-        if got.shape != wanted.shape or not torch.allclose(got, wanted, rtol=1e-9, atol=1e-9):
+        found, right = tensors_in(got), tensors_in(wanted)
+        if len(found) != len(right) or not all(map(_is_close, found, right)):
             raise AssertionError(f"{where} is another one for an input without a batch")
 
     def _in_float32(self, where: str, model: nn.Module, given: Inputs) -> None:
@@ -385,6 +386,10 @@ def _runs_somewhere(model: nn.Module) -> bool:
 
 def _pair(example: Example) -> tuple[nn.Module, Inputs | None]:
     return example if isinstance(example, tuple) else (example, None)
+
+
+def _is_close(found: Tensor, wanted: Tensor) -> bool:
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-9, atol=1e-9)
 
 
 def _times(inputs: Inputs, factor: float) -> Inputs:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import reptool
 from reptool.algebra.kernel import Axis, Border, Channels, Kernel
 from reptool.errors import InputError
 from reptool.plan.cost import (
@@ -118,3 +119,13 @@ def test_numbers_that_are_no_cost_are_refused(wrong: dict[str, float]) -> None:
         Costs(**wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="names"):
         Costs.of({"layer": 1.0})
+
+
+def test_a_padding_in_front_of_a_layer_costs_what_the_layer_with_it_does() -> None:
+    """So that one is never written as the other: what is deployed would be found again at every look."""
+    inside = Kernel(Channels.grouped(4, 8), (Axis(6, stride=2, before=2, after=3),))
+    outside = Kernel(Channels.grouped(4, 8), (Axis(6, stride=2),))
+    model = nn.Sequential(nn.ZeroPad1d((2, 3)), nn.Conv1d(4, 8, 6, stride=2)).eval()
+    assert not reptool.explain(model).regions
+    assert layer_price(inside, (512,)).others == 1
+    assert layer_price(inside, (512,)).total > layer_price(outside, (517,)).total
