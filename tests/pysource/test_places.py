@@ -142,7 +142,7 @@ def names_in(plan: Plan) -> set[str]:
 def assert_no_graph_names(model: nn.Module, x: Any, **options: Any) -> int:
     """Read everything that is said about a model; how much was said."""
     model, args, kwargs, chosen = prepared(
-        model, x, *(options.get(k) for k in ("rules", "force", "include", "exclude", "affine")), False
+        model, x, options.get("rules"), options.get("force", False), None, None, options.get("affine"), False
     )
     plan = make_plan(model, args, kwargs, chosen, values=True)
     hidden, report = names_in(plan), report_of(model, plan, {})
