@@ -141,9 +141,9 @@ def names_in(plan: Plan) -> set[str]:
 
 def assert_no_graph_names(model: nn.Module, x: Any, **options: Any) -> int:
     """Read everything that is said about a model; how much was said."""
-    model, args, kwargs, chosen = prepared(
-        model, x, options.get("rules"), options.get("force", False), None, None, options.get("affine"), False
-    )
+    given = [options.get(k) for k in ("include", "exclude", "affine")]
+    force = options.get("force", False)
+    model, args, kwargs, chosen = prepared(model, x, options.get("rules"), force, *given, False)
     plan = make_plan(model, args, kwargs, chosen, values=True)
     hidden, report = names_in(plan), report_of(model, plan, {})
     said = [*map(str, report.refusals), *report.specialized, *report.untraced.values(), *report.impulses.values()]
