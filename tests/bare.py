@@ -131,13 +131,13 @@ def main(archive: str) -> int:
     }
     failed = 0
     archive = str(Path(archive).resolve())
-    with tempfile.TemporaryDirectory() as empty:
-        os.chdir(empty)
-        for name, check in checks.items():
+    for name, check in checks.items():
+        with tempfile.TemporaryDirectory() as empty:  # each in a folder of its own: pages write files of one name
+            os.chdir(empty)
             why = _why(check)
-            failed += bool(why)
-            print(f"FAILED {name}: {why}" if why else f"ok     {name}", flush=True)
-        os.chdir(ROOT)
+            os.chdir(ROOT)
+        failed += bool(why)
+        print(f"FAILED {name}: {why}" if why else f"ok     {name}", flush=True)
     print(f"{len(checks) - failed} passed, {failed} failed")
     return 1 if failed else 0
 
