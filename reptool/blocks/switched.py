@@ -17,6 +17,7 @@ class ConvAsLinear(nn.Module):
         "An Introduction to Structural Reparameterization", section 9.
 
     Example:
+        >>> import torch
         >>> layer = ConvAsLinear(torch.ones(4, 3), None, axes=2)
         >>> layer(torch.ones(2, 3, 5, 6)).shape
         torch.Size([2, 4, 5, 6])
@@ -51,6 +52,7 @@ class LinearAsConv(nn.Module):
         "An Introduction to Structural Reparameterization", section 9.
 
     Example:
+        >>> import torch
         >>> layer = LinearAsConv(torch.ones(4, 3, 1), None)
         >>> layer(torch.ones(2, 5, 3)).shape
         torch.Size([2, 5, 4])

@@ -51,7 +51,7 @@ class Costs:
     Raises:
         InputError: a number that is negative or not finite; `rows` below 1.
 
-    >>> import reptool
+    >>> import reptool, torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)).eval()
     >>> [region.layer for region in reptool.explain(model, price=reptool.Costs(weight=1.0)).regions]
     ['0']

@@ -62,7 +62,7 @@ def is_shaped(layer: nn.Module, gate: Gate) -> bool:
 
 def is_narrow(weight: Any, wide: torch.dtype) -> bool:
     """Whether a layer computes in less than the dtype of something that it took up and that stays what it is."""
-    return isinstance(weight, Tensor) and torch.promote_types(weight.dtype, wide) != weight.dtype
+    return isinstance(weight, Tensor) and _is_wider(wide, weight.dtype)
 
 
 def too_narrow(weight: Tensor, wide: torch.dtype) -> str:
@@ -105,3 +105,8 @@ def _hooks(module: nn.Module) -> int:
         + len(own["_backward_hooks"])
         + len(own["_backward_pre_hooks"])
     )
+
+
+def _is_wider(wide: torch.dtype, own: torch.dtype) -> bool:
+    """Whether two floating dtypes meet in another one than the second; no operation, which a trace would see."""
+    return wide is not own and torch.finfo(wide).bits >= torch.finfo(own).bits
