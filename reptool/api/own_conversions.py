@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reptool.ir.decisions import decide_for, decided
-from reptool.ir.trace import Event, all_events
+from reptool.ir.trace import all_events
 from reptool.models.copies import copy_in
 from reptool.models.running import users_code
 from reptool.runtime.subclass import conversions_of
@@ -47,16 +47,18 @@ def judge_conversions(model: nn.Module, plan: Plan) -> None:
             classes.setdefault(type(root.get_submodule(path)), []).append(path)
         for cls, held in classes.items():
             path = min(held, key=lambda p: sum(t.numel() for t in root.get_submodule(p).parameters()))
-            tries = {n: partial(_converts, root, path, n, unit) for n in conversions_of(cls)}
+            sample = cache(partial(_sample, root, path, unit))
+            tries = {n: partial(_converts, root.get_submodule(path), n, sample) for n in conversions_of(cls)}
             wrong = tuple(n for n, tried in tries.items() if not decided(f"{n} of {path} converts", (), tried, True))
             unit.surgery.conversions |= dict.fromkeys(held, wrong) if wrong else {}
 
 
-def _converts(root: nn.Module, path: str, name: str, unit: Unit) -> bool:
+Sample = tuple[tuple[Any, Any], list[Tensor]]
+
+
+def _converts(old: nn.Module, name: str, sample: Callable[[], Sample | None]) -> bool:
     """Whether a method of a module leaves its output as it is; True where nothing can be made up to run it."""
-    old = root.get_submodule(path)
-    event = next((e for e in all_events(unit.trace.top) if e.path == path and e.method == "forward"), None)
-    made = None if event is None else next(_that_run(copy_in(old, None), event, unit), None)
+    made = sample()
     if made is None:
         return True
     args, wanted = made
@@ -69,8 +71,13 @@ def _converts(root: nn.Module, path: str, name: str, unit: Unit) -> bool:
         return False
 
 
-def _that_run(old: nn.Module, event: Event, unit: Unit) -> Iterator[tuple[tuple[Any, Any], list[Tensor]]]:
-    """Made-up inputs on which a module runs, and what it gives."""
+def _sample(root: nn.Module, path: str, unit: Unit) -> Sample | None:
+    """Made-up inputs on which a module runs, and what it gives; None where there are none."""
+    event = next((e for e in all_events(unit.trace.top) if e.path == path and e.method == "forward"), None)
+    if event is None:
+        return None
+    old = copy_in(root.get_submodule(path), None)
     for made in itertools.islice(inputs_of(event, unit, None), TRIES):
         with contextlib.suppress(Exception):  # they do not suit it
-            yield made, outputs(old, *made)
+            return made, outputs(old, *made)
+    return None

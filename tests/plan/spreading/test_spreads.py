@@ -197,15 +197,19 @@ def test_one_graph() -> None:
     assert_equivalent(model, flat, x)
 
 
+class Behind(nn.Module):
+    """A scale by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.randn(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each channel by its own."""
+        return x * self.gamma
+
+
 def test_the_norm_may_stand_in_another_module_than_the_layers() -> None:
-    class Behind(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gamma = nn.Parameter(torch.randn(8, 1, 1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x * self.gamma
-
     model = two(added, conv(3, 8), conv(5, 8, 1), Behind()).double()
     deployed = reptool.deploy(model)
     assert isinstance(deployed.bn, nn.Identity)
@@ -213,14 +217,6 @@ def test_the_norm_may_stand_in_another_module_than_the_layers() -> None:
 
 
 def test_a_module_that_is_called_twice_keeps_its_scale() -> None:
-    class Behind(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gamma = nn.Parameter(torch.randn(8, 1, 1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x * self.gamma
-
     def forward(self: Any, x: Tensor, y: Tensor) -> Tensor:
         return self.bn(torch.relu(self.bn(self.a(x) + self.b(y))))  # type: ignore[no-any-return]
 
