@@ -71,11 +71,12 @@ class Work:
             check_requirements(self.found, self.needed)
             with phase("rehearse"):
                 rehearsal = Rehearsal(self.model, plan, self.args is not None)
+                if not rehearsal.failed:
+                    with deciding(self.decisions):
+                        judge_conversions(self.model, plan)
             if rehearsal.failed:
                 self._give_up(rehearsal.failed)
                 continue
-            with phase("rehearse"), deciding(self.decisions):
-                judge_conversions(self.model, plan)
             try:
                 return self._held(plan, checked, rehearsal, inplace, reference)
             except _FailedError:
