@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from reptool.algebra.kernel import Kernel, identity
 from reptool.algebra.laws import add, compose
 from reptool.ir.ops import Affine, Op, Sum
-from reptool.plan.cost import layer_price, op_price
+from reptool.plan.cost import Price, layer_price, op_price
 from reptool.plan.forms import Form, start
 from reptool.refusal import Refusal
 
@@ -239,32 +239,49 @@ def _candidates(found: Analysis, tree: Tree) -> dict[Terms, Terms]:
 
 
 def _cheaper(found: Analysis, root: fx.Node, shapes: dict[fx.Node, tuple[Form, Kernel]]) -> Iterator[Terms]:
-    """Join the two whose sum saves most, as long as one does; then all."""
-    size = found.sizes.get(root, ())
-    prices: dict[Terms, float] = {}
+    """Join the two whose sum saves most, as long as one does and mixes channels no more often; then all.
 
-    def price(terms: Terms) -> float:
+    Two that are one need no addition.
+    """
+    addition = max((_addition(found, t, shape) for t, (_, shape) in shapes.items()), default=0.0)
+    prices: dict[Terms, Price | None] = {}
+
+    def price(terms: Terms) -> Price | None:
         if terms not in prices:
             whole = add([shapes[t][1] for t in shapes if t in terms])
-            prices[terms] = float("inf") if isinstance(whole, Refusal) else layer_price(whole, size, found.costs).total
-            if len(terms) == 1:
-                ((form, shape),) = (shapes[t] for t in terms)
-                ops = [found.ops[n] for n in form.ops]
-                at = [found.sizes.get(o.sources[0], ()) for o in ops]
-                own = [op_price(o, n, shape.out_channels, found.costs) for o, n in zip(ops, at, strict=True)]
-                stands = sum(p.total for p in own)
-                prices[terms] = min(prices[terms], stands)
+            layer = None if isinstance(whole, Refusal) else layer_price(whole, found.sizes.get(root, ()), found.costs)
+            stands = _stands(found, *shapes[next(iter(terms))]) if len(terms) == 1 else None
+            prices[terms] = min((p for p in (layer, stands) if p is not None), key=lambda p: p.total, default=None)
         return prices[terms]
+
+    def saves(pair: tuple[Terms, Terms]) -> float:
+        one, other, both = price(pair[0]), price(pair[1]), price(pair[0] | pair[1])
+        if one is None or other is None or both is None or both.mixing > one.mixing + other.mixing:
+            return 0.0
+        return one.total + other.total + addition - both.total
 
     parts = [frozenset((t,)) for t in shapes]
     while 1 < len(parts) <= MAX_TERMS:
-        one, other = max(combinations(parts, 2), key=lambda p: price(p[0]) + price(p[1]) - price(p[0] | p[1]))
-        if price(one | other) >= price(one) + price(other):
+        pair = max(combinations(parts, 2), key=saves)
+        if saves(pair) <= 0:
             break
-        parts = [p for p in parts if p not in (one, other)] + [one | other]
+        parts = [p for p in parts if p not in pair] + [pair[0] | pair[1]]
         yield parts[-1]
-    if len(shapes) > 1 and price(frozenset(shapes)) < float("inf"):
+    if len(shapes) > 1 and price(frozenset(shapes)) is not None:
         yield frozenset(shapes)
+
+
+def _addition(found: Analysis, term: fx.Node, shape: Kernel) -> float:
+    both = Sum([term, term], [None, None])
+    return op_price(both, found.sizes.get(term, ()), shape.out_channels, found.costs).total
+
+
+def _stands(found: Analysis, form: Form, shape: Kernel) -> Price:
+    """The price of a term as it is written."""
+    ops = [found.ops[n] for n in form.ops]
+    at = [found.sizes.get(o.sources[0], ()) for o in ops]
+    own = (op_price(o, size, shape.out_channels, found.costs) for o, size in zip(ops, at, strict=True))
+    return sum(own, Price())
 
 
 def _scaled(behind: Kernel, own: Kernel) -> Kernel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Callable
 
@@ -97,6 +98,28 @@ def merged(model: nn.Module, x: Tensor) -> tuple[int, list[str]]:
 def test_order_and_grouping_decide_nothing(terms: str, least: int) -> None:
     counts = {seed: merged(*network(terms.split(), seed))[0] for seed in range(8)}
     assert set(counts.values()) == {least}, counts
+
+
+def additions(model: nn.Module, x: Tensor) -> int:
+    """Additions that a run makes."""
+    return sum(n.target in (operator.add, torch.add) for n in reptool.deploy(model, x, flatten=True).graph.nodes)
+
+
+def test_what_costs_nothing_by_itself_saves_its_addition() -> None:
+    deployed = randomize(Partly().eval(), 1)
+    assert additions(deployed, torch.randn(2, 8, 13, 12)) == 1
+    assert any("shortcut" in region.rules for region in reptool.report(reptool.deploy(deployed)).regions)
+
+
+class Partly(nn.Module):
+    """Of two kernels that do not merge, one takes up the shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.near(x) + self.far(x) + x
 
 
 class Two(nn.Module):
