@@ -33,14 +33,14 @@ READY_OLDEST := $(VENV_OLDEST)/.ready
 
 # One thread for each of the processes that pytest runs side by side.
 PYTEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-PYTEST_ARGS := -n $(WORKERS) --durations=10
+PYTEST_ARGS := -n $(WORKERS) --dist worksteal --durations=10
 
 # What PyTorch and its libraries may use of an x86 processor; elsewhere they ask for nothing of this.
 SSE4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-model test test-models integrations test-install test-processors test-oldest fuzz perturb prove lint types format docs bench bench-quick zoo clean
+.PHONY: help demo demo-model test test-slow test-models integrations test-install test-processors test-oldest fuzz perturb prove lint types format docs bench bench-quick zoo clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -51,8 +51,11 @@ demo: $(READY) ## train a small network, collapse it, check every prediction, ex
 demo-model: $(READY_MODELS) ## the same for somebody else's model, MODEL=timm:repvgg_a0 (timm:, torchvision:, package.module:callable)
 	$(VENV_MODELS)/bin/python -m reptool.demo --model '$(MODEL)' $(ARGS)
 
-test: $(READY) ## all tests but those of public models
-	$(PYTEST_ENV) $(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m "not models" $(ARGS)
+test: $(READY) ## all tests but the slow ones and those of public models
+	$(PYTEST_ENV) $(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m "not models and not slow" $(ARGS)
+
+test-slow: $(READY) ## the slow ones: trainings, two processes, compilers, more random networks
+	$(PYTEST_ENV) $(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m "slow and not models" $(ARGS)
 
 test-models: $(READY_MODELS) ## the tests of public models
 	$(PYTEST_ENV) $(VENV_MODELS)/bin/python -m pytest $(PYTEST_ARGS) -m models $(ARGS)

@@ -1,4 +1,4 @@
-"""Three hundred random whole networks, deployed and compared; and the generator of them by itself."""
+"""Three hundred random whole networks, deployed and compared, a third of them in `make test`; and their generator."""
 
 import copy
 import inspect
@@ -18,11 +18,15 @@ from tests.network_blocks import BLOCKS
 from tests.network_text import STEPS
 from tests.networks import build, network_source, random_network
 
-COUNT, CHUNK = 300, 25
+COUNT, CHUNK = 300, 10
+QUICK = 100
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize("first", range(0, COUNT, CHUNK))
+@pytest.mark.parametrize(
+    "first",
+    [pytest.param(first, marks=[pytest.mark.slow] if first >= QUICK else []) for first in range(0, COUNT, CHUNK)],
+)
 def test_deployed_networks_compute_what_the_originals_compute(first: int) -> None:
     tally, failures = run(range(first, first + CHUNK))
     assert not failures, "\n\n".join(failures)
