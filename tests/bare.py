@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ABSENT = ("pytest", "hypothesis", "sklearn", "onnx", "timm", "torchvision", "matplotlib", "typer")
 WITH_MORE = (
-    "reptool.testing._strategies", "reptool.testing._rules", "reptool.analysis.plots", "reptool.frontends.onnx_graph",
+    "reptool.testing._strategies", "reptool.testing._rules", "reptool.analysis.plots", "reptool.frontends.onnx.graph",
     "reptool.programs.onnx_writing", "reptool.cli.app",
 )  # fmt: skip
 

@@ -109,7 +109,7 @@ def _inferred(model: Any, ir: Any) -> dict[str, Any]:
 
 def _parts(graph: Any, outer: dict[str, Any] | None = None) -> Any:
     """A graph and the bodies in it, each with the constants around it."""
-    from reptool.frontends.onnx_graph import bodies, tensor_of
+    from reptool.frontends.onnx.graph import bodies, tensor_of
 
     held = dict(outer or {})
     yield graph, outer
@@ -121,7 +121,7 @@ def _parts(graph: Any, outer: dict[str, Any] | None = None) -> Any:
 
 
 def _collapsed(graph: Any, opset: int, inferred: Any, outer: Any, options: Options, verify: Verify) -> Collapsed:
-    from reptool.frontends.onnx_graph import read_onnx
+    from reptool.frontends.onnx.graph import read_onnx
     from reptool.programs.onnx_writing import why_not
 
     return collapse(read_onnx(graph, opset, inferred, outer), options, verify, lambda shape: why_not(shape, opset))

@@ -1,6 +1,6 @@
 """ONNX graphs as a trace for the planner.
 
-A graph is read node by node in terms of torch (`onnx_operators`); initializers and what is computed from them are
+A graph is read node by node in terms of torch (`operators`); initializers and what is computed from them are
 constants. What has no counterpart (control flow, custom operators, quantization, shapes computed at run time) stays
 as it is. The body of an ``If`` or ``Loop`` is a graph of its own, whose outer values are inputs.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from reptool.frontends.exported import Read
 from reptool.frontends.graph import GraphTrace, Stated
-from reptool.frontends.onnx_operators import read
+from reptool.frontends.onnx.operators import read
 from reptool.ir.aliasing import resolve
 from reptool.ir.trace import Unanswerable
 
