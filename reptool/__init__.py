@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from reptool.name_maps import load_deployed as load_deployed
     from reptool.norms import insert_norms as insert_norms
     from reptool.norms import is_deployed as is_deployed
+    from reptool.passes import compile_pass as compile_pass
     from reptool.plan.cost import Costs as Costs
     from reptool.plan.rules import RULES as RULES
     from reptool.refocus import Refocusing as Refocusing
@@ -48,6 +49,7 @@ __all__ = [
     "Refusal",
     "Report",
     "ReptoolError",
+    "compile_pass",
     "deploy",
     "expand",
     "expansion_report",
@@ -75,6 +77,7 @@ _HOMES = {
     "Refusal": "refusal",
     "Report": "report.data",
     "ReptoolError": "errors",
+    "compile_pass": "passes",
     "deploy": "api.deploy",
     "expand": "expansion",
     "expansion_report": "expansion",

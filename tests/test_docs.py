@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from torch._inductor import config
 
 DOCS = Path(__file__).parents[1] / "docs"
 RUN = sorted(page.name for page in DOCS.glob("*.md") if "```python" in page.read_text())
@@ -26,6 +27,8 @@ def code_of(page: str) -> list[str]:
 @pytest.mark.parametrize("page", RUN)
 def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for setting in ("freezing", "joint_custom_pre_pass"):  # pages set them for good
+        monkeypatch.setattr(config, setting, getattr(config, setting))
     names: dict[str, object] = {}
     try:
         for source in code_of(page):
