@@ -27,12 +27,11 @@ def code_of(page: str) -> list[str]:
 @pytest.mark.parametrize("page", RUN)
 def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for setting in ("freezing", "joint_custom_pre_pass"):  # pages set them for good
-        monkeypatch.setattr(config, setting, getattr(config, setting))
     names: dict[str, object] = {}
     try:
-        for source in code_of(page):
-            exec(compile(source, page, "exec"), names)
+        with config.patch(freezing=False, joint_custom_pre_pass=None):  # pages set them for good
+            for source in code_of(page):
+                exec(compile(source, page, "exec"), names)
     finally:
         settings.load_profile("reptool")  # pages set one of their own
     for name, found in names.items():
