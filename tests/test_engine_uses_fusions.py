@@ -144,7 +144,7 @@ CASES: list[Case] = [
     ("bn_conv", "lift.norms.bn_kernel", conv_bn, images, False),
     ("branch_add", "algebra.laws.branch_add", lambda: Sum(conv(), conv()), images, False),
     ("branch_concat", "algebra.laws.branch_concat", lambda: Cat(conv(), conv()), images, False),
-    ("conv_bn", "algebra.laws.scale_rows", conv_bn, images, False),
+    ("conv_bn", "algebra.compose.scale_rows", conv_bn, images, False),
     ("conv_bn", "fusions.bn_conv.bn_scale_shift", conv_bn, images, False),
     ("distribute", "passages.spread.distribute_over_sum", lambda: Apart(False), images, False),
     ("distribute", "passages.spread.distribute_over_concat", lambda: Apart(True), images, False),
@@ -155,9 +155,9 @@ CASES: list[Case] = [
     ("linear", "rewrite.lower.pointwise_to_linear", lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), plane, True),
     ("resampling.upsample_conv", "algebra.transposed.join", upsampled, images, False),
     ("resampling.upsample_conv", "lift.layout.resampling.upsample_kernel", upsampled, images, False),
-    ("sequential", "algebra.laws.contract", thin, images, False),
-    ("sequential", "algebra.laws.carry_bias", thin, images, False),
-    ("sequential", "algebra.laws.scale_columns", bn_conv, images, False),
+    ("sequential", "algebra.compose.contract", thin, images, False),
+    ("sequential", "algebra.compose.carry_bias", thin, images, False),
+    ("sequential", "algebra.compose.scale_columns", bn_conv, images, False),
     ("shortcut", "algebra.kernel.dirac_kernel", Shortcut, images, False),
 ]
 

@@ -64,6 +64,8 @@ def test_what_is_excused_exists() -> None:
 # --- tests
 COVERED = {
     "__main__.py": "cli/test_main.py",
+    "algebra/compose.py": "algebra/test_laws.py",
+    "algebra/operands.py": "algebra/test_laws.py",
     "algebra/work.py": "plan/test_cost.py",
     "api/accept.py": "frontends/test_given.py",
     "api/pipeline.py": "api/test_deploy.py",

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from reptool.algebra.compose import compose
 from reptool.algebra.kernel import Kernel
-from reptool.algebra.laws import compose
 from reptool.fusions.shortcut import dirac_kernel
 from reptool.ir.ops import Affine, Reduced, Stack, Sum, View
 from reptool.lift.constants import along_channels

@@ -8,8 +8,9 @@ from functools import reduce
 
 from torch import fx
 
+from reptool.algebra.compose import compose
 from reptool.algebra.kernel import Axis, Kernel, identity
-from reptool.algebra.laws import add, compose, concat
+from reptool.algebra.laws import add, concat
 from reptool.algebra.resampling import Resampling
 from reptool.fusions.linear import linear_to_pointwise, pointwise_to_linear
 from reptool.ir.decisions import decided

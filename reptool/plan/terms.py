@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
+from reptool.algebra.compose import compose
 from reptool.algebra.kernel import Kernel, identity
-from reptool.algebra.laws import add, compose
+from reptool.algebra.laws import add
 from reptool.ir.ops import Affine, Op, Sum
 from reptool.plan.cost import Price, layer_price, op_price
 from reptool.plan.forms import Form, start

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reptool.algebra import laws
+from reptool.algebra.compose import compose
 from reptool.algebra.kernel import Axis, Border, Channels, Kernel, identity
-from reptool.algebra.laws import add, compose, concat, embed
+from reptool.algebra.laws import add, concat, embed
 from reptool.refusal import Code, Refusal
 from reptool.testing import (
     apply_kernel,
@@ -392,7 +392,7 @@ def test_the_identity_and_a_scale_per_channel_are_composed_without_a_contraction
     def contracted(*args: object) -> Tensor:
         raise AssertionError("a contraction where the weight is only scaled")
 
-    monkeypatch.setattr(laws, "contract", contracted)
+    monkeypatch.setattr("reptool.algebra.compose.contract", contracted)
     axis = (Axis(3), Axis(3))
     weight = torch.randn(8, 2, 3, 3, dtype=torch.float64)
     layer = Kernel(Channels.grouped(4, 8, 2), axis, weight)

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from reptool.algebra.compose import compose
 from reptool.algebra.kernel import Axis, Border, Channels, Kernel
-from reptool.algebra.laws import add, compose, concat
+from reptool.algebra.laws import add, concat
 from reptool.refusal import Code, Refusal
 from reptool.testing import apply_kernel
 

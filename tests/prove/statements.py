@@ -1,7 +1,7 @@
 """What the laws claim along one axis, as statements about integers, proved for every image size, padding and dilation.
 
 Kernel sizes and strides run through a bounded range; padding of either sign, dilation and image size are symbolic. The
-conditions are those of `reptool.algebra.laws` itself, whose code is run on symbolic numbers (`symbolic`). Only the
+conditions are those of `reptool.algebra` itself, whose code is run on symbolic numbers (`symbolic`). Only the
 common lattice of taps is replaced by the finest one (every position), which holds every other.
 
 With ``m(n) = floor((n + T - 1) / s) + 1`` positions written for `n` read, and tap `k` of position `p` reading
@@ -26,6 +26,7 @@ from unittest import mock
 import z3
 
 from reptool.algebra import laws
+from reptool.algebra.compose import _compose_axis
 from reptool.algebra.kernel import Axis, Border
 from reptool.refusal import Code, Refusal
 from tests.prove.symbolic import Bool, Int, expression, paths
@@ -84,7 +85,7 @@ def _finest(taps: list[Any]) -> tuple[Any, int, Any]:
 
 @contextlib.contextmanager
 def _on_the_finest_lattice() -> Iterator[None]:
-    with mock.patch.object(laws, "gcd", return_value=1), mock.patch.object(laws, "common_lattice", _finest):
+    with mock.patch("reptool.algebra.compose.gcd", return_value=1), mock.patch.object(laws, "common_lattice", _finest):
         yield
 
 
@@ -119,7 +120,7 @@ def compose(
         most: counterexamples after which it ends.
     """
     out = Outcome()
-    law = laws._compose_axis if merge is None else merge
+    law = _compose_axis if merge is None else merge
     others = [(Border.ZEROS, b) for b in (*WRAPPED, Border.CONSTANT)] + [(b, b) for b in WRAPPED]
     others += [(b, Border.ZEROS) for b in WRAPPED]
     cases = [(*c, Border.ZEROS, Border.ZEROS) for c in itertools.product(kernels, kernels, strides, strides)]

@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("z3")
 
+from reptool.algebra import compose as composition
 from reptool.algebra import laws
 from reptool.algebra.kernel import Axis, Border, Channels, Kernel
 from reptool.refusal import Code
@@ -39,7 +40,7 @@ def image(witness: dict[str, Any]) -> torch.Tensor:
 def composed_is_wrong(witness: dict[str, Any]) -> bool:
     """Whether torch gives something else for two layers than for what the law in use makes of them."""
     f, g = kernel(witness, "f", bool(witness["f.biased"])), kernel(witness, "g")
-    both = laws.compose(g, f)
+    both = composition.compose(g, f)
     assert isinstance(both, Kernel), both
     wanted = apply_kernel(g, apply_kernel(f, image(witness)))
     try:
@@ -70,7 +71,7 @@ def mutant(function: Callable[..., Any], old: str, new: str) -> Callable[..., An
     source = inspect.getsource(function)
     assert source.count(old) == 1, old
     made: dict[str, Any] = {}
-    exec(source.replace(old, new), vars(laws), made)
+    exec(source.replace(old, new), function.__globals__, made)
     return made[function.__name__]  # type: ignore[no-any-return]
 
 
@@ -95,10 +96,10 @@ COMPOSE = [
 
 @pytest.mark.parametrize(("old", "new"), COMPOSE)
 def test_a_wrong_condition_of_compose_is_disproved(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = mutant(laws._compose_axis, old, new)
+    wrong = mutant(composition._compose_axis, old, new)
     found = statements.compose(wrong, **SMALL, most=1)
     assert found.wrong
-    monkeypatch.setattr(laws, "_compose_axis", wrong)
+    monkeypatch.setattr(composition, "_compose_axis", wrong)
     assert composed_is_wrong(found.wrong[0]), found.wrong[0]
 
 
