@@ -236,11 +236,6 @@ class Kernel:
         whole = self.channels is None and not self.biased and self.is_pointwise
         return whole and self.weight is not None and self.weight.item() == 1.0
 
-    @property
-    def is_materialized(self) -> bool:
-        """Whether the weight is there."""
-        return self.weight is not None
-
     def bias_is_zero(self) -> bool:
         """Whether the bias is zero beyond rounding (for a shape: whether it is known to be)."""
         if not self.biased or self.bias is None:

@@ -326,10 +326,7 @@ def _install() -> None:
             setattr(Symbolic, f"__r{bare}__", reflected(plain))
             setattr(Symbolic, f"__i{bare}__", inplace(getattr(operator, f"i{bare}"), plain))
     for name in _UNARY:
-        function = getattr(operator, name)
-        setattr(
-            Symbolic, f"__{name}__", lambda self, _f=function: self._recorder.emit("call_function", _f, (self,), {})
-        )
+        setattr(Symbolic, f"__{name}__", unary(getattr(operator, name)))
     Symbolic.__getitem__ = binary(operator.getitem)  # type: ignore[misc]
 
 

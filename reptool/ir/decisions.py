@@ -63,12 +63,6 @@ def decide_for(prefix: str) -> None:
         now.prefix = prefix
 
 
-def are_given() -> bool:
-    """Whether the answers are those of an earlier plan."""
-    now = _NOW.get()
-    return now is not None and now.given is not None
-
-
 def decided(question: str, nodes: Iterable[fx.Node], find: Callable[[], T], blind: T) -> T:
     """The answer to a question about values.
 

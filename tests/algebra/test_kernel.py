@@ -173,7 +173,6 @@ def test_identity_is_the_identity_on_any_channels_and_axes(channels: int, spatia
     loose = identity()
     assert loose.is_pointwise
     assert loose.is_channelwise
-    assert loose.is_materialized
     assert torch.equal(apply_kernel(loose, x), x)
     fixed = loose.with_channels(channels).with_axes(spatial)
     assert fixed.in_channels == fixed.out_channels == channels
@@ -196,7 +195,7 @@ def test_a_map_on_any_channels_keeps_bias_and_border_when_they_are_fixed() -> No
 def test_a_shape_has_no_values() -> None:
     kernel = Kernel(Channels.grouped(2, 2), (Axis(),), torch.ones(2, 2, 1), torch.ones(2), True)
     shape = kernel.shape_only()
-    assert not shape.is_materialized
+    assert shape.weight is None
     assert shape.bias is None
     assert shape.biased
     assert (shape.channels, shape.axes) == (kernel.channels, kernel.axes)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import reptool
 from reptool.api.pipeline import make_plan
 from reptool.blocks import DiverseBranchBlock
-from reptool.ir.decisions import Decisions, are_given, decided, deciding
+from reptool.ir.decisions import Decisions, decided, deciding
 from reptool.models.copies import full_copy
 from reptool.plan.options import Options
 from reptool.surgery.units import Plan
@@ -121,8 +121,6 @@ def test_planning_with_given_answers_looks_at_no_value() -> None:
 
 def test_deploying_by_itself_asks_nobody() -> None:
     assert decided("is one", (), lambda: 1, 0) == 1
-    assert not are_given()
     with deciding(Decisions({})):
-        assert are_given()
         assert decided("is one", (), lambda: 1, 0) == 0
     assert reptool.deploy(nn.Sequential(norm(3), nn.Conv2d(3, 4, 3, padding=1)).eval()) is not None
