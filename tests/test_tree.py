@@ -190,6 +190,8 @@ COVERED = {
     "testing/_perturbing/state.py": "testing/test_perturb.py",
     "testing/_perturbing/values.py": "testing/test_perturb.py",
     "testing/_randomize.py": "testing/test_testing.py",
+    "testing/_ruled/applied.py": "testing/test_rules.py",
+    "testing/_ruled/trial.py": "testing/test_rules.py",
     "testing/_strategies.py": "testing/test_testing.py",
     "verify/deformable.py": "lift/layers/test_deformable.py",
     "verify/originals.py": "verify/test_methods.py",
