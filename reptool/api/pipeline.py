@@ -24,7 +24,7 @@ from reptool.lift.registry import own_functions, own_modules
 from reptool.models.copies import shallow_copy
 from reptool.passages.own_affines import OwnAffines
 from reptool.plan.candidates import Analysis, analyse, out_of_reach
-from reptool.plan.inference import Facts
+from reptool.plan.inference.facts import Facts
 from reptool.plan.options import Options
 from reptool.plan.settled import drop_settled
 from reptool.plan.spreading.code import asked_around, run_again

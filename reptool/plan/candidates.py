@@ -20,7 +20,7 @@ from reptool.passages.own_affines import Behind, OwnAffines, rerouted
 from reptool.passages.spread import Spread
 from reptool.plan.cost import DEFAULT, Costs, Size, nominal_size, out_size
 from reptool.plan.forms import Form, arranged, chained, joined, start, summed, through
-from reptool.plan.inference import Facts
+from reptool.plan.inference.facts import Facts
 from reptool.plan.terms import Group, Tree, regroup
 from reptool.refusal import Code, Refusal
 

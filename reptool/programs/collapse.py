@@ -21,7 +21,7 @@ from reptool.passages.own_affines import OwnAffines
 from reptool.passages.spread import origin
 from reptool.plan.candidates import Analysis, analyse, out_of_reach
 from reptool.plan.forms import Form
-from reptool.plan.inference import Facts
+from reptool.plan.inference.facts import Facts
 from reptool.plan.options import Options, allowed_by
 from reptool.plan.select import Chooser, Region
 from reptool.plan.spreading.spreads import Outcome, Spreads

@@ -13,7 +13,7 @@ from reptool.ir.trace import Unanswerable
 from reptool.passages.spread import origin
 from reptool.plan.candidates import Analysis
 from reptool.plan.forms import Form
-from reptool.plan.inference import Facts
+from reptool.plan.inference.facts import Facts
 from reptool.plan.select import Region
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry, Place, layer_of, values

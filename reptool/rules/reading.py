@@ -88,7 +88,7 @@ class Stated:
             node: the call.
             lift: the rule.
             prefix: path of the module that was traced.
-            facts: answers about its values (`plan.inference.Facts`).
+            facts: answers about its values (`plan.inference.facts.Facts`).
 
         Raises:
             RuleError: the rule raised, or returned what no lift may return.

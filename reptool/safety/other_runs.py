@@ -19,7 +19,7 @@ from reptool.models.copies import full_copy
 from reptool.passages.own_affines import OwnAffines
 from reptool.plan.candidates import analyse
 from reptool.plan.cost import Price
-from reptool.plan.inference import Facts
+from reptool.plan.inference.facts import Facts
 from reptool.plan.select import Region
 from reptool.pysource.functions import function_of
 from reptool.refusal import Code, Refusal

@@ -10,7 +10,7 @@ from torch import fx
 from reptool.ir.aliasing import Reads
 from reptool.ir.trace import Trace
 from reptool.plan.candidates import Analysis
-from reptool.plan.inference import Facts
+from reptool.plan.inference.facts import Facts
 from reptool.plan.select import Region
 from reptool.refusal import Refusal
 from reptool.surgery.site import Site, Surgery

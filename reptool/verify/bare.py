@@ -15,7 +15,7 @@ from reptool.ir.aliasing import Reads
 from reptool.ir.computed_weights import set_bare
 from reptool.models.copies import full_copy
 from reptool.passages.own_affines import Behind
-from reptool.plan.inference import Facts
+from reptool.plan.inference.facts import Facts
 from reptool.verify.originals import Originals, read_by
 
 SIZES = (5, 4, 3)

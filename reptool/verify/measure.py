@@ -19,7 +19,7 @@ from reptool.ir.aliasing import Reads
 from reptool.ir.ops import HandedOn, Op, Unmoved, View
 from reptool.lift.layout.sizes import numbers, steps
 from reptool.passages.spread import origin
-from reptool.plan.inference import Facts
+from reptool.plan.inference.facts import Facts
 from reptool.plan.select import Region
 from reptool.plan.terms import of_some
 from reptool.refusal import Code, Refusal

@@ -12,7 +12,7 @@ from reptool.ir.computed_weights import computed_tensors, exact_tensors, has_com
 from reptool.ir.kinds.casts import cast_target
 from reptool.lift.layers.transposed import asks_for_size
 from reptool.models.copies import copy_in, full_copy
-from reptool.plan.inference import Facts
+from reptool.plan.inference.facts import Facts
 
 
 class Originals:

@@ -14,7 +14,7 @@ from reptool.ir.nodes import metadata_read
 from reptool.ir.ops import Concat
 from reptool.ir.trace import Unanswerable
 from reptool.passages.spread import Spread, origin
-from reptool.plan.inference import Facts
+from reptool.plan.inference.facts import Facts
 from reptool.verify.originals import Originals
 
 _SIZES = ((5, 4, 3), (12, 10, 6), (16, 16, 16), (40, 36, 34))

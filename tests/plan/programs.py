@@ -13,7 +13,7 @@ from reptool.capture.tracer import Recorder
 from reptool.ir.aliasing import resolve
 from reptool.ir.trace import Input, Trace, fake
 from reptool.plan.candidates import Analysis, analyse
-from reptool.plan.inference import Facts
+from reptool.plan.inference.facts import Facts
 from reptool.testing import randomize
 
 C = 4

@@ -23,7 +23,7 @@ from reptool.ir.ops import Affine
 from reptool.ir.trace import Trace
 from reptool.passages.spread import Spread
 from reptool.plan.candidates import Analysis
-from reptool.plan.inference import Facts
+from reptool.plan.inference.facts import Facts
 from reptool.plan.select import Region
 from reptool.plan.spreading.ahead import Ahead
 from reptool.plan.spreading.back import Back, is_slice
