@@ -154,7 +154,7 @@ CASES: list[Case] = [
     ("linear", "plan.forms.linear_to_pointwise", Last, images, False),
     ("linear", "rewrite.lower.pointwise_to_linear", lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), plane, True),
     ("resampling.upsample_conv", "algebra.transposed.join", upsampled, images, False),
-    ("resampling.upsample_conv", "lift.layout.resampling.upsample_kernel", upsampled, images, False),
+    ("resampling.upsample_conv", "algebra.side_by_side.upsample_kernel", upsampled, images, False),
     ("sequential", "algebra.compose.contract", thin, images, False),
     ("sequential", "algebra.compose.carry_bias", thin, images, False),
     ("sequential", "algebra.compose.scale_columns", bn_conv, images, False),

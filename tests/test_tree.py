@@ -174,6 +174,7 @@ COVERED = {
     "surgery/placing/asked.py": "surgery/test_surgeon.py",
     "surgery/placing/functional.py": "surgery/test_surgeon.py",
     "surgery/placing/placement.py": "surgery/test_surgeon.py",
+    "surgery/placing/side_by_side.py": "plan/resolutions/test_joined.py",
     "surgery/placing/use_check.py": "surgery/test_surgeon.py",
     "surgery/site.py": "surgery/test_surgeon.py",
     "surgery/traced.py": "surgery/test_surgeon.py",

@@ -236,6 +236,7 @@ def deploy(
     model, args, kwargs, options = prepared(
         model, example_inputs, rules, force, include, exclude, affine, keep_fallback, unwrap, price
     )
+    options.several = not flatten
     needed = required(require)
     if options.rewrites and not flatten:
         names = ", ".join(repr(name_of_rewrite(r)) for r in options.rewrites)

@@ -216,8 +216,9 @@ def _unit(
     affines = OwnAffines()
     while True:
         found = analyse(
-            trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy(), affines, options.price
-        )
+            trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy(), affines, options.price,
+            several=options.several,
+        )  # fmt: skip
         if affines.go_on(found.ops, found.wanted):
             continue
         if affines.keep(found.wanted | out_of_reach(found, {}), why_left(trace, found, found.refused, {}, values)):

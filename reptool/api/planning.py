@@ -194,7 +194,7 @@ def _cast(site: Site) -> Refusal | None:
     """Work out the values of a layer, in its dtype; why they do not fit."""
     assert site.place is not None
     kernel = site.region.form.kernel()
-    found = kernel if isinstance(kernel, Refusal) else layer_values(kernel, site.place)
+    found = kernel if isinstance(kernel, Refusal) else layer_values(kernel, site.place, site.region.form.parts)
     if isinstance(found, tuple):
         site.cast = found
         return None

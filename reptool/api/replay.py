@@ -22,7 +22,7 @@ from reptool.ir.decisions import Decisions, deciding
 from reptool.models.running import own_code
 from reptool.recipes.outcome import code, difference, outcome
 from reptool.recipes.step import RECIPE, Step, layer_key
-from reptool.rewrite.lower import Geometry
+from reptool.rewrite.lower import weight_shape
 from reptool.runtime.gates.check import open_gates
 from reptool.surgery.site import Site
 from reptool.surgery.units import Plan
@@ -132,13 +132,5 @@ def _empty(site: Site, biased: Any) -> tuple[Tensor, Tensor | None]:
         raise RecipeError("the recipe knows nothing of a layer that this model gets")
     place, shape = site.place, site.shape
     assert place is not None
-    weight = torch.empty(_weight_shape(shape), dtype=place.dtype, device=place.device)
+    weight = torch.empty(weight_shape(shape), dtype=place.dtype, device=place.device)
     return weight, weight.new_empty(shape.out_channels) if biased else None
-
-
-def _weight_shape(shape: Geometry) -> tuple[int, ...]:
-    if shape.kind == "linear":
-        return shape.out_channels, shape.in_channels
-    if shape.kind == "transposed":
-        return shape.in_channels, shape.out_channels // shape.groups, *shape.kernel_size
-    return shape.out_channels, shape.in_channels // shape.groups, *shape.kernel_size

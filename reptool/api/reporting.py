@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from reptool.algebra.side_by_side import kernel_of_each
 from reptool.errors import InputError, RequirementError
 from reptool.frontends.given import names_itself
 from reptool.ir.nodes import name_of
 from reptool.ir.ops import Affine
+from reptool.plan.forms import Form
+from reptool.plan.resolutions.joined import Joined
 from reptool.plan.rules import rules_of
 from reptool.pysource.places import placed
-from reptool.report.counting import of_layer
+from reptool.refusal import Refusal
+from reptool.report.counting import Shape, of_layer
 from reptool.report.data import Report
 from reptool.report.fields import FusedRegion
 from reptool.report.norms_run import running
@@ -157,7 +161,22 @@ def _on_examples(unit: Unit, site: Site) -> tuple[int, int] | None:
         for resampling in region.form.around[: region.form.at]:
             size = resampling.out_size(size)
         written = (read[0], region.form.shape.out_channels or 1, *size)
+    joined = region.form.joined
+    if joined is not None and written is not None:
+        after = _of_parts(region.form, joined, written, [shape(v) for v in joined.values])
+        return None if after is None else (before, after)
     return None if read is None or written is None else (before, of_layer(region.form.shape, read, written))
+
+
+def _of_parts(form: Form, joined: Joined, written: Shape, read: Sequence[Shape | None]) -> int | None:
+    """Multiplications of the layers of all resolutions; None where a size is not known."""
+    kernels, count = kernel_of_each(form.shape, joined.parts), 0
+    for kernel, part in zip(() if isinstance(kernels, Refusal) else kernels, joined.parts, strict=True):
+        own = read[part.which[0]]
+        if own is None:
+            return None
+        count += of_layer(kernel, (own[0], kernel.in_channels or 0, *own[2:]), written)
+    return count
 
 
 def _add_fallbacks(out: Report, unit: Unit) -> None:

@@ -19,8 +19,9 @@ from reptool.passages import Passage, passage
 from reptool.passages.own_affines import Behind, OwnAffines, rerouted
 from reptool.passages.spread import Spread
 from reptool.plan.cost import DEFAULT, Costs, Size, nominal_size, out_size
-from reptool.plan.forms import Form, arranged, chained, joined, start, summed, through
+from reptool.plan.forms import Form, arranged, chained, joined, side_by_side, start, summed, through
 from reptool.plan.inference.facts import Facts
+from reptool.plan.resolutions.joined import joined_at
 from reptool.plan.terms import Group, Tree, regroup
 from reptool.refusal import Code, Refusal
 
@@ -54,6 +55,7 @@ class Analysis:
     ranks: dict[fx.Node, int] = field(default_factory=dict)  # of the inputs of operations that mean another at others
     sums: dict[fx.Node, Tree] = field(default_factory=dict)  # by their last addition: those of which a part may merge
     groups: dict[fx.Node, Group] = field(default_factory=dict)  # by their value
+    several: bool = False  # whether a layer may read values of several resolutions
 
 
 def analyse(
@@ -66,6 +68,7 @@ def analyse(
     spreads: Sequence[Spread] = (),
     affines: OwnAffines | None = None,
     costs: Costs = DEFAULT,
+    several: bool = False,
 ) -> Analysis:  # long: one pass over all nodes
     """Lift every node and keep the forms of every value.
 
@@ -79,8 +82,9 @@ def analyse(
         spreads: norms that are given to the parts of what they read.
         affines: norms whose scale and shift may go into what reads them.
         costs: the numbers of the price.
+        several: whether a layer may read values of several resolutions.
     """
-    found = Analysis(graph, reads, facts, costs, facts.ops, spreads=spreads)
+    found = Analysis(graph, reads, facts, costs, facts.ops, spreads=spreads, several=several)
     norms = {s.norm for s in spreads}
     facts.ops.clear()
     ctx = Context(
@@ -241,8 +245,7 @@ def _regroup(found: Analysis, node: fx.Node, made: dict[fx.Node, Form], values: 
     """Forms that come about only from behind: a border that the layer in front would see is cropped away here."""
     for middle, outer in list(made.items()):
         for root, inner in found.forms.get(middle, {}).items():
-            plain = all(f.layout is None and not f.around for f in (outer, inner))
-            if root not in made and plain:
+            if root not in made and outer.is_plain and inner.is_plain:
                 new = chained(outer, inner, values)
                 if not isinstance(new, Refusal):
                     made[root] = new
@@ -320,6 +323,9 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:  # lo
         made = {root: replace(form, ops=form.ops.union(op.inner)) for root, form in made.items()}
     if isinstance(op, Affine) and op.via is not None:
         made = {root: replace(form, ops=form.ops | _made_by(found, op)) for root, form in made.items()}
+    side = joined_at(node, op, found.ops, found.facts, found.reads) if found.several else None
+    if side is not None and side.root not in made:
+        made[side.root] = side_by_side(side)
     if first is not None and not isinstance(op, View):
         found.refused.setdefault(node, first.at(node.name))
     if len(made) > MAX_FORMS:

@@ -174,7 +174,7 @@ def layer_price(kernel: Kernel, size: Size, costs: Costs = DEFAULT) -> Price:
     single = costs.single * channels.in_channels if depthwise and taps == 1 else 0.0
     total = executed + costs.layer_traffic * moved + costs.weight * weights + costs.layer + single
     if outer:  # the same as a padding in front of the layer: to write one as the other gains nothing
-        padding = _other(0, channels.in_channels * (prod(size) + read), costs)
+        padding = other_price(0, channels.in_channels * (prod(size) + read), costs)
         return Price(_whole(total) + padding.total, macs, 0 if depthwise else macs, 1, weights, 1)
     return Price(_whole(total), macs, 0 if depthwise else macs, 1, weights, outer)
 
@@ -222,7 +222,7 @@ def _resampled(resampling: Resampling, width: int, size: Size, costs: Costs) -> 
     if "kernel_size" in dict(resampling.settings):
         taps = prod(dict(resampling.settings)["kernel_size"])
     each = costs.pooled + costs.tap * taps if "Pool" in resampling.name else 0.0
-    return _other(width * each * written, width * (read + written), costs)
+    return other_price(width * each * written, width * (read + written), costs)
 
 
 def needs_outer_padding(axes: Sequence[Axis]) -> bool:
@@ -251,7 +251,7 @@ def _whole(total: float) -> float:
     return float(round(total))
 
 
-def _other(work: float, moved: float, costs: Costs) -> Price:
+def other_price(work: float, moved: float, costs: Costs) -> Price:
     """Price of an operation that is no layer."""
     return Price(_whole(work + costs.traffic * moved + costs.operation), others=1)
 
@@ -273,14 +273,14 @@ def op_price(op: Op, size: Size, channels: int | None, costs: Costs = DEFAULT) -
             return _resampled(op.resampling, width, size, costs)
         written = width * prod(out_size(op.shape, size))
         each = costs.pooled + costs.tap * op.cost if op.paradigm == "avg_pool" else op.cost
-        return _other(each * written, elements + written, costs)
+        return other_price(each * written, elements + written, costs)
     if isinstance(op, Sum):
-        return _other((len(op.sources) - 1) * elements, (len(op.sources) + 1) * elements, costs)
+        return other_price((len(op.sources) - 1) * elements, (len(op.sources) + 1) * elements, costs)
     if isinstance(op, (View, Pieces)):
         return Price()
     if isinstance(op, (Stack, Reduced)):
-        return _other(0, 2 * elements * len(op.sources), costs)
+        return other_price(0, 2 * elements * len(op.sources), costs)
     if isinstance(op, Fill):
-        return _other(0, 0, costs)
+        return other_price(0, 0, costs)
     assert isinstance(op, Concat)
-    return _other(0, 2 * elements * len(op.sources), costs)
+    return other_price(0, 2 * elements * len(op.sources), costs)

@@ -12,9 +12,11 @@ from reptool.algebra.compose import compose
 from reptool.algebra.kernel import Axis, Kernel, identity
 from reptool.algebra.laws import add, concat
 from reptool.algebra.resampling import Resampling
+from reptool.algebra.side_by_side import Part
 from reptool.fusions.linear import linear_to_pointwise, pointwise_to_linear
 from reptool.ir.decisions import decided
 from reptool.ir.ops import Affine, Concat, Sum, View
+from reptool.plan.resolutions.joined import Joined
 from reptool.refusal import Code, Refusal
 
 _NEEDS_VALUES = (Code.BORDER_BIAS, Code.CONSTANT_VALUE)
@@ -34,6 +36,7 @@ class Form:
         around: what moves positions, on whichever side of the kernel, which is pointwise then: see `resampled`.
         at: how many of these stand in front of the kernel.
         other: the same value with resampling around a pointwise kernel, where it is a kernel of its own as well.
+        joined: what stands side by side at several resolutions where the kernel reads it; it is one over all of that.
     """
 
     root: fx.Node
@@ -45,7 +48,23 @@ class Form:
     around: tuple[Resampling, ...] = ()
     at: int = 0
     other: Form | None = None
+    joined: Joined | None = None
     _kernel: Kernel | Refusal | None = field(default=None, repr=False)
+
+    @property
+    def reads(self) -> tuple[fx.Node, ...]:
+        """The values read."""
+        return (self.root,) if self.joined is None else self.joined.values
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What stands side by side where it is read, if anything does: one layer for each."""
+        return () if self.joined is None else self.joined.parts
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is its kernel of its root: nothing is rearranged, resampled or read beside it."""
+        return self.layout is None and not self.around and self.joined is None
 
     def kernel(self) -> Kernel | Refusal:
         """The kernel with its values, in float64 (worked out once)."""
@@ -57,6 +76,11 @@ class Form:
 def start(root: fx.Node) -> Form:
     """The identity of `root`."""
     return Form(root, identity().shape_only(), frozenset(), identity)
+
+
+def side_by_side(joined: Joined) -> Form:
+    """What stands side by side, as it is."""
+    return Form(joined.root, identity().shape_only(), joined.ops, identity, joined=joined)
 
 
 def through(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Refusal:
@@ -75,7 +99,7 @@ def resampled(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Ref
     Resampling whose weights add up to one commutes with pointwise maps, bias included: all resampling on the way is
     kept in its order, and the kernel may stand anywhere between.
     """
-    if form.layout is not None or not form.shape.is_pointwise or form.shape.axes == ():
+    if form.layout is not None or form.joined or not form.shape.is_pointwise or form.shape.axes == ():
         return Refusal(Code.LAYOUT, "resampling behind a view", (node.name,))
     if op.resampling is not None:
         axes = len(op.shape.axes or ())
@@ -106,7 +130,7 @@ def _through(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Refu
         return compose(outer, inner)
 
     made = _form("form", compose(fit, form.shape), form.root, form.ops | {node}, make, form.layout, values)
-    return made if isinstance(made, Refusal) else replace(made, named=form.named)
+    return made if isinstance(made, Refusal) else replace(made, named=form.named, joined=form.joined)
 
 
 def chained(outer: Form, inner: Form, values: bool) -> Form | Refusal:
@@ -158,7 +182,7 @@ def _viewed(kernel: Kernel, form: Form) -> Kernel | Refusal:
 
 def arranged(node: fx.Node, op: View, form: Form) -> Form | Refusal:
     """The form of a view: the same kernel, its channels standing elsewhere."""
-    if form.around:
+    if form.around or form.joined:
         return Refusal(Code.LAYOUT, "a view of what is resampled", (node.name,))
     behind = form.layout if form.layout is not None else None if form.shape.axes is None else len(form.shape.axes)
     if behind is None or behind not in op.moves or form.shape.channels is None:
@@ -169,7 +193,7 @@ def arranged(node: fx.Node, op: View, form: Form) -> Form | Refusal:
 
 def summed(node: fx.Node, op: Sum, forms: list[Form]) -> Form | Refusal:
     """The form of a sum of forms of one root."""
-    if any(f.layout is not None or f.around for f in forms):
+    if not all(f.is_plain for f in forms):
         return Refusal(Code.LAYOUT, "a sum of rearranged values", (node.name,))
     mapped = [f.shape if g is None else compose(g.shape_only(), f.shape) for f, g in zip(forms, op.maps, strict=True)]
     refused = next((m for m in mapped if isinstance(m, Refusal)), None)
@@ -195,7 +219,7 @@ def summed(node: fx.Node, op: Sum, forms: list[Form]) -> Form | Refusal:
 
 def joined(node: fx.Node, op: Concat, forms: list[Form], expected: int | None = None) -> Form | Refusal:
     """The form of a concatenation of forms of one root; `expected` channels are what its reader asks for."""
-    if any(f.layout is not None or f.around for f in forms):
+    if not all(f.is_plain for f in forms):
         return Refusal(Code.LAYOUT, "a concatenation of rearranged values", (node.name,))
     shapes = [f.shape.with_axes(op.axes) for f in forms]
     if any(len(s.axes or ()) != op.axes for s in shapes):

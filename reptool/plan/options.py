@@ -33,6 +33,7 @@ class Options:
     unwrap: bool = False
     rewrites: tuple[Rule | Callable[[fx.GraphModule], fx.GraphModule], ...] = ()
     price: Costs = DEFAULT
+    several: bool = True  # whether a layer may read values of several resolutions, which code around it checks
 
     def forces(self, rule: str) -> bool:
         """Whether a rule is applied where the result is dearer."""

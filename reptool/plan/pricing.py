@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import prod
 from typing import Generic, Protocol, TypeVar
 
 from torch import fx
 
 from reptool.algebra.kernel import Kernel
+from reptool.algebra.side_by_side import kernel_of_each
 from reptool.ir.ops import Affine
 from reptool.ir.shapes import keeps_shape
 from reptool.plan.candidates import Analysis
-from reptool.plan.cost import Price, Size, is_depthwise, layer_price, nominal_size, op_price, price_around
+from reptool.plan.cost import (
+    Price,
+    Size,
+    is_depthwise,
+    layer_price,
+    nominal_size,
+    op_price,
+    other_price,
+    out_size,
+    price_around,
+)
 from reptool.plan.forms import Form
+from reptool.plan.resolutions.joined import Joined
 from reptool.refusal import Code, Refusal
 
 LEAST_GAIN = 0.03
@@ -86,6 +99,7 @@ class Prices:
         """A layer at another resolution that is hardly cheaper: what the price does not know decides there."""
         moved = any(isinstance(op, Affine) and op.paradigm in MOVED for op in map(self.found.ops.get, form.ops))
         before, after = self.standing_of(form), self.layer(form)
+        moved = moved or form.joined is not None
         seen = self._seen(form) if form.around else None
         if seen is not None:
             before = sum((self._price_as_is(n, self._seen_size(n)) for n in form.ops), Price())
@@ -113,11 +127,36 @@ class Prices:
         return replace(form, shape=form.shape.with_channels(count), make=make, _kernel=None)
 
     def _price_layer(self, form: Form) -> Price:
-        size = self._nominal(form)
         costs = self.found.costs
+        if form.joined is not None:
+            return self._side_by_side(form, form.joined)
+        size = self._nominal(form)
         if form.around:
             return price_around(form.shape, form.around, form.at, size, costs)
         return layer_price(form.shape, size, costs)
+
+    def _side_by_side(self, form: Form, joined: Joined) -> Price:
+        """A layer for each resolution, and their sum."""
+        kernels, costs = kernel_of_each(form.shape, joined.parts), self.found.costs
+        if isinstance(kernels, Refusal):
+            return Price(float("inf"))
+        high = self._high_size(joined)
+        total = Price()
+        for kernel, part in zip(kernels, joined.parts, strict=True):
+            size = tuple(max(n // f, 1) for n, f in zip(high, part.factors, strict=True))
+            total += layer_price(kernel, size, costs)
+            if len(part.which) > 1:
+                total += other_price(0, 2 * (kernel.in_channels or 0) * prod(size), costs)
+        written = (form.shape.out_channels or 0) * prod(out_size(form.shape, high))
+        for _ in kernels[1:]:
+            total += other_price(written, 3 * written, costs)
+        return total
+
+    def _high_size(self, joined: Joined) -> Size:
+        """The size of what stands side by side."""
+        size = self.found.sizes.get(joined.node, ())
+        axes = len(joined.parts[0].factors)
+        return size if len(size) == axes else nominal_size(axes)
 
     def placed(self, form: Form) -> Form:
         """A form with its kernel where it costs least between what resamples."""

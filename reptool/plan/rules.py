@@ -21,9 +21,9 @@ DEARER = frozenset({"branch_add", "branch_concat", "kernel_size", "sequential", 
 
 def rules_of(form: Form, found: Analysis) -> frozenset[str]:
     """Names of the rules a form uses."""
-    rules: set[str] = {"resample"} if form.around else set()
+    rules: set[str] = {"resample"} if form.around else {"upsample"} if form.joined else set()
     position = found.reads.position
-    ops = sorted(form.ops, key=position.__getitem__)
+    ops = sorted(form.ops - (form.joined.ops if form.joined else frozenset()), key=position.__getitem__)
     layers = [n for n in ops if isinstance(found.ops[n], Affine) and found.ops[n].layer]  # type: ignore[union-attr]
     for node in ops:
         op = found.ops[node]

@@ -70,7 +70,7 @@ class Option:
     @property
     def needs(self) -> list[fx.Node]:
         """The values that are read."""
-        return [*(f.root for _, f in self.layers), *self.sources]
+        return [*(n for _, f in self.layers for n in f.reads), *self.sources]
 
 
 Choice = dict[fx.Node, Option]
@@ -162,7 +162,7 @@ class Chooser:
                 if refusal is None:
                     assert isinstance(known, Form)
                     found.append(known)
-                elif form.around and refusal.code is Code.DEARER:
+                elif (form.around or form.joined) and refusal.code is Code.DEARER:
                     continue  # it stands where it costs least
                 elif known is refusal or not _hands_on(self.found.ops[node]):
                     self._note(node, refusal)
@@ -216,7 +216,7 @@ class Chooser:
         ops = [op for op in map(self.found.ops.get, form.ops) if isinstance(op, Affine)]
         layers = [op for op in ops if op.layer]
         if not layers:
-            if form.around:
+            if form.around or form.joined:
                 return False
             held = {op.paradigm for op in ops}
             scaled_pool = "avg_pool" in held and not held.isdisjoint(("bn", "scale"))

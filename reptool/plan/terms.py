@@ -229,7 +229,7 @@ def _candidates(found: Analysis, tree: Tree) -> dict[Terms, Terms]:
         shapes: dict[fx.Node, tuple[Form, Kernel]] = {}
         for term in (t for t in tree.terms if tree.terms.count(t) == 1):
             form = start(root) if term is root else found.forms.get(term, {}).get(root)
-            shape = None if form is None or form.layout is not None or form.around else _mapped(maps[term], form.shape)
+            shape = None if form is None or not form.is_plain else _mapped(maps[term], form.shape)
             if form is not None and isinstance(shape, Kernel):
                 shapes[term] = (form, shape)
         layers = {t for t, (form, _) in shapes.items() if any(map(_is_layer, map(found.ops.get, form.ops)))}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -12,10 +14,12 @@ from torch import Tensor, nn
 
 from reptool.algebra.kernel import Border, Kernel
 from reptool.algebra.resampling import Resampling
+from reptool.algebra.side_by_side import Part, kernel_of_each
 from reptool.fusions.linear import pointwise_to_linear
 from reptool.plan.cost import is_same_padding
 from reptool.plan.forms import Form
 from reptool.refusal import Code, Refusal
+from reptool.runtime.layers.side_by_side import SideBySide
 
 _CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Any] = {
@@ -62,11 +66,15 @@ class Geometry:
     outer_mode: str = "constant"
     before: tuple[Resampling, ...] = ()  # what moves positions in front of a pointwise layer, and behind it
     behind: tuple[Resampling, ...] = ()
+    parts: tuple[Geometry, ...] = ()  # one layer for each resolution of what stands side by side
+    which: tuple[tuple[int, ...], ...] = ()  # the values that each reads
 
     def __str__(self) -> str:
         """The layer in words: ``Conv2d(3, 8, 3x3, padding=(1, 1))``."""
         if self.kind == "linear":
             return f"Linear({self.in_channels}, {self.out_channels})"
+        if self.parts:
+            return " + ".join(map(str, self.parts))
         name = {"transposed": "ConvTranspose", "deformable": "DeformConv"}.get(self.kind, "Conv")
         extra = "".join(
             f", {k}={v}"
@@ -90,9 +98,21 @@ def layer_of(form: Form) -> Geometry | Refusal:
     Refuses: as `geometry`.
     """
     found = geometry(form.shape)
+    if not isinstance(found, Refusal) and form.joined is not None:
+        return _side_by_side(form.shape, form.joined.parts, found)
     if isinstance(found, Refusal) or not form.around:
         return found
     return replace(found, before=form.around[: form.at], behind=form.around[form.at :])
+
+
+def _side_by_side(kernel: Kernel, parts: Sequence[Part], whole: Geometry) -> Geometry | Refusal:
+    kernels = kernel_of_each(kernel, parts)
+    if isinstance(kernels, Refusal):
+        return kernels
+    layers = [geometry(k) for k in kernels]
+    refused = next((g for g in layers if isinstance(g, Refusal)), None)
+    held = tuple(g for g in layers if isinstance(g, Geometry))
+    return refused or replace(whole, parts=held, which=tuple(p.which for p in parts))
 
 
 def geometry(kernel: Kernel) -> Geometry | Refusal:  # long: a kind of layer after the other
@@ -148,8 +168,15 @@ def geometry(kernel: Kernel) -> Geometry | Refusal:  # long: a kind of layer aft
     return Geometry(*plain, padding=(0,) * len(axes), outer=pads, outer_mode=outer_mode, **common)
 
 
-def arranged(kernel: Kernel) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias in a layer's own storage order, in float64; they may share memory with the kernel."""
+def arranged(kernel: Kernel, parts: Sequence[Part] = ()) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in a layer's own storage order, in float64; they may share memory with the kernel.
+
+    Of a layer for each of several parts, the weights are one vector.
+    """
+    if parts:
+        kernels = kernel_of_each(kernel, parts)
+        assert not isinstance(kernels, Refusal)  # its shape has them
+        return torch.cat([arranged(k)[0].flatten() for k in kernels]), kernel.bias
     weight = kernel.grouped_weight()
     if kernel.axes == () and kernel.channels is not None and kernel.channels.groups > 1:
         weight = pointwise_to_linear(weight, kernel.channels.groups)
@@ -164,12 +191,12 @@ def arranged(kernel: Kernel) -> tuple[Tensor, Tensor | None]:
     return weight, kernel.bias
 
 
-def values(kernel: Kernel, place: Place) -> tuple[Tensor, Tensor | None] | Refusal:
+def values(kernel: Kernel, place: Place, parts: Sequence[Part] = ()) -> tuple[Tensor, Tensor | None] | Refusal:
     """Weight and bias of a layer, cast once.
 
     Refuses: `NON_FINITE` (the float64 kernel is not finite), `OVERFLOW` (it is, the cast is not).
     """
-    tensors = [t for t in arranged(kernel) if t is not None]
+    tensors = [t for t in arranged(kernel, parts) if t is not None]
     cast = [t.to(place.dtype).to(place.device) for t in tensors]
     if not all(map(is_finite, cast)):
         if not all(map(is_finite, tensors)):
@@ -187,8 +214,21 @@ def is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
 
 
+def weight_shape(shape: Geometry) -> tuple[int, ...]:
+    """The shape of a layer's weight; of a layer for each of several parts, that of all in one vector."""
+    if shape.parts:
+        return (sum(prod(weight_shape(part)) for part in shape.parts),)
+    if shape.kind == "linear":
+        return shape.out_channels, shape.in_channels
+    if shape.kind == "transposed":
+        return shape.in_channels, shape.out_channels // shape.groups, *shape.kernel_size
+    return shape.out_channels, shape.in_channels // shape.groups, *shape.kernel_size
+
+
 def new_layer(shape: Geometry, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """A fresh layer of this geometry: `nn.Linear`, `nn.Conv*d` or `nn.ConvTranspose*d`, padding in front if needed."""
+    if shape.parts:
+        return _of_parts(shape, weight, bias)
     layer = _like(_blank(shape, bias is not None))
     set_values(layer, weight, bias)
     if shape.before or shape.behind:
@@ -199,6 +239,17 @@ def new_layer(shape: Geometry, weight: Tensor, bias: Tensor | None) -> nn.Module
     flat = [p for pair in reversed(shape.outer) for p in pair]
     pad = nn.ZeroPad2d(flat) if n == 2 and shape.outer_mode == "constant" else _pad_module(n, flat, shape.outer_mode)  # type: ignore[arg-type]
     return nn.Sequential(OrderedDict(pad=pad, conv=layer)).eval()
+
+
+def _of_parts(shape: Geometry, weights: Tensor, bias: Tensor | None) -> nn.Module:
+    """A layer for each part, of weights that are one vector; the first has the bias."""
+    layers, start = list[nn.Module](), 0
+    for i, part in enumerate(shape.parts):
+        size = weight_shape(part)
+        end = start + prod(size)
+        layers.append(new_layer(part, weights[start:end].reshape(size).clone(), None if i else bias))
+        start = end
+    return SideBySide(layers, shape.which).eval()
 
 
 def _between(shape: Geometry, layer: nn.Module) -> nn.Module:

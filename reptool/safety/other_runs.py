@@ -175,7 +175,7 @@ class Runs:
             return Compared(set(state.patterns), set(), [], uses_values(trace, state.is_changed))
         reads = resolve(trace.graph)
         facts = Facts(recorder, reads, {}, self.surgeon.found.facts.responses)
-        found = analyse(trace.graph, reads, facts, {}, trace.escaped, self.values, affines=OwnAffines())
+        found = analyse(trace.graph, reads, facts, {}, trace.escaped, self.values, affines=OwnAffines(), several=True)
         surgeon = Surgeon(trace, found, self.surgeon.hooked, self.surgeon.tied, self.surgeon.held)
         sites = list(self._instances(state, surgeon))
         bad = surgeon.check(sites)

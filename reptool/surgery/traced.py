@@ -87,7 +87,7 @@ class Traced:
             if node in live:
                 continue
             if node in fused:
-                stack.append(fused[node].region.root)
+                stack += fused[node].region.form.reads
                 continue
             live.add(node)
             op = self.found.ops.get(node)

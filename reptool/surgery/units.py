@@ -68,7 +68,8 @@ class Unit:
         """The regions that read a value."""
         found: dict[fx.Node, list[Site]] = {}
         for site in self.surgery.sites:
-            found.setdefault(site.region.root, []).append(site)
+            for root in site.region.form.reads:
+                found.setdefault(root, []).append(site)
         return found
 
     def gone(self) -> set[str]:

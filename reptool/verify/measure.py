@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from reptool.algebra.budget import is_out_of_memory
 from reptool.algebra.kernel import Kernel
 from reptool.ir.aliasing import Reads
-from reptool.ir.ops import HandedOn, Op, Unmoved, View
+from reptool.ir.ops import Affine, HandedOn, Op, Unmoved, View
+from reptool.lift.layout.resampling import told_size
 from reptool.lift.layout.sizes import numbers, steps
 from reptool.passages.spread import origin
 from reptool.plan.inference.facts import Facts
@@ -26,11 +27,22 @@ from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry, arranged, new_layer
 from reptool.verify.deformable import compared, is_deformable
 from reptool.verify.originals import Originals
-from reptool.verify.sizes import MAX_SIZES, made_up, numbers_of, of_one_position, resampled_sizes, sizes_of
+from reptool.verify.sizes import (
+    MAX_SIZES,
+    made_up,
+    numbers_of,
+    of_one_position,
+    resampled_sizes,
+    several_made_up,
+    sizes_of,
+    upsampled,
+)
 
 Verify = Literal["full", "fast"] | bool
 """How much is verified: all sizes, one size, or nothing; True is all."""
 Values = tuple[Tensor, Tensor | None]
+Given = Tensor | tuple[Tensor, ...]
+"""What a region reads: its root, or all that stands side by side."""
 
 
 @dataclass
@@ -71,9 +83,10 @@ class Reference(Originals):
         shares = [s for s in op.sources if s.meta.get("share")] if op is not None else []
         return [s for s in shares if origin(s) in found and s is not node] + found
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, float]:
-        """The region's value for the root value `x`, and the largest value between the two."""
-        memo: dict[fx.Node, Any] = {self.region.root: x}
+    def __call__(self, x: Given) -> tuple[Tensor, float]:
+        """The region's value for the root value `x`, or all that it reads, and the largest value between the two."""
+        memo: dict[fx.Node, Any] = dict(zip(self.region.form.reads, x if isinstance(x, tuple) else (x,), strict=True))
+        given = set(memo)
         self.known = {}
         position = self.reads.position
         with torch.no_grad():
@@ -81,13 +94,15 @@ class Reference(Originals):
                 memo[node] = self._of_some(node, memo) if node.target is of_some else self._of(node, memo)
         out = memo[self.region.value]
         assert isinstance(out, Tensor)
-        inner = (v for n, v in memo.items() if n is not self.region.root and isinstance(v, Tensor))
+        inner = (v for n, v in memo.items() if n not in given and isinstance(v, Tensor))
         return out, max(map(largest, inner), default=0.0)
 
     def _of(self, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
         op = self.ops[node]
         if isinstance(op, View):
             return self._viewed(node, op, memo[op.source])
+        if self.region.form.joined is not None and isinstance(op, Affine) and told_size(node) is not None:
+            return upsampled(self.region.form.joined, node, memo[op.source])
         return memo[op.source] if isinstance(op, (HandedOn, Unmoved)) else self.run(node, memo)
 
     def _viewed(self, node: fx.Node, op: View, x: Tensor) -> Tensor:
@@ -146,7 +161,7 @@ def measure(
     if isinstance(kernel, Refusal):
         return kernel
     reference = Reference(region, ops, facts, reads)
-    exact = _on_cpu(arranged(kernel))
+    exact = _on_cpu(arranged(kernel, region.form.parts))
     try:
         compare = _compare_deformable if is_deformable(kernel) else _compare
         found = compare(region, kernel, (exact, _on_cpu(cast)), reference, shape, rank, verify)
@@ -174,10 +189,13 @@ def _compare(
     original = [reference.ops[n] for n in region.form.ops]
     count = 1 if verify == "fast" else MAX_SIZES
     shown = resampled_sizes(region.form) if region.form.around else sizes_of(kernel, original, count)
-    whole = _whole_shapes(region, kernel, reference, rank)
+    joined = region.form.joined
+    whole = [] if joined is not None else _whole_shapes(region, kernel, reference, rank)
     for sizes in (*shown, [of_one_position(kernel)], whole):
         for size in sizes:
-            x = made_up(kernel, size, rank, generator) if sizes is not whole else numbers_of(size, generator)
+            x: Given = made_up(kernel, size, rank, generator) if sizes is not whole else numbers_of(size, generator)
+            if joined is not None:
+                x = several_made_up(joined, size, generator)
             try:
                 wanted, inner = reference(x)
             except RuntimeError as error:
@@ -217,7 +235,7 @@ MAX_STEP = 64
 """Samples and positions of one input at most."""
 
 
-def _result(layer: nn.Module, x: Tensor, reference: Reference) -> Tensor | None:
+def _result(layer: nn.Module, x: Given, reference: Reference) -> Tensor | None:
     """What a layer gives, behind the views that stay behind it; None where it does not run."""
     try:
         with torch.no_grad():

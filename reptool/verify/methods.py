@@ -236,6 +236,8 @@ def _shapes(event: Event, unit: Unit, nodes: list[fx.Node]) -> Iterator[tuple[tu
     if shown and unit.surgery.keeping:
         yield tuple(seen)
         yield tuple((*s[:2], *(2 * n for n in s[2:])) for s in seen)
+    elif shown and _is_told_sizes(event, unit):
+        yield tuple(seen)
     known = [unit.facts.rank(n) for n in nodes]
     for size, rank in itertools.product(range(max(map(len, SIZES.values()))), (4, 3, 2, 5) if None in known else (4,)):
         ranks = [rank if r is None else r for r in known]
@@ -245,6 +247,13 @@ def _shapes(event: Event, unit: Unit, nodes: list[fx.Node]) -> Iterator[tuple[tu
             )
     if shown:
         yield tuple(seen)
+
+
+def _is_told_sizes(event: Event, unit: Unit) -> bool:
+    """Whether a layer in a call is right for sizes that are such multiples as in the example alone."""
+    inside = set(event.nodes())
+    joined = (s.region.form.joined for s in unit.surgery.sites if s.region.value in inside)
+    return any(j is not None and any(size is not None for size in j.sizes()) for j in joined)
 
 
 def _of_rank(event: Event, unit: Unit, node: fx.Node, rank: int, size: int) -> list[tuple[int, ...]]:

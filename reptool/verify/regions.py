@@ -58,7 +58,7 @@ def checked_unit(unit: Unit, verify: Verify) -> tuple[Checked, GivenUp]:
 def _checked(unit: Unit, site: Site, verify: Verify) -> tuple[Measured | None, Tensor, Tensor | None] | Refusal:
     assert site.place is not None
     region, kernel = site.region, site.region.form.kernel()
-    made = site.cast or (values(kernel, site.place) if isinstance(kernel, Kernel) else kernel)
+    made = site.cast or (values(kernel, site.place, region.form.parts) if isinstance(kernel, Kernel) else kernel)
     found: Measured | Refusal | None = made if isinstance(made, Refusal) else None
     if verify and not isinstance(made, Refusal):
         rank = unit.facts.rank(region.root)

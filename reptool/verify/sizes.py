@@ -10,16 +10,17 @@ Values are between 0.5 and 1 in size, with random signs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
+from math import lcm, prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from reptool.algebra.budget import BYTES, check_bytes, smallest_size
 from reptool.algebra.kernel import Axis, Kernel
 from reptool.ir.ops import Affine, Op
 from reptool.plan.forms import Form
+from reptool.plan.resolutions.joined import Joined
 
 MAX_SIZES = 4
 BATCH = 2
@@ -104,3 +105,28 @@ def numbers_of(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Random numbers with which every weight shows."""
     x = torch.rand(list(shape), dtype=torch.float64, generator=generator)
     return torch.where(x < 0.5, x - 1, x)  # -1 to -0.5, and 0.5 to 1
+
+
+def several_made_up(joined: Joined, size: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Values that upsampled have `size` positions, times the factors of all.
+
+    Args:
+        joined: what stands side by side.
+        size: of the smallest.
+        generator: of the numbers.
+    """
+    each = [lcm(*along) for along in zip(*joined.factors, strict=True)]
+    made: dict[fx.Node, Tensor] = {}
+    for part in joined.parts:
+        own = [n * e // f for n, e, f in zip(size, each, part.factors, strict=True)]
+        for i, (first, end) in zip(part.which, part.channels, strict=True):
+            made.setdefault(joined.values[i], numbers_of([BATCH, end - first, *own], generator))
+    return tuple(made[v] for v in joined.values)
+
+
+def upsampled(joined: Joined, node: fx.Node, x: Tensor) -> Tensor:
+    """What an upsampling that is told its size gives where that is as many times as large as in the example."""
+    factors = joined.factors[joined.ups.index(node)]
+    size = [n * f for n, f in zip(x.shape[2:], factors, strict=True)]
+    mode = node.kwargs.get("mode", node.args[3] if len(node.args) > 3 else "nearest")
+    return nn.functional.interpolate(x, size=size, mode=str(mode))

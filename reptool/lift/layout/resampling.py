@@ -16,9 +16,10 @@ import numpy as np
 import torch.nn.functional as F
 from torch import fx, nn
 
-from reptool.algebra.kernel import Axis, Border, Kernel, identity
+from reptool.algebra.kernel import identity
 from reptool.algebra.resampling import Resampling
-from reptool.fusions.resampling.upsample_conv import upsample_kernel
+from reptool.algebra.side_by_side import repeating
+from reptool.ir.nodes import name_of
 from reptool.ir.ops import Affine
 from reptool.lift.layout.orders import repeat_interleave
 from reptool.lift.layout.unchanged import unchanged_function, unchanged_module
@@ -76,10 +77,21 @@ def _upsampled(node: fx.Node, given: Any, settings: Mapping[str, Any], ctx: Cont
     if not isinstance(factors, str):
         return _repeating(node, source, factors, moves)
     left = Refusal(Code.RESAMPLING, factors, (node.name,)) if ctx.expected(node, rank - 2) is not None else None
-    if moves is None:
+    if moves is None and told_size(node) is None:
         return left
     kernel = identity().with_axes(rank - 2)
     return fixed(node, source, kernel, paradigm="resample", cost=1, resampling=moves, moves=True, left=left)
+
+
+def told_size(node: fx.Node) -> Any:
+    """The size that a call of `interpolate` is told to give by nearest upsampling; None for anything else."""
+    if node.op != "call_function" or name_of(node) != "interpolate":
+        return None
+    found = arguments(node, ("input", *_ARGUMENTS), dict.fromkeys(_ARGUMENTS))
+    if found is None or found["mode"] not in (None, *_NEAREST) or found["size"] is None:
+        return None
+    plain = found["scale_factor"] is None and not (found["antialias"] or found["align_corners"])
+    return found["size"] if plain and not found["recompute_scale_factor"] else None
 
 
 def _resampling(settings: Mapping[str, Any]) -> Resampling | None:
@@ -98,11 +110,7 @@ def _repeating(
     node: fx.Node, source: fx.Node | None, factors: Sequence[int], moves: Resampling | None = None
 ) -> Lifted:  # fmt: skip
     """Every position as often as these factors say, axis by axis."""
-    ones, none = (1,) * len(factors), (0,) * len(factors)
-    axes = tuple(Axis(f, 1, 1, 0, 0, Border.UNKNOWN) for f in factors)
-    key = (tuple(factors), tuple(factors), none, none, ones)
-    kernel = Kernel(None, axes, upsample_kernel(1, factors), transposed=key)
-    return fixed(node, source, kernel, paradigm="upsample", resampling=moves)
+    return fixed(node, source, repeating(factors), paradigm="upsample", resampling=moves)
 
 
 def _factors(settings: Mapping[str, Any], axes: int) -> Sequence[int] | str:

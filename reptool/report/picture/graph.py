@@ -67,11 +67,11 @@ class _Drawing:
         self.shown = [n for n in unit.trace.graph.nodes if _is_value(n, asks)]
         self.region: dict[fx.Node, int] = {}  # of a value that a layer computes
         self.inside: dict[fx.Node, int] = {}
-        self.root: dict[int, fx.Node] = {}
+        self.reads: dict[int, tuple[fx.Node, ...]] = {}
         for site in unit.surgery.sites:
             index = self.layers.index(layer_name(unit, site))
             self.region[site.region.value] = index
-            self.root.setdefault(index, site.region.root)
+            self.reads.setdefault(index, site.region.form.reads)
             self.inside |= {n: index for n in site.region.form.ops if n not in self.inside}
         self.refused = {n: f"{r.code.value}: {r.sentence}" for n, r in unit.refusals.items()}
 
@@ -95,7 +95,7 @@ class _Drawing:
         made: list[Operation] = []
         for node in stays:
             region = self.region.get(node)
-            read = [self.root[region]] if region is not None else node.all_input_nodes
+            read = self.reads[region] if region is not None else node.all_input_nodes
             sources = sorted({i for n in read for i in self._run(n, index, last) if i < len(made)})
             if region is not None:
                 made.append(Operation(self.kinds[region], self.layers[region], sources, region))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,12 +10,14 @@ from torch import fx, nn
 
 from reptool.ir.aliasing import Reads
 from reptool.ir.kinds.asked import asks_kinds
-from reptool.ir.nodes import is_inert, name_of
+from reptool.ir.nodes import is_inert, is_size_like, metadata_read, name_of
 from reptool.ir.trace import Event, all_events, questions_of
 from reptool.ir.walk import nodes_in
+from reptool.plan.resolutions.joined import Joined
 from reptool.rewrite.codegen.edits import Edits, is_dead
 from reptool.rewrite.codegen.values import Values
 from reptool.rewrite.constants import CannotCutError
+from reptool.runtime.layers.side_by_side import side_by_side
 
 
 class Body(Values):
@@ -64,6 +67,8 @@ class Body(Values):
             return
         if node in self.edits.layers:
             self._layer(node)
+        elif node in self.edits.joined:
+            self._side_by_side(self.edits.joined[node])
         elif node in self.edits.bypass:
             self.map[node] = self.lookup(node, self.edits.bypass[node])
             if node in self.edits.promoted:
@@ -91,6 +96,27 @@ class Body(Values):
             source = self.graph.call_function(nn.functional.pad, (source, list(outer), constants["outer_mode"]))
         rest = {k: v for k, v in constants.items() if not k.startswith("outer") and k != "cast"}
         self.map[node] = self.made("call_function", function, (source, *read), rest, "tensor")
+
+    def _side_by_side(self, joined: Joined) -> None:
+        """Values of several resolutions as they are, with the sizes that upsampling them is told to give."""
+        given = []
+        for value, up in zip(joined.values, joined.ups, strict=True):
+            read = up if up is not None and up in self.map else value
+            given.append(self.lookup(joined.node if read is up or up is None else up, read))
+        sizes = []
+        for up, size in zip(joined.ups, joined.sizes(), strict=True):
+            held = None if up is None else fx.node.map_arg(size, partial(self._number, up))
+            sizes.append(tuple(held) if isinstance(held, list) else held)
+        args = (tuple(given), joined.factors, tuple(sizes))
+        self.map[joined.node] = self.made("call_function", side_by_side, args, {}, "sequence")
+
+    def _number(self, user: fx.Node, node: fx.Node) -> Any:
+        """A size that code asked for, which is asked for here where that is code of a method that runs no more."""
+        if node not in self.map and (metadata_read(node) or is_size_like(node)):
+            for read in node.all_input_nodes:
+                self._number(node, read)
+            self.copy(node)
+        return self.lookup(user, node)
 
     def _beside(self, node: fx.Node, weight: str, bias: str | None, at: dict[str, int]) -> None:
         """A layer that reads other values as well: the same call, with other values at these places."""

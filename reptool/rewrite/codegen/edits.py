@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from reptool.ir.nodes import is_inert
 from reptool.ir.trace import Event, all_events
 from reptool.passages.norm_affine import Bare
+from reptool.plan.resolutions.joined import Joined
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Edits:
         layers: functional layer node -> arguments of its replacement ``(function, attribute names, constants)``.
         promoted: left-out arithmetic on an input, which made floating-point numbers of integers.
         bare: norms that are called without their scale and shift.
+        joined: what gives values side by side at one resolution, and now gives them as they are.
         omitted: calls that are made no more, since they would give back what they are given.
     """
 
@@ -34,6 +36,7 @@ class Edits:
     constants: dict[str, Tensor] = field(default_factory=dict)
     promoted: set[fx.Node] = field(default_factory=set)
     bare: dict[fx.Node, Bare] = field(default_factory=dict)
+    joined: dict[fx.Node, Joined] = field(default_factory=dict)
     omitted: set[Event] = field(default_factory=set)
 
 
@@ -54,7 +57,7 @@ def gives_back(event: Event, edits: Edits) -> bool:
     if event.parent is None or any(e.hooked or e.questions or e.effects or e.settings for e in calls):
         return False
     inner = [n for n in event.nodes() if not n.meta["const"] and not is_inert(n)]
-    kept = edits.layers.keys() | edits.promoted
+    kept = edits.layers.keys() | edits.promoted | edits.joined.keys()
     output = event.output
     if not inner or any(n not in edits.dead and (n not in edits.bypass or n in kept) for n in inner):
         return False

@@ -136,7 +136,7 @@ class Values:
                 raise CannotCutError(f"it reads {named(node)}, which was written in place elsewhere")
         if node in self.map:
             return self.map[node]
-        if node in self.edits.bypass and node not in self.edits.layers:
+        if node in self.edits.bypass and node not in self.edits.layers.keys() | self.edits.joined.keys():
             return self.lookup(user, self.edits.bypass[node])
         if node.meta["const"]:
             return self._constant(node)

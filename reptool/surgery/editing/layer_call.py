@@ -48,6 +48,8 @@ def call_of(traced: Traced, site: Site) -> tuple[Any, tuple[str, str | None], di
 
 def rank_held(traced: Traced, site: Site) -> int | None:
     """The rank of its input for which alone a region is right; behind a view to sizes in a list, every one is."""
+    if site.region.form.joined is not None:
+        return None  # what hands on the values looks after that
     rank, ops, position = traced.found.facts.rank(site.region.root), traced.found.ops, traced.reads.position
     sized = [position[n] for n in site.region.form.ops if isinstance(v := ops[n], View) and v.given is not None]
     for node in site.region.form.ops:

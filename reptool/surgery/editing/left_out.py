@@ -8,6 +8,7 @@ from reptool.ir.nodes import DIVISIONS, is_inert, is_size_like, name_of
 from reptool.ir.ops import Affine, Concat, Op, Pieces, Stack, Sum, View
 from reptool.passages.own_affines import Behind
 from reptool.passages.spread import origin
+from reptool.plan.resolutions.joined import Joined
 from reptool.surgery.editing.draft import Draft
 from reptool.surgery.editing.layer_call import call_of, rank_held, takes
 from reptool.surgery.placing.term import kept_whole, term_of
@@ -35,6 +36,8 @@ def leave_out(draft: Draft, site: Site) -> None:
             draft.edits.dead.add(node)
             if node.op == "call_module" and draft.found.ops[node].owners:
                 draft.surgery.identities[str(node.target)] = "absorbed"
+    if site.region.form.joined is not None:
+        _hand_on(draft, site.region.form.joined)
     op = draft.found.ops[site.carrier]
     rank = rank_held(draft.traced, site)
     if rank is not None and (path := site.slot if site.slot is not None else takes(site)) is not None:
@@ -42,6 +45,15 @@ def leave_out(draft: Draft, site: Site) -> None:
     if site.slot is None and not site.in_place:
         draft.edits.bypass[site.carrier] = op.sources[0]
         draft.edits.layers[site.carrier] = call_of(draft.traced, site)
+
+
+def _hand_on(draft: Draft, joined: Joined) -> None:
+    """Values side by side are handed on as they are, by what brought them to one resolution."""
+    draft.edits.joined[joined.node] = joined
+    for value, up in zip(joined.values, joined.ups, strict=True):
+        if up is not None and up is not joined.node:
+            draft.edits.dead.discard(up)
+            draft.edits.bypass[up] = value
 
 
 def _bypass(draft: Draft, site: Site, node: fx.Node) -> None:

@@ -91,7 +91,7 @@ def _is_bypass(draft: Draft, event: Event) -> bool:
     nodes = [n for n in event.nodes() if not n.meta["const"] and not is_inert(n)]
     if not nodes or not all(n in draft.edits.bypass and n not in draft.edits.layers for n in nodes):
         return False
-    if not draft.edits.promoted.isdisjoint(nodes):
+    if not draft.edits.promoted.isdisjoint(nodes) or not draft.edits.joined.keys().isdisjoint(nodes):
         return False
     return any(_owners(draft.traced, n) for n in nodes) and any(n.op != "call_module" for n in nodes)
 

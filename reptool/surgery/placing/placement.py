@@ -19,6 +19,7 @@ from reptool.rewrite.lower import Geometry, Place, geometry_of, layer_of
 from reptool.surgery.placing.asked import asked_around, event_inputs
 from reptool.surgery.placing.dtypes import dtypes_refused
 from reptool.surgery.placing.functional import functional, weight_of
+from reptool.surgery.placing.side_by_side import handed_on
 from reptool.surgery.placing.term import needed_there
 from reptool.surgery.placing.way import carriers, way_of, written_between
 from reptool.surgery.site import Site
@@ -86,7 +87,7 @@ def placed(traced: Traced, region: Region, carrier: fx.Node, shape: Geometry) ->
         sentence = "a layer that is told what size to give is called by itself, or with what keeps that size"
         return Refusal(Code.METHOD, sentence, (carrier.name,))
     site = Site(region, carrier, None, shape, False, way, dead)
-    written = written_between(traced, region, way, carrier) or needed_there(traced, site)
+    written = written_between(traced, region, way, carrier) or needed_there(traced, site) or handed_on(traced, site)
     if written is not None:
         return written
     if carrier.op == "call_module":
@@ -108,8 +109,8 @@ def placed(traced: Traced, region: Region, carrier: fx.Node, shape: Geometry) ->
         weight = weight_of(carrier, traced.found)
         assert weight is not None
         return replace(site, slot=event.path, event=event, place=Place.of(weight))
-    if shape.before or shape.behind:
-        sentence = "a layer with resampling beside it stands in the place of a module, and this one is a function"
+    if shape.before or shape.behind or shape.parts:
+        sentence = "a layer of several resolutions stands in the place of a module, and this one is a function"
         return Refusal(Code.METHOD, sentence, (carrier.name,))
     return functional(traced, site)
 

@@ -42,7 +42,8 @@ def _check_site(traced: Traced, site: Site, absorbed: dict[fx.Node, list[Site]],
     signature = traced.signature(site)
     for node in (*site.onpath, *site.dead, site.carrier):
         op = traced.found.ops[node]
-        changes = bool(op.owners) or node is site.carrier
+        joined = site.region.form.joined
+        changes = bool(op.owners) or node is site.carrier or (joined is not None and node in joined.ops)
         if changes and node in live:
             return _read_elsewhere(traced, "the output of a layer that would go away", node, absorbed)
         if not op.owners and node in live and node not in site.onpath:

@@ -51,6 +51,10 @@ def written_between(traced: Traced, region: Region, way: list[fx.Node], carrier:
     first = min(readers, default=0)
     if traced.reads.written_between(region.root, first, position[carrier]):
         return Refusal(Code.MUTATED, "the value read is written in place before the layer runs", (region.root.name,))
+    for value in region.form.reads[1:]:
+        first = min((position[n] for n in region.form.ops if value in traced.found.ops[n].sources), default=0)
+        if traced.reads.written_between(value, first, position[carrier]):
+            return Refusal(Code.MUTATED, "a value read is written in place before the layer runs", (value.name,))
     for node in region.form.ops:
         written = traced.reads.mutates.get(node)
         if written is None:

@@ -1,0 +1,1 @@
+"""Values of several resolutions that one layer reads."""
