@@ -8,15 +8,16 @@ from torch import nn
 
 from reptool.testing import assert_collapses, count_operations
 from tests.blocks.options import Option, all_options, rep_next_block_options
+from tests.sparse import sparse
 
-CHUNK = 25
-OPTIONS = list(all_options())
+PARTS = 18
 
 
-@pytest.mark.parametrize("first", range(0, len(OPTIONS), CHUNK), ids=lambda i: f"{i}-{OPTIONS[i].id.split('-')[0]}")
-def test_every_option_becomes_one_convolution(first: int) -> None:
+@pytest.mark.parametrize("part", sparse(range(PARTS)))
+def test_every_option_becomes_one_convolution(part: int) -> None:
+    """Each part holds options of all blocks."""
     failures = []
-    for option in OPTIONS[first : first + CHUNK]:
+    for option in list(all_options())[part::PARTS]:
         try:
             assert_collapses(option.build(), option.inputs())
         except AssertionError as error:  # noqa: PERF203 - all of them are told

@@ -17,16 +17,13 @@ from tests.fuzz import Mismatch, Tally, _check_float32, check, conditioning, mai
 from tests.network_blocks import BLOCKS
 from tests.network_text import STEPS
 from tests.networks import build, network_source, random_network
+from tests.sparse import sparse
 
 COUNT, CHUNK = 300, 10
-QUICK = 100
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize(
-    "first",
-    [pytest.param(first, marks=[pytest.mark.slow] if first >= QUICK else []) for first in range(0, COUNT, CHUNK)],
-)
+@pytest.mark.parametrize("first", sparse(range(0, COUNT, CHUNK)))
 def test_deployed_networks_compute_what_the_originals_compute(first: int) -> None:
     tally, failures = run(range(first, first + CHUNK))
     assert not failures, "\n\n".join(failures)

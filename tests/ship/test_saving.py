@@ -27,6 +27,7 @@ from reptool.testing import randomize
 from tests.ir.test_decisions import BY_VALUES
 from tests.networks import build as built_from
 from tests.networks import network_source, random_network
+from tests.sparse import sparse
 
 IMAGES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 
@@ -90,7 +91,7 @@ def test_what_is_loaded_gives_the_same(name: str, shown: bool, tmp_path: Path) -
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize("first", range(0, 60, 10))
+@pytest.mark.parametrize("first", sparse(range(0, 60, 10)))
 def test_random_networks_are_loaded_as_they_were_or_refused(first: int, tmp_path: Path) -> None:
     loads = 0
     for seed in range(first, first + 10):
