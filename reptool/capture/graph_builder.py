@@ -85,6 +85,7 @@ class Writing:
         self.named: frozenset[str] = frozenset()  # paths the caller says are affine: not opened
         self.own_functions: Sequence[FunctionType] = ()  # what a user's rule reads: not followed
         self.wrapped: list[tuple[nn.Module, str]] = []  # methods that stand behind a recorder for now
+        self.written: list[tuple[nn.Module, str, Any]] = []  # attributes that hold symbolic values for now, with theirs
         self.unanswered: Exception | None = None
         self.unsettled: dict[int, str] = {}  # layers that the code itself sets -> an attribute it writes
         self.modes: dict[tuple[Event, frozenset[fx.Node]], bool] = {}  # calls whose mode decides nothing, once asked

@@ -11,6 +11,7 @@ import dis
 import inspect
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,121 @@ _INSIDE: Any = torch.autograd.function._SingleLevelFunction
 """Where every `apply` of an autograd function ends up, also one that was stored earlier (``swish = Swish.apply``)."""
 
 
+LOCK = threading.RLock()
+"""Held while anything is patched."""
+
+
+class _Patched:
+    """Who traces, innermost last, and whether the methods of `nn.Module` stay replaced between two traces."""
+
+    def __init__(self) -> None:
+        self.recorders: list[Recorder] = []
+        self.stays = 0
+
+    def tracing(self) -> Recorder | None:
+        """The recorder that the model's code reports to, None where it is not the model's code that runs."""
+        for recorder in reversed(self.recorders):
+            if recorder.tracing:
+                return recorder
+        return None
+
+
+_NOW = _Patched()
+
+
+@contextmanager
+def between_traces() -> Iterator[None]:
+    """For traces one after another: what is dear to replace stays replaced from one to the next, and does nothing.
+
+    Whatever replaces the special methods of `nn.Module` tells every class of modules of it, which takes longer than the
+    trace of a method.
+    """
+    with LOCK, _modules_patched():
+        _NOW.stays += 1
+        try:
+            yield
+        finally:
+            _NOW.stays -= 1
+
+
+@contextmanager
+def _modules_patched() -> Iterator[None]:  # long: one function for each special method
+    """Calls, reads and writes of modules go through the recorder that traces."""
+    if _NOW.stays:
+        yield
+        return
+    call, read, write, look = (
+        nn.Module.__call__, nn.Module.__getattr__, nn.Module.__setattr__, nn.Module.__getattribute__,
+    )  # fmt: skip
+
+    def traced_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        recorder = _NOW.tracing()
+        return call(self, *args, **kwargs) if recorder is None else recorder.call_module(self, args, kwargs)
+
+    def traced_attribute(self: nn.Module, name: str) -> Any:
+        value = look(self, name)
+        if name not in STRUCTURE and (recorder := _NOW.tracing()) is not None:
+            _seen(recorder, self, name, value, sys._getframe(1))
+        return value
+
+    def traced_read(self: nn.Module, name: str) -> Any:
+        recorder = _NOW.tracing()
+        try:
+            found = read(self, name)
+        except AttributeError:
+            if recorder is not None:
+                _seen(recorder, self, name, ABSENT, sys._getframe(1))
+            raise
+        if recorder is None:
+            return found
+        if found is None:
+            if name not in self._parameters:
+                _seen(recorder, self, name, None, sys._getframe(1))
+            elif not _is_torchs(sys._getframe(1)):
+                recorder.peek(self, lacks=True)
+        if isinstance(found, Tensor) and (name in self._parameters or name in self._buffers):
+            return recorder.parameter(self, name, found)
+        return found
+
+    def traced_write(self: nn.Module, name: str, value: Any) -> None:
+        recorder = _NOW.tracing()
+        if recorder is None or not _is_kept(recorder, self, name, value, sys._getframe(1)):
+            write(self, name, value)
+
+    new = {
+        "__call__": traced_call, "__getattr__": traced_read, "__getattribute__": traced_attribute,
+        "__setattr__": traced_write, "__delattr__": _not_deleted(nn.Module.__delattr__),
+    }  # fmt: skip
+    old = {name: vars(nn.Module).get(name, _NOW) for name in new}
+    try:
+        for name, function in new.items():
+            setattr(nn.Module, name, function)
+        yield
+    finally:
+        for name, function in old.items():
+            delattr(nn.Module, name) if function is _NOW else setattr(nn.Module, name, function)
+
+
+def _is_kept(recorder: Recorder, module: nn.Module, name: str, value: Any, frame: Any) -> bool:
+    """Whether code writes a symbolic value into a module: that is done here, and undone after the run."""
+    event = recorder.stack[-1]
+    kept = list(nodes_in(value))
+    if isinstance(value, nn.Module) and module._modules.get(name) is not value:
+        raise Unanswerable(f"the forward puts another module in the place of {name!r}")
+    if callable(value) and not isinstance(value, nn.Module) and callable(getattr(type(module), name, None)):
+        raise recorder.refused(Unanswerable(f"the forward puts another function in the place of {name!r}"))
+    if _reads_attribute(frame.f_code, name):
+        event.questions.append(Question("own state", name, None))
+    if stock_forward(module) and not _is_set_to(module, name, value):
+        recorder.unsettled.setdefault(id(module), name)
+    if kept:
+        recorder.escapes.update(kept)
+        event.effects.append(f"writes the attribute {name!r}")
+        recorder.written.append((module, name, vars(module).get(name, ABSENT)))
+        object.__setattr__(module, name, value)
+    return bool(kept)
+
+
 @contextmanager
 def patched(recorder: Recorder) -> Iterator[None]:  # long: the patches, one after another, share what they save
     """While tracing: module calls, parameter reads, attribute writes and a few functions go through the recorder.
@@ -67,57 +183,7 @@ def patched(recorder: Recorder) -> Iterator[None]:  # long: the patches, one aft
     The patches stand for the whole process; what other threads run meanwhile, and what runs while the recorder is not
     tracing, gets the functions as they were.
     """
-    call, read, write = nn.Module.__call__, nn.Module.__getattr__, nn.Module.__setattr__
     saved: list[tuple[Any, str, Any]] = []
-
-    def traced_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return recorder.call_module(self, args, kwargs) if recorder.tracing else call(self, *args, **kwargs)
-
-    look = nn.Module.__getattribute__
-
-    def traced_attribute(self: nn.Module, name: str) -> Any:
-        value = look(self, name)
-        if name not in STRUCTURE and recorder.tracing:
-            _seen(recorder, self, name, value, sys._getframe(1))
-        return value
-
-    def traced_read(self: nn.Module, name: str) -> Any:
-        try:
-            found = read(self, name)
-        except AttributeError:
-            if recorder.tracing:
-                _seen(recorder, self, name, ABSENT, sys._getframe(1))
-            raise
-        if found is None and recorder.tracing:
-            if name not in self._parameters:
-                _seen(recorder, self, name, None, sys._getframe(1))
-            elif not _is_torchs(sys._getframe(1)):
-                recorder.peek(self, lacks=True)
-        if isinstance(found, Tensor) and recorder.tracing and (name in self._parameters or name in self._buffers):
-            return recorder.parameter(self, name, found)
-        return found
-
-    written: list[tuple[nn.Module, str, Any]] = []
-
-    def traced_write(self: nn.Module, name: str, value: Any) -> None:
-        if recorder.tracing:
-            event = recorder.stack[-1]
-            kept = list(nodes_in(value))
-            if isinstance(value, nn.Module) and self._modules.get(name) is not value:
-                raise Unanswerable(f"the forward puts another module in the place of {name!r}")
-            if callable(value) and not isinstance(value, nn.Module) and callable(getattr(type(self), name, None)):
-                raise recorder.refused(Unanswerable(f"the forward puts another function in the place of {name!r}"))
-            if _reads_attribute(sys._getframe(1).f_code, name):
-                event.questions.append(Question("own state", name, None))
-            if stock_forward(self) and not _is_set_to(self, name, value):
-                recorder.unsettled.setdefault(id(self), name)
-            if kept:
-                recorder.escapes.update(kept)
-                event.effects.append(f"writes the attribute {name!r}")
-                written.append((self, name, vars(self).get(name, written)))
-                object.__setattr__(self, name, value)
-                return
-        write(self, name, value)
 
     def replace(owner: Any, name: str, new: Any) -> None:
         saved.append((owner, name, vars(owner).get(name, saved)))
@@ -156,42 +222,41 @@ def patched(recorder: Recorder) -> Iterator[None]:  # long: the patches, one aft
             recorder.peek(value)
         return instance(value, kinds)
 
-    try:
-        for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
-            replace(norm, "_check_input_dim", _unchecked(recorder, norm._check_input_dim))
-        replace(nn.Module, "__call__", traced_call)
-        replace(nn.Module, "__getattr__", traced_read)
-        replace(nn.Module, "__getattribute__", traced_attribute)
-        replace(nn.Module, "__setattr__", traced_write)
-        replace(nn.Module, "__delattr__", _not_deleted(recorder, nn.Module.__delattr__))
-        for cls in sorted(recorder.callers, key=lambda c: c.__qualname__):
-            replace(cls, "__call__", traced_call)
-        for name in ("named_parameters", "named_buffers"):
-            replace(nn.Module, name, _listing(recorder, getattr(nn.Module, name)))
-        replace(nn.Module, "state_dict", _withheld(recorder, nn.Module.state_dict))
-        replace(torch.jit.ScriptFunction, "__call__", _compiled(recorder, torch.jit.ScriptFunction.__call__))
-        checkpoint = torch.utils.checkpoint
-        replace(checkpoint, "_checkpoint_without_reentrant_generator", _not_kept(recorder))
-        replace(checkpoint, "CheckpointFunction", _at_once(recorder))
-        replace(_INSIDE, "apply", _followed_by(recorder))
-        for name in DRAWS:
-            replace(torch, name, drawn(getattr(torch, name)))
-        for name in _MODES:
-            replace(torch, name, asked(getattr(torch, name)))
-        for name in (*_FACTORIES, *_SCALARS):
-            replace(torch, name, lifted(getattr(torch, name)))
-        replace(torch.nested, "nested_tensor", lifted(torch.nested.nested_tensor))
-        for name in _MATH:
-            replace(math, name, lifted(getattr(math, name)))
-        for name in ("max", "min"):
-            replace(builtins, name, lifted(getattr(builtins, name)))
-        replace(builtins, "isinstance", asked_type)
-        yield
-    finally:
-        for owner, name, old in reversed(saved):
-            delattr(owner, name) if old is saved else setattr(owner, name, old)
-        for module, name, old in reversed(written):  # the next run finds the model as it was
-            vars(module).pop(name, None) if old is written else vars(module).__setitem__(name, old)
+    with _modules_patched():
+        _NOW.recorders.append(recorder)
+        try:
+            for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+                replace(norm, "_check_input_dim", _unchecked(recorder, norm._check_input_dim))
+            for cls in sorted(recorder.callers, key=lambda c: c.__qualname__):
+                replace(cls, "__call__", nn.Module.__call__)
+            for name in ("named_parameters", "named_buffers"):
+                replace(nn.Module, name, _listing(recorder, getattr(nn.Module, name)))
+            replace(nn.Module, "state_dict", _withheld(recorder, nn.Module.state_dict))
+            replace(torch.jit.ScriptFunction, "__call__", _compiled(recorder, torch.jit.ScriptFunction.__call__))
+            checkpoint = torch.utils.checkpoint
+            replace(checkpoint, "_checkpoint_without_reentrant_generator", _not_kept(recorder))
+            replace(checkpoint, "CheckpointFunction", _at_once(recorder))
+            replace(_INSIDE, "apply", _followed_by(recorder))
+            for name in DRAWS:
+                replace(torch, name, drawn(getattr(torch, name)))
+            for name in _MODES:
+                replace(torch, name, asked(getattr(torch, name)))
+            for name in (*_FACTORIES, *_SCALARS):
+                replace(torch, name, lifted(getattr(torch, name)))
+            replace(torch.nested, "nested_tensor", lifted(torch.nested.nested_tensor))
+            for name in _MATH:
+                replace(math, name, lifted(getattr(math, name)))
+            for name in ("max", "min"):
+                replace(builtins, name, lifted(getattr(builtins, name)))
+            replace(builtins, "isinstance", asked_type)
+            yield
+        finally:
+            _NOW.recorders.remove(recorder)
+            for owner, name, old in reversed(saved):
+                delattr(owner, name) if old is saved else setattr(owner, name, old)
+            for module, name, old in reversed(recorder.written):  # the next run finds the model as it was
+                vars(module).pop(name, None) if old is ABSENT else vars(module).__setitem__(name, old)
+            recorder.written.clear()
 
 
 def _is_torchs(frame: Any) -> bool:
@@ -280,11 +345,11 @@ def _listing(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., 
     return listing
 
 
-def _not_deleted(recorder: Recorder, delete: Callable[..., Any]) -> Callable[..., Any]:
+def _not_deleted(delete: Callable[..., Any]) -> Callable[..., Any]:
     """What a forward takes away from a module would be missing in the next run."""
 
     def deleted(self: nn.Module, name: str) -> None:
-        if recorder.tracing and name in {**self._parameters, **self._buffers, **self._modules}:
+        if _NOW.tracing() is not None and name in {**self._parameters, **self._buffers, **self._modules}:
             raise Unanswerable(f"the forward deletes {name!r} of a module")
         delete(self, name)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -20,7 +19,7 @@ from torch import fx, nn
 
 from reptool.capture.graph_builder import Writing
 from reptool.capture.own_functions import intercepted
-from reptool.capture.patching import WATCHED, patched
+from reptool.capture.patching import LOCK, WATCHED, patched
 from reptool.capture.side_effects import kept_outside, written_constants, written_contents
 from reptool.capture.symbolic import Symbolic
 from reptool.ir.nodes import barrier
@@ -44,7 +43,6 @@ from reptool.runtime.containers import mapped
 from reptool.runtime.gates.calls import MACHINERY, first_argument, kind_of, method_of
 
 MAX_DEPTH = 120
-_LOCK = threading.RLock()
 
 
 class Recorder(Writing):
@@ -264,7 +262,7 @@ class Recorder(Writing):
     def _walked(self, top: Event, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run the code."""
         module = top.module
-        with _LOCK, patched(self), intercepted(self), users_device():
+        with LOCK, patched(self), intercepted(self), users_device():
             self.active = True
             try:
                 self._ask_for_errors(top)

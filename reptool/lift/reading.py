@@ -49,6 +49,8 @@ class Context:
         self._rank, self._moved = rank, 0
         self.batch = 1
         self.asked = False
+        self.ends: dict[tuple[fx.Node, int], Any] = {}  # of axes of values, once followed: see `layout.sizes`
+        self._others: dict[tuple[int, bool], Context] = {}
 
     def rank(self, node: fx.Node) -> int | None:
         """Number of dimensions of a value, None when unknown."""
@@ -62,9 +64,10 @@ class Context:
 
     def at_ranks(self, moved: int, batched: bool) -> Context:
         """The same as if every value had so many dimensions more; `batched` ones have no batch then."""
-        other = copy(self)
-        other._moved, other.batch = moved, 1 - batched
-        return other
+        if (moved, batched) not in self._others:
+            other = self._others[moved, batched] = copy(self)
+            other._moved, other.batch, other.ends = moved, 1 - batched, {}
+        return self._others[moved, batched]
 
 
 def source_of(node: fx.Node, source: Any, ctx: Context) -> fx.Node | None:

@@ -15,6 +15,7 @@ import types
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 import numpy
@@ -53,8 +54,13 @@ def run_as_given(model: nn.Module, copies: dict[int, Any], run: Callable[[nn.Mod
             restore()
 
 
-def put_back(model: nn.Module) -> Callable[[], None] | None:
+def put_back(model: nn.Module, alone: bool = False) -> Callable[[], None] | None:
     """How to put back what code changed of a model, but for the numbers of its tensors; None where that is not known.
+
+    Args:
+        model: the model, or a part of one.
+        alone: whether this has to be all that code of the part can get at through it: None where it may hold a way to
+            something else in a function, a method or a reference.
 
     >>> linear = nn.Linear(2, 2)
     >>> restore = put_back(linear)
@@ -66,7 +72,7 @@ def put_back(model: nn.Module) -> Callable[[], None] | None:
     copies: dict[int, Any] = {}
     shallow_copy(model, copies)
     try:
-        states = _states(model, copies)
+        states = _states(model, copies, alone)
     except Exception:  # a symbolic value that a run left behind
         return None
 
@@ -78,16 +84,20 @@ def put_back(model: nn.Module) -> Callable[[], None] | None:
 
 
 def _states(
-    model: nn.Module, copies: dict[int, Any]
+    model: nn.Module, copies: dict[int, Any], alone: bool = False
 ) -> list[Callable[[], None]] | None:  # long: a case for each sort of object
-    """How to put everything back that the model holds, None where that is not known."""
+    """How to put everything back that the model holds, None where that is not known, or, if `alone`, is not all."""
     found: list[Callable[[], None]] = []
     seen: set[int] = set()
     queue: deque[Any] = deque([model])
     while queue:
         value = queue.popleft()
         same = copies.get(id(value))
-        if id(value) in seen or isinstance(value, _ATOMS):
+        if id(value) in seen:
+            continue
+        if isinstance(value, _ATOMS):
+            if alone and not _leads_nowhere(value):
+                return None
             continue
         seen.add(id(value))
         if isinstance(value, nn.Module):
@@ -95,12 +105,16 @@ def _states(
                 return None
             found.append(functools.partial(_set_class, value, type(value)))
         elif isinstance(value, Tensor):
+            if alone and vars(value):
+                return None
             found.append(_tensor_state(value, same))
             continue
         elif isinstance(value, tuple | frozenset):
             queue.extend(value)
             continue
         elif same is None or same is value:  # a resource, or nothing that can be copied: nobody's value
+            if alone:
+                return None
             continue
         elif isinstance(value, numpy.ndarray) and value.dtype != object:
             found.append(functools.partial(_set_array, value, same))
@@ -120,6 +134,17 @@ def _states(
     return found
 
 
+def _leads_nowhere(value: Any) -> bool:
+    """Whether code gets at no object of a model through a value that is not looked into."""
+    if isinstance(value, types.FunctionType):
+        held = (value.__closure__, value.__kwdefaults__, vars(value).get("__wrapped__"))
+        return not any(held) and all(isinstance(v, _PLAIN) for v in value.__defaults__ or ())
+    if isinstance(value, types.BuiltinFunctionType):
+        return isinstance(value.__self__, type(None) | types.ModuleType)
+    return not isinstance(value, types.MethodType | functools.partial | weakref.ref | fx.Graph)
+
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device)
 _MUTABLE = (dict, list, set, deque)
 
 
@@ -148,14 +173,13 @@ def _set_array(array: Any, same: Any) -> None:
 def _contents(value: Any) -> Callable[[], None]:
     """How to put back what a container holds; one that was not changed is not touched."""
     if isinstance(value, dict):
-        kind, held = (OrderedDict if isinstance(value, OrderedDict) else dict), list(value.items())
-
-        ids = [*map(id, value), *map(id, value.values())]  # of what `held` keeps alive
+        kind, keys, held = (OrderedDict if isinstance(value, OrderedDict) else dict), list(value), list(value.values())
 
         def items() -> None:
-            if len(value) != len(held) or (held and ids != [*map(id, value), *map(id, value.values())]):
+            same = len(value) == len(keys) and all(map(is_, value, keys)) and all(map(is_, value.values(), held))
+            if not same:
                 kind.clear(value)
-                for key, item in held:
+                for key, item in zip(keys, held, strict=True):
                     kind.__setitem__(value, key, item)
 
         return items

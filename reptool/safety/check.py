@@ -68,8 +68,9 @@ class Wiring:
         self._kinds(state, surgery, found)
         if found.problems:
             return found
-        self._methods(state, surgery, found)
-        self.flags.check(state, surgery, found)
+        with self.runs.together():
+            self._methods(state, surgery, found)
+            self.flags.check(state, surgery, found)
         return found
 
     # --- code that could not be followed

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
+from reptool.capture.patching import between_traces
 from reptool.capture.side_effects import as_new
 from reptool.capture.tracer import Recorder
 from reptool.ir.aliasing import resolve
@@ -75,11 +77,21 @@ class Runs:
         self.surgeon, self.values = surgeon, values
         self.trace = surgeon.trace
         self.copy: nn.Module | None = None
-        self._put_back: Callable[[], None] | None = None
+        self._put_back: dict[str, Callable[[], None] | None] = {}  # by the path of what was run
         self.shown: set[object] = set()  # patterns that other code runs whole, and gives a value between
         self._like: Recorder | None = None
         self._runs: dict[Any, list[tuple[dict[str, str], Run]]] = {}  # with what each was told of closed modules
         self._seen: dict[Any, Compared | None] = {}
+        self._open: ExitStack | None = None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """For runs one after another, which share what is patched."""
+        with ExitStack() as self._open:
+            try:
+                yield
+            finally:
+                self._open = None
 
     def seen(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> Seen | None:
         """What a method does with the regions; None when it cannot be run."""
@@ -140,7 +152,10 @@ class Runs:
         Returns:
             What was seen.
         """
-        root = self._own()
+        if self._open is not None:
+            self._open.enter_context(between_traces())
+            self._open = None
+        root = self._own(path)
         args, kwargs = _arguments(function_of(type(root.get_submodule(path)), name), flags)
         recorder = self._like = Recorder(root, self.trace.prefix, like=self._like)
         like = self.surgeon.found.facts.recorder
@@ -152,21 +167,31 @@ class Runs:
         except Exception:
             return recorder, None
         finally:
-            self._as_it_was()
+            self._as_it_was(path)
 
-    def _own(self) -> nn.Module:
-        """A copy that shares nothing: what is run here cannot change the user's weights."""
+    def _own(self, path: str) -> nn.Module:
+        """A copy that shares nothing: what is run here cannot change the user's weights.
+
+        Args:
+            path: of the module whose method is run: where it leads to nothing but what is in it, no more is put back.
+        """
         if self.copy is None:
             self.copy = full_copy(self.trace.root)
-            self._put_back = put_back(self.copy)
+        if path not in self._put_back:
+            found = put_back(self.copy.get_submodule(path), alone=True) if path else None
+            if found is None and "" not in self._put_back:
+                self._put_back[""] = put_back(self.copy)
+            self._put_back[path] = found or self._put_back[""]
         return self.copy
 
-    def _as_it_was(self) -> None:
+    def _as_it_was(self, path: str) -> None:
         """What one method changed, the next one does not find."""
-        if self._put_back is None:
-            self.copy = None
+        restore = self._put_back[path]
+        if restore is None:
+            self.copy, self._like = None, None
+            self._put_back.clear()
         else:
-            self._put_back()
+            restore()
 
     def _compared(self, state: Changed, recorder: Recorder, trace: Trace) -> Compared:
         """What a run does with the regions of a surgery."""

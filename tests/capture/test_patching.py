@@ -85,6 +85,24 @@ def test_all_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     check_all_is_put_back(monkeypatch)
 
 
+def test_between_traces_the_methods_of_modules_stay_replaced_and_do_nothing() -> None:
+    model, x = UsesDouble().eval(), torch.randn(1, 3, 5, 5)
+    wanted, before = model(x), described()
+    names = ("__call__", "__getattr__", "__setattr__", "__delattr__")
+    with patches.between_traces():
+        special = [vars(nn.Module)[n] for n in names]
+        assert all(f is not before[0][n] for f, n in zip(special, names, strict=True))
+        with patches.patched(Recorder(model)), patches.between_traces():
+            assert [vars(nn.Module)[n] for n in names] == special
+        assert described()[1:] == before[1:]
+        assert [vars(nn.Module)[n] for n in names] == special
+        assert torch.equal(model(x), wanted)
+    assert described() == before
+    with pytest.raises(KeyError), patches.between_traces():
+        raise KeyError
+    assert described() == before
+
+
 @pytest.mark.models
 def test_all_is_put_back_with_the_other_release(monkeypatch: pytest.MonkeyPatch) -> None:
     """The public models run with another release of PyTorch, whose internals are not the same."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
+import weakref
 from collections import OrderedDict, deque
 from typing import Any
 
@@ -11,10 +13,11 @@ import numpy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import reptool
 from reptool.errors import UnsupportedModelError
-from reptool.models.as_given import run_as_given
+from reptool.models.as_given import put_back, run_as_given
 from reptool.models.copies import full_copy
 from reptool.testing import randomize
 from reptool.verify.whole_model import reference_of
@@ -160,3 +163,50 @@ def test_the_reference_is_the_models_own_output_and_the_exact_one() -> None:
         assert torch.equal(found.own, model(x))
         assert torch.equal(found.exact, full_copy(model).double()(x.double()))
         assert reference_of(model, (x,), {}, False).exact is None
+
+
+class Part(nn.Module):
+    """A part that holds something."""
+
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.layer, self.held = nn.Conv2d(3, 4, 3), held
+
+
+WHOLE = nn.Linear(2, 2)
+
+
+def closure() -> Any:
+    whole = nn.Linear(2, 2)
+    return lambda: whole
+
+
+OUTSIDE: dict[str, Any] = {
+    "method": WHOLE.forward,
+    "reference": weakref.ref(WHOLE),
+    "partial": functools.partial(print, 3),
+    "closure": closure(),
+    "default": lambda whole=WHOLE: whole,
+    "builtin": [].append,
+    "lock": threading.Lock(),
+}
+
+
+@pytest.mark.parametrize("kind", list(OUTSIDE))
+def test_a_part_that_leads_out_of_itself_is_not_put_back_alone(kind: str) -> None:
+    part = Part(OUTSIDE[kind])
+    assert put_back(part) is not None
+    assert put_back(part, alone=True) is None
+
+
+def test_a_part_is_put_back_alone() -> None:
+    part = Part([torch.relu, F.relu, nn.ReLU, 3, {"a": (1, None)}])
+    restore, layer = put_back(part, alone=True), part.layer
+    assert restore is not None
+    part.held.append(2)
+    part.layer, part.more = nn.Conv2d(3, 4, 1), 1
+    layer.stride, layer.weight.whole = (2, 2), part
+    restore()
+    assert (part.layer, part.layer.stride, len(part.held)) == (layer, (1, 1), 5)
+    assert not hasattr(part, "more")
+    assert put_back(part, alone=True) is None

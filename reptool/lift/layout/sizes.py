@@ -25,8 +25,6 @@ from reptool.ir.ops import Affine, Sum, View
 from reptool.ir.shapes import keeps_shape
 from reptool.lift.reading import Context
 
-_FAR = 200
-
 
 @dataclass(frozen=True)
 class Size:
@@ -58,7 +56,8 @@ class Floor:
 
 
 ONE = Size(1)
-Known = dict[tuple[fx.Node, int], Size | None]
+At = tuple[fx.Node, int]
+"""An axis of a value, counted from the front."""
 
 
 def product(sizes: Sequence[Size]) -> Size:
@@ -75,25 +74,47 @@ def sizes_of(node: fx.Node, ctx: Context) -> list[Size] | None:
     return None if rank is None else [size_of(node, axis, ctx) for axis in range(rank)]
 
 
-def size_of(node: fx.Node, axis: int, ctx: Context, known: Known | None = None) -> Size:
+def size_of(node: fx.Node, axis: int, ctx: Context) -> Size:
     """The size of one axis of a value of known rank.
 
     Args:
         node: the value.
         axis: counted from the front.
-        ctx: what is known of others.
-        known: sizes of sums on the way: where each shortcut of a network is followed on both sides, they are met again.
+        ctx: what is known of others; keeps what was followed, so that no operation is followed twice.
     """
-    known = {} if known is None else known
-    for _ in range(_FAR):
-        stated = _stated(node, axis, ctx)
-        if stated is not None:
-            return stated
-        found = _behind(node, axis, ctx, known)
-        if not isinstance(found, tuple):
-            return _symbol(node, axis) if found is None else found
-        node, axis = found
-    return _symbol(node, axis)
+    ctx.asked = True
+    stack: list[At] = [(node, axis)]
+    while stack:
+        at = stack[-1]
+        behind = None if at in ctx.ends else _behind(*at, ctx)
+        missing = [b for b in behind if b not in ctx.ends] if isinstance(behind, list) else []
+        if not missing:
+            stack.pop()
+            if at not in ctx.ends:
+                ctx.ends[at] = _end(at, behind, ctx)
+        stack += missing
+    return _told(ctx.ends[node, axis], ctx)
+
+
+def _end(at: At, behind: Size | list[At] | None, ctx: Context) -> Size | At:
+    """What the operations in front of an axis say: its size, or of which other one it is the size."""
+    if not isinstance(behind, list):
+        return at if behind is None else behind
+    ends = {ctx.ends[b] for b in behind}
+    if len(ends) > 1:  # what the readers of two values tell may be one size
+        ends = {_told(e, ctx) for e in ends}
+    return ends.pop() if len(ends) == 1 else at
+
+
+def _told(end: Size | At, ctx: Context) -> Size:
+    """The size at an end, by what reads the value where nothing in front tells it."""
+    if isinstance(end, Size):
+        return end
+    node, axis = end
+    rank = ctx.rank(node)
+    free = rank is not None and axis < rank and not isinstance(ctx.ops.get(node), View | Affine | Sum)
+    count = ctx.expected(node, rank - 1 - axis) if free and rank is not None and not _hands_on(node, axis) else None
+    return _symbol(node, axis) if count is None else Size(count)
 
 
 def _symbol(node: fx.Node, axis: int) -> Size:
@@ -112,38 +133,39 @@ def _monomial(stated: tuple[int, dict[str, int]]) -> Size:
     return Size(stated[0], frozenset(stated[1].items()))
 
 
-def _behind(node: fx.Node, axis: int, ctx: Context, known: Known) -> Size | tuple[fx.Node, int] | None:
-    """The size where it is known here, the axis of another value that it is, or None."""
+def _behind(node: fx.Node, axis: int, ctx: Context) -> Size | list[At] | None:
+    """The size where it is known here, the axes of other values that it is if they are one, or None."""
+    stated = _stated(node, axis, ctx)
     rank, op = ctx.rank(node), ctx.ops.get(node)
-    if rank is None or axis >= rank:
-        return None
+    if stated is not None or rank is None or axis >= rank:
+        return stated
     if isinstance(op, View):
         old = next((a for a, b in op.moves.items() if b == rank - 1 - axis), None)
         before = ctx.rank(op.source)
         if old is not None and before is not None:
-            return op.source, before - 1 - old
+            return [(op.source, before - 1 - old)]
         return op.sizes[axis] if op.sizes is not None and len(op.sizes) == rank else None
     if isinstance(op, Affine):
         return _behind_map(op, rank, axis, ctx)
     if isinstance(op, Sum):
-        if (node, axis) not in known:
-            parts = {size_of(s, axis, ctx, known) for s in op.sources if ctx.rank(s) == rank}
-            same = len(parts) == 1 and all(ctx.rank(s) == rank for s in op.sources)
-            known[node, axis] = parts.pop() if same else None
-        return known[node, axis]
+        return [(s, axis) for s in op.sources] if all(ctx.rank(s) == rank for s in op.sources) else None
     first = node.args[0] if node.args else None
-    batch = axis == 0 and name_of(node).endswith(("pool1d", "pool2d", "pool3d", "interpolate"))
-    if isinstance(first, fx.Node) and (keeps_shape(node) or batch):
+    if isinstance(first, fx.Node) and _hands_on(node, axis):
         source = ctx.read(node, first) or first
-        return (source, axis) if ctx.rank(source) == rank else None
-    count = ctx.expected(node, rank - 1 - axis)
-    return None if count is None else Size(count)
+        return [(source, axis)] if ctx.rank(source) == rank else None
+    return None
 
 
-def _behind_map(op: Affine, rank: int, axis: int, ctx: Context) -> Size | tuple[fx.Node, int] | None:
+def _hands_on(node: fx.Node, axis: int) -> bool:
+    """Whether an operation that is no map gives an axis as it reads it."""
+    batch = axis == 0 and name_of(node).endswith(("pool1d", "pool2d", "pool3d", "interpolate"))
+    return bool(node.args) and isinstance(node.args[0], fx.Node) and (batch or keeps_shape(node))
+
+
+def _behind_map(op: Affine, rank: int, axis: int, ctx: Context) -> Size | list[At] | None:
     """As `_behind`, of what an affine map gives."""
     axes, behind = op.shape.axes, rank - 1 - axis
-    before = (op.source, axis) if ctx.rank(op.source) == rank else None
+    before = [(op.source, axis)] if ctx.rank(op.source) == rank else None
     if axes is None:
         return before if op.shape.in_channels == op.shape.out_channels else None
     if behind == len(axes):
