@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor
 from torch import Tensor, nn
 
 import reptool
-from reptool.blocks import RepVGGBlock
+from reptool.blocks import DiverseBranchBlock, RepVGGBlock
 from reptool.errors import SpecializedError
 from reptool.testing import randomize
 
@@ -136,3 +137,45 @@ def test_ultralytics_fuses_nothing_that_is_fused() -> None:
     close(deployed(images)[0], wanted[0])
     assert deployed.fuse() is deployed
     close(deployed(images)[0], wanted[0])
+
+
+# --- what takes a collapsed program
+def collapsed() -> tuple[nn.Module, Tensor, torch.export.ExportedProgram]:
+    """A model, images, and the program of three layers that it is."""
+    torch.manual_seed(0)
+    stages = RepVGGBlock(3, 8, stride=2), DiverseBranchBlock(8, 8, activation=nn.ReLU)
+    model = randomize(nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))).eval()
+    images = torch.randn(2, 3, 16, 16)
+    made = reptool.deploy(torch.export.export(model, (images,)))
+    assert reptool.report(made).layers[1] == 3
+    return model, images, made
+
+
+@torch.no_grad()
+def test_a_quantizer_of_torchao_takes_every_layer() -> None:
+    pt2e = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
+    x86 = pytest.importorskip("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    model, images, program = collapsed()
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    prepared = pt2e.prepare_pt2e(program.module(), quantizer)
+    for _ in range(4):
+        prepared(torch.randn(2, 3, 16, 16))
+    made = pt2e.convert_pt2e(prepared)
+    weights = [n for n in made.graph.nodes if "dequantize_per_channel" in str(n.target)]
+    assert len(weights) == 3
+    assert float((made(images) - model(images)).abs().max()) <= 0.05 * float(model(images).abs().max())
+
+
+@torch.no_grad()
+def test_aot_inductor_compiles_a_collapsed_program(tmp_path: Path) -> None:
+    model, images, program = collapsed()
+    file = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "m.pt2"))
+    close(torch._inductor.aoti_load_package(file)(images), model(images))
+
+
+@torch.no_grad()
+def test_torch_compile_runs_what_the_pass_collapsed() -> None:
+    model, images, _ = collapsed()
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(freezing=True, joint_custom_pre_pass=reptool.compile_pass):
+        close(torch.compile(model)(images), model(images))

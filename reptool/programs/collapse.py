@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import fx
+from torch import Tensor, fx
 
 from reptool.algebra.budget import too_large, weight_bytes
 from reptool.errors import RegionWarning, warn
@@ -56,6 +56,24 @@ class Collapsed:
     facts: Facts
     layers: list[Layer] = field(default_factory=list)
     refusals: dict[fx.Node, Refusal] = field(default_factory=dict)
+
+    def like(self, layer: Layer) -> fx.Node | None:
+        """The operation in whose place a layer stands: the first with a weight of the same shape, else with any."""
+        found: list[tuple[bool, float, fx.Node]] = []
+        for node in layer.region.form.ops:
+            op = self.found.ops[node]
+            weight = weight_argument(node) if isinstance(op, Affine) and op.layer else None
+            if weight is not None and self.facts.cone(weight):
+                held = weight.meta.get("tensor")
+                other = not isinstance(held, Tensor) or held.shape != layer.weight.shape
+                found.append((other, self.read.reads.position[node], node))
+        return min(found, key=lambda f: f[:2])[2] if found else None
+
+    def weight_path(self, layer: Layer) -> str:
+        """The name under which the weight of a layer is kept: that of the weight in whose place it stands."""
+        old = self.like(layer)
+        weight = None if old is None else weight_argument(old)
+        return f"{layer.region.value.name}.weight" if weight is None else self.facts.cone(weight)[0]
 
 
 def collapse(read: Read, options: Options, verify: Verify, writable: Writable) -> Collapsed:

@@ -16,7 +16,7 @@ from reptool.passages.spread import origin
 from reptool.plan.terms import Tree
 from reptool.programs.collapse import Collapsed
 from reptool.programs.layers import Layer
-from reptool.programs.writing import ordered, weight_path
+from reptool.programs.writing import ordered
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry
 
@@ -248,7 +248,7 @@ class OnnxWriter:
 
     def _named(self, layer: Layer, weight: Any, bias: Any) -> str:
         """Give new initializers the names of those that went into them, where these are free."""
-        path = weight_path(layer, self.collapsed)
+        path = self.collapsed.weight_path(layer)
         lead = path.removesuffix("weight")
         self._rename(weight, path)
         if bias is not None:

@@ -39,6 +39,13 @@ def why_not(shape: Geometry, core: bool) -> Refusal | None:
     return None
 
 
+def names_of(shape: Geometry) -> tuple[str, ...]:
+    """The operators that compute a layer of this geometry, in both IRs."""
+    if shape.kind == "linear":
+        return "linear", "addmm", "mm"
+    return f"conv{'_transpose' if shape.kind == 'transposed' else ''}{len(shape.kernel_size)}d", "convolution"
+
+
 def emitted(layer: Layer, x: fx.Node, weight: fx.Node, bias: fx.Node | None, emit: Emit, core: bool) -> fx.Node:
     """The output of a layer.
 

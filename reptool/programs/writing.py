@@ -11,14 +11,14 @@ from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
 
 from reptool.frontends.exported import hint
-from reptool.ir.nodes import weight_argument
-from reptool.ir.ops import Affine, View
+from reptool.ir.nodes import name_of
+from reptool.ir.ops import View
 from reptool.passages.norm_affine import TENSORS
 from reptool.passages.spread import Spread, origin
 from reptool.plan.terms import Tree
 from reptool.programs.collapse import Collapsed
 from reptool.programs.layers import Layer
-from reptool.programs.operators import aten, dense, emitted
+from reptool.programs.operators import aten, dense, emitted, names_of
 
 T = TypeVar("T")
 _SAID = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "from_node")
@@ -84,7 +84,7 @@ class Writer:
         self._erase()
         out = {}
         for layer, (weight, bias) in made.items():
-            path = self.holder.name(weight, weight_path(layer, self.collapsed))
+            path = self.holder.name(weight, self.collapsed.weight_path(layer))
             lead, _, name = path.rpartition(".")
             if bias is not None:
                 self.holder.name(bias, f"{lead}.bias" if name == "weight" and lead else f"{path}_bias")
@@ -97,13 +97,21 @@ class Writer:
         learns = self._learns(layer)
         weight = self._parameter(layer.weight, learns)
         bias = None if layer.bias is None else self._parameter(layer.bias, learns)
-        self._said = last.meta
+        self._said = self._noted(layer, last)
         with self.graph.inserting_before(last):
             y = emitted(layer, self.mine[origin(layer.region.root)][-1], weight, bias, self._emit, self.core)
+            self._said = last.meta
             y = self._viewed(layer, y)
             if self.fakes is not None and last.meta["val"].is_contiguous():
                 y = dense(y, self._emit)
         return y, weight, bias
+
+    def _noted(self, layer: Layer, last: fx.Node) -> dict[str, Any]:
+        """What the exporter noted beside an operator that a new layer is like: quantizers find layers by it."""
+        old = self.collapsed.like(layer)
+        if old is not None and old in self.mine and name_of(old) in names_of(layer.shape):
+            return self.mine[old][0].meta
+        return {k: v for k, v in last.meta.items() if k != "torch_fn"}
 
     def _sum(self, tree: Tree) -> dict[Layer, tuple[fx.Node, fx.Node | None]]:
         """Write the layers of a sum's groups of terms, and the sum of these and of the other terms."""
@@ -284,18 +292,3 @@ def _owner(path: str) -> str:
 
 def _is_tuple(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), (tuple, list))
-
-
-def weight_path(layer: Layer, collapsed: Collapsed) -> str:
-    """The name under which the weight of a region is kept: that of one of its layers, of the same shape if there is."""
-    position = collapsed.read.reads.position
-    paths: list[tuple[bool, float, str]] = []
-    for node in layer.region.form.ops:
-        op = collapsed.found.ops[node]
-        weight = weight_argument(node) if isinstance(op, Affine) and op.layer else None
-        if weight is not None:
-            cone = collapsed.facts.cone(weight)
-            held = weight.meta.get("tensor")
-            other = not isinstance(held, Tensor) or held.shape != layer.weight.shape
-            paths += [(other, position[node], cone[0])] if cone else []
-    return min(paths)[2] if paths else f"{layer.region.value.name}.weight"

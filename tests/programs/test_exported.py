@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.fx.passes.utils.source_matcher_utils import get_source_partitions
 
 import reptool
 from reptool.blocks import DiverseBranchBlock, RepVGGBlock
@@ -131,6 +132,19 @@ def test_layers_of_every_kind(ir: str) -> None:
     assert report.norms == (5, 0)
     assert report.layers[1] == (7 if "core" in ir else 5)  # in the core, views stand around linear layers
     same(made, model, image())
+
+
+@pytest.mark.parametrize("ir", IRS)
+def test_quantizers_find_the_layers_by_what_the_exporter_noted(ir: str) -> None:
+    asymmetric = nn.Sequential(nn.ZeroPad2d((1, 0, 0, 1)), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    model = ready(nn.Sequential(Net().stages, asymmetric, nn.Flatten(), nn.Linear(200, 5), nn.BatchNorm1d(5)))
+    made = reptool.deploy(IRS[ir](program(model, image())))
+    found = get_source_partitions(made.graph, [nn.Conv2d, nn.Linear])
+    convs, linears = (found[kind] for kind in (nn.Conv2d, nn.Linear))
+    assert (len(convs), len(linears)) == (4, 1)
+    for partition in (*convs, *linears):
+        (y,) = partition.output_nodes
+        assert any(name in str(y.target) for name in ("conv", "linear", "addmm"))
 
 
 def test_circular_padding_is_no_operator_of_the_core() -> None:
