@@ -26,7 +26,7 @@ from tests.network_settings import settings_source
 from tests.networks import build, random_network
 
 TRIES = 200
-FOREIGN = {("blocks", "method")}
+FOREIGN: set[tuple[str, str]] = set()
 """Families and kinds of changes of which errors are known that are not reptool's: a method that is a weight by now."""
 
 

@@ -114,17 +114,14 @@ def _set_unparametrized(module: nn.Module) -> None:
 
 
 def set_bare(norm: nn.Module) -> None:
-    """Take scale and shift off a norm.
+    """Take scale and shift off a norm, which goes on saying whether it had them.
 
     >>> norm = nn.LayerNorm(4)
     >>> set_bare(norm)
     >>> norm.weight is None, norm.elementwise_affine
-    (True, False)
+    (True, True)
     """
     set_plain(norm)
     for name in ("weight", "bias"):
         if name in norm._parameters:
             norm._parameters[name] = None
-    for flag in ("elementwise_affine", "affine"):
-        if flag in vars(norm):
-            setattr(norm, flag, False)

@@ -229,7 +229,7 @@ def new_layer(shape: Geometry, weight: Tensor, bias: Tensor | None) -> nn.Module
     """A fresh layer of this geometry: `nn.Linear`, `nn.Conv*d` or `nn.ConvTranspose*d`, padding in front if needed."""
     if shape.parts:
         return _of_parts(shape, weight, bias)
-    layer = _like(_blank(shape, bias is not None))
+    layer = _like(blank(shape, bias is not None))
     set_values(layer, weight, bias)
     if shape.before or shape.behind:
         return _between(shape, layer)
@@ -260,7 +260,7 @@ def _between(shape: Geometry, layer: nn.Module) -> nn.Module:
 
 
 @lru_cache(256)
-def _blank(shape: Geometry, biased: bool) -> nn.Module:
+def blank(shape: Geometry, biased: bool) -> nn.Module:
     """A layer of a geometry on the meta device: nobody's, since making one takes longer than all that is done to it."""
     n = len(shape.kernel_size)
     common: dict[str, Any] = {"bias": biased, "device": "meta"}

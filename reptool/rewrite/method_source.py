@@ -271,17 +271,23 @@ def only_checks(method: Method) -> bool:
     return f"self.{ORIGINAL}{method.name}(" in method.source
 
 
-def refusing_methods(names: Sequence[str]) -> tuple[Method, Method]:
-    """``__setattr__`` and ``__getattr__`` of a module that has names no more: to set them would change nothing."""
+def refusing_methods(names: Sequence[str], own: Sequence[str] = ()) -> tuple[Method, Method]:
+    """``__setattr__`` and ``__getattr__`` of a module that has names no more: to set them would change nothing.
+
+    Args:
+        names: that are gone, or that say something else now.
+        own: those of a tensor that the layer's own code alone may read.
+    """
     setting = (
         "def __setattr__(self, name, value):\n    _not_set(self, name, _names)\n    _original(self, name, value)\n"
     )
+    asked = "    _not_read(self, name, _own, _names)\n" if own else ""
     reading = (
-        "def __getattr__(self, name):\n    try:\n        return _original(self, name)\n"
+        f"def __getattr__(self, name):\n{asked}    try:\n        return _original(self, name)\n"
         "    except AttributeError:\n        _not_there(self, name, _names)\n        raise\n"
     )
-    held = (("_names", tuple(names)),)
-    return Method("__setattr__", setting, constants=held), Method("__getattr__", reading, constants=held)
+    held = (("_names", tuple(names)), *((("_own", tuple(own)),) if own else ()))
+    return Method("__setattr__", setting, constants=held[:1]), Method("__getattr__", reading, constants=held)
 
 
 def refusing_conversion(name: str) -> Method:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, fx, nn
 from reptool.errors import SpecializedError
 from reptool.runtime.absorbed import GoneError
 from reptool.runtime.gates.in_place import inside, is_narrow, too_narrow
-from reptool.runtime.gates.marker import Marker
+from reptool.runtime.gates.marker import Marker, is_machinery
 from reptool.runtime.snapshot import ABSENT, same
 
 
@@ -141,6 +142,22 @@ def _not_there(module: Any, name: str, gone: tuple[str, ...]) -> None:
             f"{name!r} of this {type(module).__name__} was folded into a layer by deploy() and is gone; exclude "
             "this module (deploy(model, exclude=...)), or use the original model"
         )
+
+
+def _not_read(module: Any, name: str, own: tuple[str, ...], gone: tuple[str, ...]) -> None:
+    """The guard of a name that the original answers otherwise, under which the layer's own code finds what it needs.
+
+    A norm whose scale other layers took up finds None, and a layer in the place of a module with a method ``weight``
+    its weight.
+    """
+    if name not in own or torch.compiler.is_compiling() or is_machinery(type(module), sys._getframe(2)):
+        return
+    if name in gone:
+        _not_there(module, name, gone)
+    raise SpecializedError(
+        f"{name!r} of this {type(module).__name__} is a tensor since deploy() put it in the place of a module with a "
+        "method of this name: read it with state_dict(), use the original model, or reptool.release(deployed) first"
+    )
 
 
 def _not_inside(module: Any, name: str, gone: tuple[str, ...]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from reptool.ir.trace import Event
+from reptool.ir.trace import Event, all_events
 from reptool.pysource.used import used
+from reptool.rewrite.answers import told_otherwise
 from reptool.safety.weight_reads import WEIGHTS
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.surgeon import Surgeon
@@ -17,6 +18,7 @@ class Changed:
     def __init__(self, surgery: Surgery, surgeon: Surgeon) -> None:  # long: facts of one surgery, in one pass
         self.paths: dict[Site, set[str]] = {}
         self.tensors = set(surgery.dropped)
+        self.told: set[tuple[str, str]] = set()  # attributes that a layer answers otherwise than what was in its place
         self.held: set[str] = set()  # the paths among `paths` that are tensors of a module, not modules
         self.gone = set(surgery.identities) | {s.slot for s in surgery.sites if s.slot is not None}
         self.rewritten = {(p, m) for p, ms in surgery.methods.items() for m in ms}
@@ -45,6 +47,9 @@ class Changed:
                 paths |= {t for t in self.tensors if t.rpartition(".")[0] == site.owner}
             else:
                 paths.add(site.slot)
+                if not site.reuse:
+                    names = told_otherwise(surgeon.modules[site.slot], site.shape)
+                    self.told |= {(site.slot, name) for name in names}
             self.paths[site] = paths
             self.patterns[surgeon.pattern(surgeon.ordered(site.region.form))] = site
             for path in paths:
@@ -74,6 +79,14 @@ class Changed:
     def is_changed(self, tensor: str) -> bool:
         """Whether the tensor at a path is another one, or gone."""
         return tensor.rpartition(".")[0] in self.all or tensor in self.tensors
+
+    def reads_told(self, top: Event) -> bool:
+        """Whether code of a run that stays read an attribute that a layer answers otherwise now."""
+        if not self.told:
+            return False
+        return any(
+            (s.path, s.name) in self.told for e in all_events(top) if not self.is_gone(e.path) for s in e.settings
+        )
 
     def parts(self, path: str) -> set[str]:
         """Names of the parts of a module that are changed, or inside of which something is."""

@@ -31,8 +31,6 @@ from reptool.safety.verdict import Found, between
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.surgeon import Surgeon
 
-SCALES = ("elementwise_affine", "affine")
-"""What says of a norm whether it scales."""
 WALKS = frozenset({"modules", "named_modules", "children", "named_children", "get_submodule", "_modules", "getattr"})
 """Ways to get at modules without their names."""
 
@@ -136,11 +134,11 @@ class Wiring:
 
     # --- code that asks what its modules are
     def _kinds(self, state: Changed, surgery: Surgery, found: Found) -> None:
-        """An absorbed norm is no norm any more, and a fused layer may have a bias: who asks for that keeps them."""
+        """An absorbed norm is no norm, a fused layer may have a bias and another stride: who asks keeps them."""
         for event in all_events(self.trace.top):
             if state.is_gone(event.path) or _is_left_out(event, surgery):
                 continue
-            told = {s.path for s in event.settings if s.name in SCALES and s.path in surgery.bare}
+            told = {s.path for s in event.settings if (s.path, s.name) in state.told}
             made, looked = surgery.methods.get(event.path, {}).get(event.method), event.peeked
             if made is None:
                 told |= event.lacking | asked_types(event, state.all)
@@ -168,8 +166,9 @@ class Wiring:
                     continue
                 names = names_of(cls, name)
                 reaches = bool(names & (parts | WALKS)) or any(p.isdigit() for p in parts)
-                kind = Other(path, name, reaches and takes_data(cls, name), bool(names & state.weights))
-                if not kind.runs and not kind.weighs:
+                asks = reaches and any(n in names for _, n in state.told)
+                kind = Other(path, name, reaches and takes_data(cls, name), bool(names & state.weights), asks)
+                if not (kind.runs or kind.weighs or kind.asks):
                     continue
                 if (cls, name) not in stopped:
                     stops = self._method(state, surgery, found, kind, called)
@@ -199,7 +198,8 @@ class Wiring:
                 differs |= {state.patterns[p] for p, *_ in seen.whole if p in state.patterns}
         if seen is not None and not seen.weights and not (kind.runs and differs):
             return None
-        if seen is None and not (kind.weighs and (kind.runs or self.runs.read_weights(state, path, name))):
+        weighs = kind.weighs and (kind.runs or (seen is None and self.runs.read_weights(state, path, name)))
+        if seen is None and not weighs and not kind.asks:
             return False
         if kind.runs and surgery.fallbacks is not None:
             sites = state.inside.get(path, ()) if seen is None else differs
@@ -212,7 +212,7 @@ class Wiring:
         elif seen is None or seen.weights:
             self._seal(found, kind)
             return True
-        return None if kind.weighs or (seen is not None and seen.whole) else False
+        return None if kind.weighs or kind.asks or (seen is not None and seen.whole) else False
 
     def _seal(self, found: Found, kind: Other) -> None:
         """Let a method raise."""
@@ -230,12 +230,14 @@ class Other:
         name: of the method.
         runs: whether it may run modules that a surgery changes.
         weighs: whether it may use weights that are others now.
+        asks: whether it may ask for an attribute that a layer answers otherwise now.
     """
 
     path: str
     name: str
     runs: bool
     weighs: bool
+    asks: bool
 
 
 def asked_types(event: Event, paths: Iterable[str]) -> set[str]:

@@ -46,7 +46,7 @@ class Seen:
         differs: regions that it may use in another way.
         parts: those among them that it was seen to run in part.
         whole: those that it runs whole: pattern, place in that run, what was seen of it.
-        weights: whether it uses tensors that are others now.
+        weights: whether it uses tensors that are others now, or what layers say of themselves otherwise than before.
     """
 
     differs: frozenset[Site]
@@ -197,7 +197,8 @@ class Runs:
         """What a run does with the regions of a surgery."""
         asks = any(e.questions for e in all_events(trace.top))
         if asks or set(trace.opaque) & state.open or _sets_layers(recorder, trace):
-            return Compared(set(state.patterns), set(), [], uses_values(trace, state.is_changed))
+            weights = uses_values(trace, state.is_changed) or state.reads_told(trace.top)
+            return Compared(set(state.patterns), set(), [], weights)
         reads = resolve(trace.graph)
         facts = Facts(recorder, reads, {}, self.surgeon.found.facts.responses)
         found = analyse(trace.graph, reads, facts, {}, trace.escaped, self.values, affines=OwnAffines(), several=True)
@@ -222,7 +223,8 @@ class Runs:
                 out |= mine or set(state.patterns)
         out |= parts
         whole = [(patterns[s.region], s, surgeon) for s in sites if patterns[s.region] not in out]
-        return Compared(out, parts, whole, uses_values(trace, state.is_changed, covered))
+        weights = uses_values(trace, state.is_changed, covered) or state.reads_told(trace.top)
+        return Compared(out, parts, whole, weights)
 
     def _instances(self, state: Changed, surgeon: Surgeon) -> Iterator[Site]:
         """The fused regions as they appear in another run."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from reptool.ir.computed_weights import computed_names, set_bare, set_plain
 from reptool.ir.trace import all_events
 from reptool.models.copies import as_values
+from reptool.passages.norm_affine import TENSORS
+from reptool.rewrite.answers import told_otherwise
 from reptool.rewrite.lower import new_layer, set_values
 from reptool.rewrite.method_source import refusing_methods
 from reptool.rewrite.other_graphs import graphs_of, settle
@@ -39,10 +43,8 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
     memo = as_values(root) if surgery.keeping else {}
     kept = {p: keep(root.get_submodule(p), k.whole, k.parts, memo) for p, k in surgery.keeping.items()}
     asked = {p: _attributes(root.get_submodule(p), names) for p, names in surgery.read.items()}
-    slots = {s.slot: s.reuse for s in surgery.sites if s.slot is not None}
-    layers = {p: root.get_submodule(p) for p in slots}
-    computed = {p: computed_names(m) for p, m in layers.items()}
-    earlier = {p: list(names_lost(m)) for p, m in layers.items() if not slots[p] or computed[p]}
+    slots = {s.slot: s for s in surgery.sites if s.slot is not None}
+    earlier = {p: _answered(root.get_submodule(p), site) for p, site in slots.items()}
     _put_layers(root, surgery, values, paths)
     for path in slots:
         vars(root.get_submodule(path))[FUSED] = True
@@ -51,15 +53,17 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
         for name, value in attributes.items():
             vars(root.get_submodule(path)).setdefault(name, value)
     for path in surgery.bare:
-        set_bare(root.get_submodule(path))
+        _set_bare(root.get_submodule(path))
     for path, rank in surgery.guards.items():
         set_guard(root.get_submodule(path), rank)
     _put_methods(root, surgery)
     _empty(root, surgery)
-    for path, names in earlier.items():
+    for path, (names, others, methods) in earlier.items():
         layer = root.get_submodule(path)
-        if gone := sorted({n for n in names if not hasattr(layer, n)}.union(computed[path])):
-            set_class(layer, derive(type(layer), refusing_methods(gone)))
+        gone = sorted({n for n in names if not hasattr(layer, n)} | others)
+        own = [n for n in methods if layer._parameters.get(n) is not None]
+        if gone or own:
+            set_class(layer, derive(type(layer), refusing_methods(gone, own)))
     for path, originals in kept.items():
         root.get_submodule(path).add_module(KEPT, originals)
     set_gates(root, traced, surgery)
@@ -68,6 +72,23 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
         _say_what_is_folded(root, site, traced, before[site])
     settle(graphs)
     silence(model, prefix, surgery)
+
+
+def _answered(module: nn.Module, site: Site) -> tuple[list[str], set[str], list[str]]:
+    """Names that a module answers for whose place a layer takes; those answered otherwise; methods named as tensors."""
+    computed = set(computed_names(module))
+    if site.reuse:
+        return (list(names_lost(module)) if computed else []), computed, []
+    methods = [n for n in TENSORS if inspect.isroutine(getattr(type(module), n, None))]
+    return list(names_lost(module)), computed | told_otherwise(module, site.shape), methods
+
+
+def _set_bare(norm: nn.Module) -> None:
+    """Take scale and shift off a norm: its own code finds none, and who asks for them hears where they are."""
+    with torch.no_grad():
+        lost = [n for n in TENSORS if getattr(norm, n, None) is not None]
+    set_bare(norm)
+    set_class(norm, derive(type(norm), (*refusing_methods(lost, lost), _BARE)))
 
 
 def _put_layers(
@@ -128,6 +149,8 @@ _SHOWN = Method(
     "def extra_repr(self):\n    try:\n        return _original(self)\n    except AttributeError:\n        return ''\n",
 )
 """What a module shows of itself, where that may have been taken away."""
+_BARE = Method("extra_repr", "def extra_repr(self):\n    return f'{_original(self)}, absorbed=True'\n")
+"""What a norm shows of itself whose scale and shift other layers took up."""
 
 
 def _attributes(module: nn.Module, names: set[str]) -> dict[str, Any]:

@@ -180,7 +180,6 @@ def test_scale_and_shift_go_into_all_readers(case: str, given: bool) -> None:
         m for m in deployed.modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm2d))
     ]
     assert not any(True for m in norms for _ in m.parameters())
-    assert not any(getattr(m, "affine", getattr(m, "elementwise_affine", False)) for m in norms if type(m) in NORMS)
     assert report.parameters[1] == sum(p.numel() for p in deployed.parameters())
     if "function" not in case:
         assert scales(deployed) == 0
@@ -382,9 +381,13 @@ def test_a_norm_without_its_scale_is_watched(change: Callable[..., None], warm: 
     deployed = reptool.deploy(model, x)
     if warm:
         deployed(x)
-    change(deployed, x)
-    with pytest.raises(SpecializedError):
+
+    def changed() -> None:
+        change(deployed, x)
         deployed(x)
+
+    with pytest.raises(SpecializedError):
+        changed()
 
 
 def test_what_a_norm_has_beside_its_scale_may_change() -> None:
@@ -496,7 +499,7 @@ def test_a_norm_in_front_of_any_convolution(
     x = torch.randn(2, 8, *(5, 6, 7)[:axes], dtype=torch.float64)
     deployed = reptool.deploy(model, x)
     torch.testing.assert_close(deployed(x), model(x), rtol=1e-9, atol=1e-9)
-    assert (deployed[0].weight is None) == (not (shifted and padding))
+    assert ("weight" not in dict(deployed[0].named_parameters())) == (not (shifted and padding))
 
 
 class Around(nn.Module):
@@ -583,6 +586,6 @@ def test_code_that_asks_is_right_or_raises(kind: type[Around], keep_fallback: bo
 def test_a_method_with_a_fallback_reads_the_norm_as_it_was() -> None:
     model = randomize(AsksForSize(), 1).eval()
     deployed = reptool.deploy(model, torch.randn(TOKENS), keep_fallback=True)
-    assert deployed.norm.weight is None
+    assert not list(deployed.norm.parameters())
     x = torch.randn(2, 2, 8)
     torch.testing.assert_close(deployed(x), model(x))

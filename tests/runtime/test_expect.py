@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 import reptool
 from reptool.errors import SpecializedError
 from reptool.runtime.expect import Like, fits, holds
+from reptool.testing import randomize
 
 
 @pytest.mark.parametrize(
@@ -79,3 +81,35 @@ def test_a_number_without_axes_takes_the_dtype_of_what_it_meets(kind: type[Plain
     given, wanted = deployed(x.bfloat16()), model.to(torch.bfloat16)(x.bfloat16())
     assert given.dtype is wanted.dtype is torch.bfloat16
     torch.testing.assert_close(given, wanted, rtol=0.1, atol=0.1)
+
+
+def test_a_norm_whose_scale_is_in_other_layers_has_none_to_ask_for() -> None:
+    model, x = randomize(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)), 1).eval(), torch.randn(2, 4)
+    deployed: Any = reptool.deploy(model, x)
+    for name in ("weight", "bias"):
+        with pytest.raises(SpecializedError, match=name):
+            getattr(deployed[0], name)
+    with pytest.raises(SpecializedError):
+        deployed[0].reset_parameters()
+    assert deployed[0].elementwise_affine
+    assert "absorbed" in repr(deployed[0])
+    exported = torch.export.export(deployed, (x,)).module()
+    compiled = torch.compile(deployed, fullgraph=True, backend="eager")
+    for made in (deployed, copy.deepcopy(deployed), exported, compiled, torch.jit.trace(deployed, x)):
+        torch.testing.assert_close(made(x), model(x), rtol=1e-4, atol=1e-5)
+    released = reptool.release(deployed)
+    assert released[0].weight is None
+    assert not released[0].elementwise_affine
+    torch.testing.assert_close(released(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_under_whose_name_of_a_tensor_was_a_method_gives_it_to_its_own_code_alone() -> None:
+    model, x = reptool.blocks.OREPA(4, 4).eval(), torch.randn(2, 4, 8, 8)
+    deployed: Any = reptool.deploy(model, x)
+    with pytest.raises(SpecializedError, match="method"):
+        deployed.conv.weight()
+    assert "conv.weight" in deployed.state_dict()
+    compiled = torch.compile(deployed, fullgraph=True, backend="eager")
+    for made in (deployed, compiled, torch.export.export(deployed, (x,)).module()):
+        torch.testing.assert_close(made(x), model(x), rtol=1e-4, atol=1e-5)
+    assert isinstance(reptool.release(deployed).conv.weight, nn.Parameter)

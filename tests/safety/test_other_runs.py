@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -211,3 +212,24 @@ def test_numbers_of_weights_that_are_others_now_are_not_given_out(name: str) -> 
     assert deployed.channels() == 4
     with pytest.raises(SpecializedError):
         getattr(deployed, name)(*["{}"] * (name == "written"))
+
+
+class Kept(ConvBN):
+    """A flag that leaves the norm out, in a model that holds an object of which nobody knows how to put it back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings = SimpleNamespace(scale=2.0)
+
+    def forward(self, x: Any, twice: bool = False, raw: bool = False) -> Any:
+        y = self.conv(x) if raw else self.bn(self.conv(x))
+        return y * self.settings.scale if twice else y.relu()
+
+
+def test_a_copy_that_is_made_again_is_known_again() -> None:
+    model, x = ready(Kept()), image()
+    deployed: Any = reptool.deploy(model, x)
+    assert norms(deployed) == 0
+    assert_same(model(x, twice=True), deployed(x, twice=True))
+    with pytest.raises(SpecializedError, match="raw"):
+        deployed(x, raw=True)

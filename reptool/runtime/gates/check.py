@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, fx, nn
 
 from reptool.errors import SpecializedError
@@ -33,12 +34,29 @@ def check(layer: nn.Module, given: tuple[Any, ...] = ()) -> None:
     gate = layer.__dict__.get(GATE)
     if gate is None:
         return
-    if gate.ranks and given and isinstance(given[0], Tensor):
-        rank = given[0].dim()
+    if given and isinstance(given[0], Tensor):
+        rank = given[0].dim() if gate.ranks else None
         if type(rank) is int and rank not in gate.ranks:  # code that is followed gives what stands for one
             _refuse_rank(gate, rank)
+        _check_dtype(layer, gate, given[0])
     if layer.training or not is_known(layer, gate):
         _check_all(layer, gate, sys._getframe(1))
+
+
+def _check_dtype(layer: nn.Module, gate: Gate, given: Tensor) -> None:
+    """Refuse an input of another dtype, which the original may have brought to its own before its first layer."""
+    weight: Any = layer._parameters.get("weight")
+    if weight is None or weight.dtype is given.dtype or not isinstance(layer, _LAYERS):
+        return
+    found: object = given.dtype
+    if isinstance(found, torch.dtype) and not torch.is_autocast_enabled(given.device.type):
+        raise SpecializedError(
+            f"{gate.name!r} was fused by deploy() into a layer of {weight.dtype}, and got an input of {found}: what "
+            "the original made of it before its own layers is a part of this one; convert the input or the model"
+        )
+
+
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def _check_all(layer: nn.Module, gate: Gate, frame: FrameType) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from types import FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -49,11 +49,26 @@ def names_read(cls: Any) -> frozenset[str] | None:
 
 @functools.lru_cache(maxsize=1024)
 def _names_read(cls: Any) -> frozenset[str]:
-    found: set[str] = set()
-    queue: list[Any] = [cls.forward]
+    return frozenset(name for code in _codes_run(cls) for name in code.co_names)
+
+
+@functools.lru_cache(maxsize=1024)
+def _codes_run(cls: Any) -> frozenset[CodeType]:
+    """The code that a layer of torch's runs when it is called: its forward and the methods that this names."""
+    found, queue = set[CodeType](), [cls.forward]
     while queue:
-        names = set(queue.pop().__code__.co_names) - found
-        found |= names
-        called = (getattr(cls, n, None) for n in names if not hasattr(nn.Module, n))
-        queue += [f for f in called if isinstance(f, FunctionType)]
+        code = queue.pop().__code__
+        if code not in found:
+            found.add(code)
+            called = (getattr(cls, n, None) for n in code.co_names if not hasattr(nn.Module, n))
+            queue += [f for f in called if isinstance(f, FunctionType)]
     return frozenset(found)
+
+
+def is_machinery(cls: Any, frame: FrameType) -> bool:
+    """Whether code that reads a tensor of a layer runs or shows the layer, or is what follows and stores modules."""
+    home = str(frame.f_globals.get("__name__"))
+    if home.startswith("torch.nn."):
+        shows = (vars(c).get("extra_repr") for c in cls.__mro__)
+        return frame.f_code in _codes_run(cls) or any(frame.f_code is f.__code__ for f in shows if f is not None)
+    return home.startswith(("torch.", "reptool."))

@@ -9,7 +9,9 @@ from typing import TypeVar
 from torch import nn
 
 from reptool.runtime.absorbed import Absorbed, plain_attributes
+from reptool.runtime.gates.chain import Gate
 from reptool.runtime.gates.gate import drop_gate
+from reptool.runtime.gates.marker import GATE
 from reptool.runtime.hooks import forget_folded
 from reptool.runtime.state import drop_folded
 from reptool.runtime.subclass import derive, has_own_conversions
@@ -41,6 +43,7 @@ def release(deployed: M) -> M:
     """
     made: dict[nn.Module, nn.Module] = {}
     for module in list(deployed.modules()):
+        _settle_norm(module)
         drop_gate(module)
         drop_folded(module)
         forget_folded(module)
@@ -55,11 +58,19 @@ def _drop_checks(module: nn.Module) -> None:
     """Let methods that were written anew call whatever is there, and let every name be set again."""
     cls, methods, plain = getattr(type(module), "_reptool_derived", (None, (), False))
     check = r"(?m)^( *)_expect_(fused|absorbed|called)\(.*$"
-    kept = [m for m in methods if not re.search(r"(?m)^ *_not_(set|there|new)\(", m.source)]
+    kept = [m for m in methods if not re.search(r"(?m)^ *_not_(set|there|new)\(|, absorbed=True", m.source)]
     made = tuple(replace(m, source=re.sub(check, r"\1pass", m.source)) for m in kept)
     if cls is not None and made != methods:
         is_own = not made and not plain and not has_own_conversions(cls)
         object.__setattr__(module, "__class__", cls if is_own else derive(cls, made, plain))
+
+
+def _settle_norm(module: nn.Module) -> None:
+    """Let a norm that lost its scale and shift say that it has none."""
+    gate: Gate | None = vars(module).get(GATE)
+    for flag in ("elementwise_affine", "affine") if gate is not None and gate.bare else ():
+        if flag in vars(module):
+            vars(module)[flag] = False
 
 
 def _identity(absorbed: Absorbed) -> nn.Identity:

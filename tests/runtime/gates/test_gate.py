@@ -415,3 +415,28 @@ def test_a_checkpoint_around_a_region_opens_no_gate() -> None:
     deployed.b = nn.Conv2d(3, 4, 1).double()
     with pytest.raises(SpecializedError):
         deployed(x)
+
+
+class Scaled(nn.Module):
+    """A norm that computes in float32, scales in the dtype of its weight, and a layer that takes up the scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.linear = nn.Parameter(torch.rand(4) + 0.5), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is scaled is as wide as the weight."""
+        y = x.float()
+        y = (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+        return self.linear(self.weight * y)  # type: ignore[no-any-return]
+
+
+def test_an_input_of_another_dtype_that_the_original_widens_raises() -> None:
+    model, x = Scaled().eval(), torch.randn(2, 4)
+    deployed = reptool.deploy(model, x)
+    assert len(reptool.report(deployed).regions) == 1
+    assert model(x.bfloat16()).dtype is torch.float32
+    with pytest.raises(SpecializedError, match="bfloat16"):
+        deployed(x.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(deployed(x), model(x), rtol=0.05, atol=0.05)
