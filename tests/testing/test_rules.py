@@ -49,10 +49,11 @@ RIGHT: dict[str, tuple[Rule, Any]] = {
 }
 
 
+@pytest.mark.parametrize("count", [1, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", RIGHT)
-def test_right_rules_pass(name: str) -> None:
+def test_right_rules_pass(name: str, count: int) -> None:
     rule, makes = RIGHT[name]
-    assert_rule(rule, makes, max_examples=2)
+    assert_rule(rule, makes, max_examples=count)
 
 
 def test_a_right_lift_passes() -> None:
