@@ -15,30 +15,37 @@ from tests.blocks.formulas import gradients
 from tests.blocks.options import Option, all_options, randomize, rep_next_block_options
 
 OPTIONS = [*all_options(), *rep_next_block_options()]
-ONE_A_BLOCK = list({o.id.split("-")[0]: o for o in OPTIONS}.values())
+BY_BLOCK: dict[str, list[Option]] = {}
+for _option in OPTIONS:
+    BY_BLOCK.setdefault(_option.id.split("-")[0], []).append(_option)
+ONE_A_BLOCK = [options[-1] for options in BY_BLOCK.values()]
+each_block = pytest.mark.parametrize("options", list(BY_BLOCK.values()), ids=list(BY_BLOCK))
+"""A test for each block, of all its options."""
 
 
 def test_ids_are_unique() -> None:
     assert len({o.id for o in OPTIONS}) == len(OPTIONS) > 200
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda o: o.id)
+@each_block
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_shape_of_the_plain_convolution(option: Option, training: bool) -> None:
-    block, plain = option.build().train(training), option.plain()
-    for size in (13, 14, 15):
-        x = option.inputs(size, dtype=torch.float32)
-        assert block(x).shape == plain(x).shape
+def test_shape_of_the_plain_convolution(options: list[Option], training: bool) -> None:
+    for option in options:
+        block, plain = option.build().train(training), option.plain()
+        for size in (13, 14, 15):
+            x = option.inputs(size, dtype=torch.float32)
+            assert block(x).shape == plain(x).shape, option.id
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda o: o.id)
-def test_gradients_reach_every_parameter(option: Option) -> None:
-    torch.manual_seed(0)
-    block = randomize(option.build()).double().train()
-    found = gradients(block, option.inputs(9))
-    assert found
-    frozen = {name for name, p in block.named_parameters() if not p.requires_grad}
-    assert {name for name, size in found.items() if size == 0} == frozen
+@each_block
+def test_gradients_reach_every_parameter(options: list[Option]) -> None:
+    for option in options:
+        torch.manual_seed(0)
+        block = randomize(option.build()).double().train()
+        found = gradients(block, option.inputs(9))
+        assert found, option.id
+        frozen = {name for name, p in block.named_parameters() if not p.requires_grad}
+        assert {name for name, size in found.items() if size == 0} == frozen, option.id
 
 
 @pytest.mark.parametrize("option", ONE_A_BLOCK, ids=lambda o: o.id)
@@ -52,11 +59,12 @@ def test_copies_and_checkpoints(option: Option) -> None:
     assert torch.equal(copy.deepcopy(block)(x), block(x))
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if not o.id.startswith("param_")], ids=lambda o: o.id)
-def test_forward_is_straight_line(option: Option) -> None:
-    block = randomize(option.build(), seed=2).double().eval()
-    x = option.inputs()
-    assert torch.equal(torch.fx.symbolic_trace(block)(x), block(x))
+@pytest.mark.parametrize("block", [name for name in BY_BLOCK if not name.startswith("param_")])
+def test_forward_is_straight_line(block: str) -> None:
+    for option in BY_BLOCK[block]:
+        module = randomize(option.build(), seed=2).double().eval()
+        x = option.inputs()
+        assert torch.equal(torch.fx.symbolic_trace(module)(x), module(x)), option.id
 
 
 @pytest.mark.parametrize("option", ONE_A_BLOCK, ids=lambda o: o.id)
