@@ -64,7 +64,7 @@ test-processors: $(READY) ## the random networks once more, as on processors wit
 	$(PYTEST_ENV) $(SSE4) $(VENV)/bin/python -m pytest -n $(WORKERS) -m fuzz tests/test_networks.py $(ARGS)
 	$(PYTEST_ENV) $(AVX2) $(VENV)/bin/python -m pytest -n $(WORKERS) -m fuzz tests/test_networks.py $(ARGS)
 
-integrations: $(READY_INTEGRATIONS) ## deployed models in transformers, Lightning, timm, torchvision, ultralytics and OpenVINO
+integrations: $(READY_INTEGRATIONS) ## deployed models in transformers, Lightning, timm, torchvision, ultralytics, OpenVINO, ExecuTorch, torchao
 	$(PYTEST_ENV) $(VENV_INTEGRATIONS)/bin/python -m pytest -n 0 tests/test_integrations.py tests/ship/test_runtimes.py tests/ship/test_export.py $(ARGS)
 
 test-install: $(READY) $(READY_BARE) ## wheel and source archive, built; the wheel alone in an empty environment runs the docs

@@ -53,7 +53,7 @@ def _say(text: str) -> None:
 @app.command()
 def deploy(
     spec: Spec, weights: Weights = None, key: Key = None, inputs: Inputs = None,
-    out: Annotated[Path | None, typer.Option(help="*.safetensors (weights and recipe), *.onnx, *.pt2, *.xml")] = None,
+    out: Annotated[Path | None, typer.Option(help="*.safetensors (with recipe), *.onnx, *.pt2, *.xml, *.pte")] = None,
     require: Require = None, report: ReportFile = None, include: Include = None, exclude: Exclude = None,
     force: Force = False, keep_fallback: Fallback = False, unwrap: Unwrap = False, overwrite: Overwrite = False,
     json: Json = False, seed: Seed = 0, timeout: Seconds = SECONDS,

@@ -94,8 +94,8 @@ def export(
         deployed: a model in eval mode, deployed or not.
         inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         path: ``*.onnx`` (the dynamo exporter, run in ONNX Runtime; needs ``reptool[onnx]``), ``*.pt2``
-            (`torch.export`), or ``*.xml`` (OpenVINO, in float32, with a ``*.bin`` beside it; needs
-            ``reptool[openvino]``).
+            (`torch.export`), ``*.xml`` (OpenVINO, in float32, with a ``*.bin`` beside it; needs
+            ``reptool[openvino]``), or ``*.pte`` (ExecuTorch with XNNPACK; needs ``reptool[executorch]``).
         original: the model that was deployed, to compare with and to count the operators before.
         dynamic: whether the batch and the size of images stay free, as far as the model's code allows that.
         overwrite: whether the file may be there already.

@@ -149,15 +149,49 @@ def _operators_of_openvino(path: Path) -> Counter[str]:
     return Counter(k for k in kinds if k not in ("Parameter", "Result", "Constant"))
 
 
+# --- ExecuTorch
+def _write_executorch(program: ExportedProgram, path: Path) -> None:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    with without_chatter():
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+    path.write_bytes(lowered.buffer)
+
+
+def _open_executorch(path: Path) -> Run:
+    from executorch.runtime import Runtime as ExecuTorch
+
+    program = ExecuTorch.get().load_program(path)
+    method = program.load_method("forward")
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        assert program  # what it was loaded from lives as long as the method
+        return [out.clone() for out in method.execute([t.detach().contiguous() for t in inputs])]
+
+    return run
+
+
+def _operators_of_executorch(path: Path) -> Counter[str]:
+    """Kernels that are called, and parts that a backend computes as a whole."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    plan = deserialize_pte_binary(path.read_bytes()).program.execution_plan[0]
+    calls = [i.instr_args for chain in plan.chains for i in chain.instructions]
+    kernels = [plan.operators[c.op_index].name for c in calls if hasattr(c, "op_index")]
+    return Counter([*kernels, *(plan.delegates[c.delegate_index].id for c in calls if hasattr(c, "delegate_index"))])
+
+
+_EXECUTORCH = (("executorch", "reptool[executorch]"),)
 _OPENVINO = (("openvino", "reptool[openvino]"),)
 _ONNX = (("onnx", "reptool[onnx]"), ("onnxscript", "reptool[onnx]"), ("onnxruntime", "reptool[onnx]"))
 RUNTIMES = {
     ".pt2": Runtime("torch.export", (), _write_program, _open_program, _operators_of_program),
     ".onnx": Runtime("ONNX Runtime", _ONNX, _write_onnx, _open_onnx, onnx_operators),
     ".xml": Runtime("OpenVINO", _OPENVINO, _write_openvino, _open_openvino, _operators_of_openvino, ".bin"),
+    ".pte": Runtime("ExecuTorch", _EXECUTORCH, _write_executorch, _open_executorch, _operators_of_executorch),
 }
 INSTEAD = {
-    ".pte": "ExecuTorch takes what torch.export makes: export to *.pt2, then executorch.exir.to_edge",
     ".pt": "TorchScript is made by torch.jit.trace(deployed, inputs); a whole model is saved with *.safetensors",
     ".safetensors": "weights and recipe are written by reptool.save",
 }

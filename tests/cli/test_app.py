@@ -207,7 +207,10 @@ HOSTILE: dict[str, tuple[list[str], str]] = {
     "an existing report": (["explain", "cli_nets:Net", "--report", "mine.md"], "is there already"),
     "a folder that there is not": (["deploy", "cli_nets:Net", "--out", "no/m.safetensors"], "there is no folder"),
     "a folder as a file": (["deploy", "cli_nets:Net", "--out", "folder.safetensors"], "is a folder"),
-    "another kind of file": (["deploy", "cli_nets:Net", "--out", "m.engine"], "export writes *.pt2, *.onnx and *.xml"),
+    "another kind of file": (
+        ["deploy", "cli_nets:Net", "--out", "m.engine"],
+        "writes *.pt2, *.onnx, *.xml and *.pte",
+    ),
     "another kind of report": (["deploy", "cli_nets:Net", "--report", "r.pdf"], "a report is *.html, *.json or *.md"),
     "an export of nothing": (["deploy", "cli_nets:Net", "--out", "m.onnx"], "--inputs 1,3,224,224"),
     "no inputs to compare": (["compare", "cli_nets:Net", "cli_nets:Net"], "--inputs 1,3,224,224"),

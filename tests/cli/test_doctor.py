@@ -20,7 +20,12 @@ def test_versions_of_what_there_is_and_is_not(monkeypatch: pytest.MonkeyPatch) -
 
 def test_checks_try_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     found = doctor.checks()
-    assert set(found) - {"export to *.xml"} == {"deploy", "save and load", "export to *.pt2", "export to *.onnx"}
+    assert set(found) - {"export to *.xml", "export to *.pte"} == {
+        "deploy",
+        "save and load",
+        "export to *.pt2",
+        "export to *.onnx",
+    }
     assert found["deploy"] == found["save and load"] == ""
 
     def fails(*_: Any) -> Any:

@@ -19,6 +19,7 @@ from reptool.ship.runtimes import RUNTIMES, onnx_operators
 from reptool.testing import randomize
 
 MISSING = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+NO_EXECUTORCH = pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="executorch is not installed")
 SUFFIXES = [".onnx", ".pt2", pytest.param(".xml", marks=MISSING)]
 
 
@@ -50,6 +51,18 @@ def test_batch_and_size_stay_free(suffix: str, batch: int, models: Any, tmp_path
         torch.testing.assert_close(run([images])[0], original(images).detach(), rtol=1e-4, atol=1e-5)
     names = [path.name, *([f"{path.stem}.bin"] if suffix == ".xml" else [])]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+
+
+@NO_EXECUTORCH
+def test_executorch_runs_sizes_that_it_planned_memory_for(models: Any, tmp_path: Path) -> None:
+    original, deployed = models
+    made = export(deployed, torch.randn(2, 3, 24, 20), tmp_path / "m.pte", original=original)
+    assert made.free[0][:2] == ("batch", 3)
+    assert 0 < max(made.error, made.error_original or 0.0) < 1e-5
+    assert made.operators["XnnpackBackend"] >= 1
+    images = torch.randn(1, 3, 17, 15)
+    (found,) = RUNTIMES[".pte"].open(tmp_path / "m.pte")([images])
+    torch.testing.assert_close(found, original(images).detach(), rtol=1e-4, atol=1e-5)
 
 
 CONVS = [(".onnx", "Conv"), (".pt2", "conv2d.default"), pytest.param(".xml", "Convolution", marks=MISSING)]
@@ -123,9 +136,8 @@ def test_narrow_dtypes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("m.pte", "ExecuTorch takes what torch.export makes"),
         ("m.pt", "torch.jit.trace"), ("m.safetensors", "written by reptool.save"),
-        ("m", r"writes \*.pt2, \*.onnx and \*.xml"),
+        ("m", r"writes \*.pt2, \*.onnx, \*.xml and \*.pte"),
     ],
 )  # fmt: skip
 def test_other_kinds_of_files_are_told_what_to_do(name: str, said: str, models: Any, tmp_path: Path) -> None:

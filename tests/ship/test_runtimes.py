@@ -32,7 +32,7 @@ def test_a_file_runs_as_the_program_does(suffix: str, tmp_path: Path) -> None:
     torch.testing.assert_close(found, model(images).detach())
     names = [path.name, *([path.with_suffix(runtime.companion).name] if runtime.companion else [])]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
-    assert sum(runtime.operators(path).values()) >= 4
+    assert sum(runtime.operators(path).values()) >= (1 if suffix == ".pte" else 4)  # XNNPACK takes most of them as one
 
 
 def test_operators_of_onnx(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_the_exporter_can_be_heard_again_afterwards() -> None:
 
 
 def test_kinds_of_files_that_there_are_not() -> None:
-    with pytest.raises(InputError, match=r"'m.tflite': export writes \*.pt2, \*.onnx and \*.xml$"):
+    with pytest.raises(InputError, match=r"'m.tflite': export writes \*.pt2, \*.onnx, \*.xml and \*.pte$"):
         runtime_of(Path("m.tflite"))
 
 
