@@ -26,6 +26,7 @@ from tests.network_settings import settings_source
 from tests.networks import build, random_network
 
 TRIES = 200
+tries = pytest.mark.parametrize("tries", [60, pytest.param(TRIES, marks=pytest.mark.slow)])
 FOREIGN: set[tuple[str, str]] = set()
 """Families and kinds of changes of which errors are known that are not reptool's: a method that is a weight by now."""
 
@@ -69,13 +70,14 @@ def _is_outside(changes: Sequence[Change], verdict: Verdict) -> bool:
 
 
 @pytest.mark.fuzz
+@tries
 @pytest.mark.parametrize(("family", "made"), _models())
-def test_deployed_models_agree_or_raise(family: str, made: Callable[[], Made]) -> None:
+def test_deployed_models_agree_or_raise(family: str, made: Callable[[], Made], tries: int) -> None:
     model, inputs = made()
     wide = map_tensors(inputs, lambda t: t.double() if t.is_floating_point() else t)
     original = randomize(model, 1).double().eval()
     session = Session(original, reptool.deploy(original, wide), wide)
-    for count in range(TRIES):
+    for count in range(tries):
         changes = session.draw() if count else []
         verdict = session.judge(changes)
         if verdict.is_fault and not _is_outside(changes, verdict):
@@ -88,6 +90,7 @@ def test_deployed_models_agree_or_raise(family: str, made: Callable[[], Made]) -
 
 
 @pytest.mark.fuzz
+@tries
 @pytest.mark.parametrize(
     "made",
     [
@@ -96,12 +99,12 @@ def test_deployed_models_agree_or_raise(family: str, made: Callable[[], Made]) -
         *(pytest.param(partial(_of_settings, seed), id=f"settings-{seed}") for seed in (47, 72, 226, 335)),
     ],
 )
-def test_nothing_is_silent_where_layers_took_the_places_of_wrappers(made: Callable[[], Made]) -> None:
+def test_nothing_is_silent_where_layers_took_the_places_of_wrappers(made: Callable[[], Made], tries: int) -> None:
     model, inputs = made()
     wide = map_tensors(inputs, lambda t: t.double() if t.is_floating_point() else t)
     original = randomize(model, 1).double().eval()
     session = Session(original, reptool.deploy(original, wide, unwrap=True), wide)
-    for _ in range(TRIES):
+    for _ in range(tries):
         changes = session.draw()
         verdict = session.judge(changes)
         assert verdict.sort != "silent", failure_text(*session.shrunk(changes, verdict))

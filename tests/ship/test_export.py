@@ -37,7 +37,7 @@ def models() -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_batch_and_size_stay_free(suffix: str, batch: int, models: Any, tmp_path: Path) -> None:
     original, deployed = models
     path = tmp_path / f"m{suffix}"
