@@ -95,6 +95,7 @@ COVERED = {
     "frontends/onnx/node.py": "programs/test_onnx.py",
     "frontends/onnx/operators.py": "programs/test_onnx.py",
     "frontends/onnx/resampling.py": "programs/test_onnx.py",
+    "frontends/onnx/valid.py": "programs/test_onnx.py",
     "fusions/distribute.py": "passages/test_passages.py",
     "ir/nodes.py": "ir/test_aliasing.py",
     "ir/ops.py": "ir/test_spec.py",

@@ -15,6 +15,8 @@ from reptool.report.data import Report
 from reptool.report.progress import phase
 from reptool.verify.measure import Verify
 
+OLDEST, NEWEST = 7, 28
+"""The versions of ONNX's operators of which it is known what they mean."""
 ALIKE = {"FLOAT16": 5e-2, "BFLOAT16": 2e-1}
 """Largest difference of two runs, relative to the largest value of an output, by its type; 1e-3 for all others."""
 
@@ -32,22 +34,16 @@ def deploy_onnx(given: Any, options: Options, verify: Verify) -> tuple[Any, Repo
 
     Raises:
         InputError: no ONNX model, or one that is damaged; onnx-ir is not installed.
-        UnsupportedModelError: a model without nodes, or of an opset below 7.
+        UnsupportedModelError: a model without nodes, an invalid graph, or an opset that is not known.
         VerificationError: the whole of it computes something else.
     """
     ir = _library()
-    model, original = _loaded(given, ir), _loaded(given, ir)
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
-    if opset is None or opset < 7 or not len(model.graph):
-        why = "it has no nodes" if not len(model.graph) else f"its opset is {opset}; 7 and newer are read"
-        raise UnsupportedModelError(f"this ONNX model cannot be collapsed: {why}")
     with phase("plan"):
-        report, parts = Report("ONNX model"), list(_parts(model.graph))
-        inferred = _inferred(model, ir)
-        made = [(graph, _collapsed(graph, opset, inferred, outer, options, verify)) for graph, outer in parts]
+        model, made = _planned(given, ir, options, verify)
+    original, report = _loaded(given, ir), Report("ONNX model")
     with phase("write"):
         for graph, one in made:
-            _written(graph, one, opset, model, report)
+            _written(graph, one, model, report)
         _check(original, model, ir)
     if verify:
         with phase("compare"):
@@ -57,13 +53,42 @@ def deploy_onnx(given: Any, options: Options, verify: Verify) -> tuple[Any, Repo
 
 def explain_onnx(given: Any, options: Options) -> Report:
     """The plan without the work."""
-    ir = _library()
-    model = _loaded(given, ir)
-    opset, inferred = model.opset_imports.get("", 0), _inferred(model, ir)
     report = Report("ONNX model")
-    for graph, outer in _parts(model.graph):
-        _add(report, report_on("", _collapsed(graph, opset, inferred, outer, options, False)))
+    for _, made in _planned(given, _library(), options, False)[1]:
+        _add(report, report_on("", made))
     return report
+
+
+def _planned(given: Any, ir: Any, options: Options, verify: Verify) -> tuple[Any, list[tuple[Any, Collapsed]]]:
+    """A model of its own and what is to be written into its graphs; its functions are inlined where that pays."""
+    from reptool.frontends.onnx.valid import damage
+
+    model = _loaded(given, ir)
+    opset = _opset(model)
+    why = "it has no nodes" if not len(model.graph) else damage(model.graph)
+    if not OLDEST <= opset <= NEWEST:
+        why = f"its opset is {opset}; {OLDEST} to {NEWEST} are read"
+    if why is not None:
+        raise UnsupportedModelError(f"this ONNX model cannot be collapsed: {why}")
+    made = _of_parts(model, ir, options, verify)
+    if len(model.functions):
+        from onnx_ir.passes.common import InlinePass
+
+        inlined = InlinePass()(_loaded(given, ir)).model
+        of_inlined = _of_parts(inlined, ir, options, verify)
+        if sum(len(m.layers) for _, m in of_inlined) > sum(len(m.layers) for _, m in made):
+            return inlined, of_inlined
+    return model, made
+
+
+def _opset(model: Any) -> int:
+    """The version of ONNX's own operators; 0 where the file names none."""
+    return int(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0)))
+
+
+def _of_parts(model: Any, ir: Any, options: Options, verify: Verify) -> list[tuple[Any, Collapsed]]:
+    inferred, opset = _inferred(model, ir), _opset(model)
+    return [(g, _collapsed(g, opset, inferred, outer, options, verify)) for g, outer in list(_parts(model.graph))]
 
 
 def write_onnx(model: Any, path: str | os.PathLike[str]) -> None:
@@ -92,7 +117,12 @@ def _loaded(given: Any, ir: Any) -> Any:
         except Exception as error:  # whatever a file that is no model makes a parser raise
             raise InputError(f"{os.fspath(given)!r} is no ONNX model that can be read: {error}") from error
         return model
-    return ir.from_proto(ir.to_proto(given) if isinstance(given, ir.Model) else given)
+    try:
+        return ir.from_proto(ir.to_proto(given) if isinstance(given, ir.Model) else given)
+    except Exception as error:  # two values of one name, and whatever else a parser minds
+        raise InputError(
+            f"this {type(given).__name__} is no ONNX model that can be read: {error.__cause__ or error}"
+        ) from error
 
 
 def _inferred(model: Any, ir: Any) -> dict[str, Any]:
@@ -127,11 +157,11 @@ def _collapsed(graph: Any, opset: int, inferred: Any, outer: Any, options: Optio
     return collapse(read_onnx(graph, opset, inferred, outer), options, verify, lambda shape: why_not(shape, opset))
 
 
-def _written(graph: Any, made: Collapsed, opset: int, model: Any, report: Report) -> None:
+def _written(graph: Any, made: Collapsed, model: Any, report: Report) -> None:
     from reptool.programs.onnx_writing import OnnxWriter
 
     part = report_on("", made)
-    name_layers(part, made, OnnxWriter(graph, made, opset, model.ir_version < 4).write())
+    name_layers(part, made, OnnxWriter(graph, made, _opset(model), model.ir_version < 4).write())
     _add(report, part)
 
 

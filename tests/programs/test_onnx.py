@@ -275,6 +275,87 @@ def test_bodies_of_control_flow_are_collapsed_and_what_they_read_stays() -> None
     same(proto, made)
 
 
+def with_function() -> Any:
+    """The same layers in a function of the model's own, which takes the weights as arguments."""
+    proto = conv_norm()
+    weights = [t.name for t in proto.graph.initializer]
+    nodes, versions = list(proto.graph.node), [helper.make_opsetid("", 17)]
+    block = helper.make_function("mine", "Block", ["x", *weights], ["out"], nodes, versions)
+    del proto.graph.node[:]
+    proto.graph.node.append(helper.make_node("Block", ["x", *weights], ["out"], "block", domain="mine"))
+    proto.functions.append(block)
+    proto.opset_import.append(helper.make_opsetid("mine", 1))
+    return proto
+
+
+def test_functions_are_inlined_where_layers_become_fewer() -> None:
+    proto = with_function()
+    assert reptool.explain(proto).norms == (1, 0)
+    made, report = deployed(proto)
+    assert report.norms == (1, 0)
+    assert [n.op_type for n in made.graph.node] == ["Conv", "Relu"]
+    same(proto, made)
+    kept, _ = deployed(made_of_function(["Relu"]))
+    assert [n.op_type for n in kept.graph.node] == ["Block"]
+
+
+def made_of_function(kinds: list[str]) -> Any:
+    """A function without layers."""
+    proto = with_function()
+    block = proto.functions[0]
+    del block.node[:]
+    block.node.extend(helper.make_node(kind, ["x"], ["out"]) for kind in kinds)
+    return proto
+
+
+def _cycle(proto: Any) -> None:
+    proto.graph.node[0].input[0] = "z"
+
+
+def _nobody(proto: Any) -> None:
+    proto.graph.node[2].input[0] = "nobody"
+
+
+def _output(proto: Any) -> None:
+    proto.graph.output[0].name = "nobody"
+
+
+def _in_a_body(proto: Any) -> None:
+    info = [helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, None)]
+    body = helper.make_graph([helper.make_node("Relu", ["later"], ["b"])], "body", [], info)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(True), "yes"))
+    proto.graph.node.insert(0, helper.make_node("If", ["yes"], ["i"], then_branch=body, else_branch=body))
+
+
+def _unknown(proto: Any) -> None:
+    proto.opset_import[0].version = 99
+
+
+DAMAGE: dict[str, tuple[Any, str]] = {
+    "cycle": (_cycle, "Conv 'conv' reads 'z', which nothing in front of it computes"),
+    "nobody": (_nobody, "Relu 'act' reads 'nobody'"),
+    "output": (_output, "nothing computes its output 'nobody'"),
+    "in a body": (_in_a_body, "reads 'later'"),
+    "newer opset": (_unknown, "its opset is 99; 7 to 28 are read"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_graphs_that_are_none_are_told(name: str) -> None:
+    damage, said = DAMAGE[name]
+    proto = conv_norm()
+    damage(proto)
+    with pytest.raises(UnsupportedModelError, match=said):
+        reptool.deploy(proto)
+
+
+def test_two_values_of_one_name_are_told() -> None:
+    proto = conv_norm()
+    proto.graph.node[1].output[0] = "y"
+    with pytest.raises(InputError, match="no ONNX model that can be read"):
+        reptool.deploy(proto)
+
+
 def test_sums_and_scales_as_constants_of_every_shape() -> None:
     held = {"w": np.random.default_rng(0).standard_normal((4, 3, 1, 1)), "one": [2.0], "row": np.ones((4, 1, 1)) * 3,
             "all": np.arange(4.0).reshape(1, 4, 1, 1)}  # fmt: skip
