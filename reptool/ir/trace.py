@@ -87,6 +87,7 @@ class Event:
     hooked: bool = False
     node: fx.Node | None = None  # for a leaf
     where: tuple[Any, int] | None = None  # the code that made the call, and the offset of the call in it
+    decides: bool = False  # whether its questions were tried with other answers, and decided something
     prefix: str = ""  # of the outermost call: where in the whole model its module is
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from reptool.capture.evaluation.contained import contained
 from reptool.capture.patching import between_traces
 from reptool.capture.side_effects import as_new
 from reptool.capture.tracer import Recorder
@@ -27,7 +28,6 @@ from reptool.pysource.functions import function_of
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import layer_of
 from reptool.safety.changed import Changed
-from reptool.safety.contained import contained
 from reptool.safety.weight_reads import read_values, uses_values
 from reptool.surgery.gating import calls
 from reptool.surgery.site import Calls, Site, Surgery

@@ -13,6 +13,7 @@ from reptool.pysource.places import asked
 from reptool.pysource.straight_line import straight
 from reptool.refusal import Code, Refusal
 from reptool.surgery.placing.dtypes import casts_shown, ranks_shown
+from reptool.surgery.placing.other_answers import forget_what_decides_nothing
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced
 
@@ -41,10 +42,13 @@ def asked_around(traced: Traced, site: Site) -> Refusal | None:
         questions = event.questions
         if lowest is not None and event is lowest and questions and _in_line(traced, site, event):
             continue
+        recorder, kinds = traced.found.facts.recorder, all(map(asks_kinds, questions))
+        if questions and traced.trace.shown and not kinds and forget_what_decides_nothing(event, recorder):
+            continue
         if traced.fallbacks is not None and lowest is not None and questions:
             site.asked = [*(site.asked or [lowest]), event]
             continue
-        if questions and traced.trace.shown and all(map(asks_kinds, questions)):
+        if questions and traced.trace.shown and kinds:
             site.dtypes.setdefault(event, []).extend(questions)  # they are guarded
             continue
         for question in questions:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import reptool
+from reptool.capture.evaluation.contained import contained
 from reptool.ir.trace import Unanswerable
-from reptool.safety.contained import contained
 from tests.traps import ConvBN, norms, ready
 
 WAYS: dict[str, Callable[[Path], Any]] = {
