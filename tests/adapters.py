@@ -175,4 +175,90 @@ class Gathered(LowRank):
         return total.to(result.dtype)
 
 
-KINDS: tuple[type[Adapted], ...] = (LowRank, Direction, Shared, Reflected, Spectrum, Kronecker, Gathered)
+class Rotation(nn.Module):
+    """Blocks of a value, each turned by the Cayley transform of a matrix of its own; a module that asks and casts."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.weight, self.clipped = nn.Parameter(torch.randn(blocks, width // blocks, width // blocks) * 0.1), False
+        self.limits = (-1.0, 1.0)
+
+    def matrix(self) -> Tensor:
+        skew = self.weight - self.weight.transpose(1, 2)
+        eye = torch.eye(skew.shape[-1], device=skew.device).unsqueeze(0).expand_as(skew)
+        return torch.linalg.solve(eye + skew, eye - skew, left=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = x.dtype
+        if before != self.weight.dtype:
+            x = x.to(self.weight.dtype)
+        if self.clipped:
+            with torch.no_grad():
+                self.weight.clamp_(*self.limits)
+        if x.dim() == 4:
+            raise ValueError("no images")
+        parts = x.reshape(*x.shape[:-1], *self.weight.shape[:2])
+        return torch.einsum("...rk,rkc->...rc", parts, self.matrix()).reshape(*x.shape).to(before)
+
+
+class Turned(Adapted):
+    """A rotation in front of the layer, in a module of its own."""
+
+    def make(self, names: tuple[str, ...]) -> None:
+        self.turns = nn.ModuleDict({n: Rotation(self.width[0], 4) for n in names})
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        before = x.dtype
+        if not self.disabled:
+            for name in self.active:
+                x = self.turns[name](self.fitted(x, self.turns[name].weight.dtype))
+        return self.base_layer(x.to(before), *args, **kwargs).to(before)
+
+
+class Dropped(nn.Module):
+    """Some matrices replaced by identities, in training."""
+
+    def __init__(self, p: float = 0.1) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.eye(x.shape[-1]).expand_as(x) if self.training and self.p > 0 else x
+
+
+class Product(Turned):
+    """The same with one matrix for all blocks, which a module is given that does nothing in eval mode."""
+
+    def make(self, names: tuple[str, ...]) -> None:
+        super().make(names)
+        self.drop = nn.ModuleDict({n: Dropped() for n in names})
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        before, turn = x.dtype, torch.eye(self.width[0], device=x.device, dtype=x.dtype)
+        if self.disabled:
+            return self.base_layer(x, *args, **kwargs)
+        for name in self.active:
+            blocks = self.drop[name](self.turns[name].matrix())
+            turn = torch.block_diag(*torch.unbind(blocks)).to(x) @ turn
+        result = self.base_layer(x @ turn, *args, **kwargs)
+        return (2.0 * (result - self.base_layer.bias) + self.base_layer.bias).to(before)
+
+
+class Bases(Shared):
+    """A method that gives both matrices, as the device that it is given wants them."""
+
+    def bases(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        a, b, d = self.a, self.b, self.d[name].to(device)
+        if device.type == "cpu" and a.dtype in (torch.float16, torch.bfloat16):
+            a, b, d = a.float(), b.float(), d.float()
+        width, out = self.width
+        return d[:, None] * a[:, :width], self.e[name][:, None] * b[:out]
+
+    def added(self, name: str, x: Tensor, result: Tensor) -> Tensor:
+        a, b = self.bases(name, x.device)
+        return F.linear(F.linear(self.fitted(x, a.dtype), a), b)
+
+
+KINDS: tuple[type[Adapted], ...] = (
+    LowRank, Direction, Shared, Reflected, Spectrum, Kronecker, Gathered, Turned, Product, Bases,
+)  # fmt: skip

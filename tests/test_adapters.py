@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reptool
 from reptool.errors import SpecializedError
-from tests.adapters import KINDS, Adapted, Direction, LowRank
+from tests.adapters import KINDS, Adapted, Bases, Direction, LowRank, Product, Rotation, Turned
 
 
 def built(kind: type[Adapted], base: Callable[[], nn.Module] = lambda: nn.Linear(12, 8)) -> tuple[nn.Module, Tensor]:
@@ -133,6 +133,47 @@ def test_a_model_brought_to_another_dtype_is_right_or_raises(kind: type[Adapted]
     except (SpecializedError, RuntimeError):
         return
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_a_part_that_a_layer_does_the_work_of_is_loud() -> None:
+    model, x = built(Turned)
+    deployed = reptool.deploy(model, x)
+    part = deployed[0].turns["first"]
+    for change in (
+        lambda: setattr(part, "clipped", True),
+        lambda: part(x),
+        lambda: part.register_forward_hook(print),
+        lambda: part.weight,
+        lambda: setattr(part, "limits", (0.0, 1.0)),
+    ):
+        with pytest.raises(SpecializedError):
+            change()
+    deployed[0].turns["first"] = Rotation(12, 4)
+    with pytest.raises(SpecializedError):
+        deployed(x)
+
+
+class Casting(nn.Sequential):
+    """What brings its input to a dtype first, as somebody else's code does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(torch.float32))
+
+
+def test_a_cast_in_the_code_around_is_no_part_of_a_rotation() -> None:
+    model, x = built(Turned)
+    deployed = reptool.deploy(Casting(*model).eval(), x)
+    assert products(deployed, x) == ["addmm"], reptool.report(deployed).refusals
+    torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Turned, Product, Bases])
+def test_changed_alike_it_gives_the_same_or_raises(kind: type[Adapted]) -> None:
+    model, x = built(kind)
+    if kind is Turned:
+        model[0].turns["first"].limits = [-1.0, 1.0]  # a list, which somebody else may hold and change
+    deployed = reptool.deploy(model, x)
+    assert reptool.testing.perturb(model, deployed, x, tries=60, allow=("lenient",)).tried == 60
 
 
 KINDS_OF_A_LIBRARY: dict[str, tuple[str, dict[str, Any]]] = {

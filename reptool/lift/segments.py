@@ -155,7 +155,16 @@ class _Finder:
             if len(inner) > MAX_NODES:
                 return [], None
         ordered = sorted(inner, key=self.reads.position.__getitem__)
-        return ordered, sources.pop() if len(sources) == 1 else None
+        return self._without_casts(ordered, sources.pop()) if len(sources) == 1 else (ordered, None)
+
+    def _without_casts(self, ordered: list[fx.Node], source: fx.Node) -> tuple[list[fx.Node], fx.Node]:
+        """A segment without casts at its beginning, which may stand in other code than what mixes."""
+        while len(ordered) > 1 and cast_target(ordered[0]) is not None:
+            first = ordered[0]
+            if any(source in self._given(n) for n in ordered[1:]):
+                break
+            ordered, source = ordered[1:], first
+        return ordered, source
 
     def _is_closed(self, inner: list[fx.Node], end: fx.Node) -> bool:
         """Whether nobody else computes with what lies inside."""

@@ -271,6 +271,11 @@ def only_checks(method: Method) -> bool:
     return f"self.{ORIGINAL}{method.name}(" in method.source
 
 
+def only_raises(method: Method) -> bool:
+    """Whether a method is an error, as `sealed_method` makes it."""
+    return method.source.partition("\n")[2].startswith("    _sealed(")
+
+
 def refusing_methods(names: Sequence[str], own: Sequence[str] = ()) -> tuple[Method, Method]:
     """``__setattr__`` and ``__getattr__`` of a module that has names no more: to set them would change nothing.
 

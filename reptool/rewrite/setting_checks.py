@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import keyword
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from types import FunctionType, MethodType
 from typing import Any
+
+import torch
 
 from reptool.ir.trace import Event, Setting
 from reptool.pysource.globals_read import Outside, is_importable, read_outside
@@ -16,7 +19,7 @@ from reptool.rewrite.kind_checks import KindCheck, KindOf
 from reptool.rewrite.method_source import Check
 from reptool.rewrite.settings.held_functions import code_of, held_functions
 from reptool.rewrite.settings.of_classes import class_settings
-from reptool.runtime.snapshot import ABSENT, taken
+from reptool.runtime.snapshot import ABSENT, PLAIN, Items, taken
 
 
 def setting_checks(event: Event, settings: Iterable[Setting | Outside | KindOf]) -> list[Check]:
@@ -65,9 +68,10 @@ def _attribute(event: Event, setting: Setting) -> Check:
         method = setting.name[:-2]
         return Check(f"{text}.{method}", f"_defaults_of(type({text}), {method!r})", (setting.value,), exact=True)
     *tensor, name = setting.name.split(".")
-    if tensor and name == "dtype":
+    if tensor and name in ("dtype", "device"):
         held = ".".join(tensor)
-        return KindCheck(KindOf(f"{text}.{held}", name, setting.value, setting.follows, f"_held({text}, {held!r})"))
+        kind = setting.value.type if isinstance(setting.value, torch.device) else setting.value
+        return KindCheck(KindOf(f"{text}.{held}", name, kind, setting.follows, f"_held({text}, {held!r})"))
     if tensor:
         return Check(f"{text}.{setting.name}", f"{text}.{setting.name}", (setting.value,), exact=True)
     simple = name.isidentifier() and not keyword.iskeyword(setting.name) and not setting.name.startswith("__")
@@ -80,6 +84,8 @@ def _attribute(event: Event, setting: Setting) -> Check:
 def _of_class(setting: Setting, constants: Constants) -> str:
     """The text for an attribute of a class, of which no module is left."""
     kind = constants.text(setting.kind) if address(setting.kind) is not None else constants.keep(setting.kind, "_kind")
+    if setting.name.endswith("()"):
+        return f"_defaults_of({kind}, {setting.name[:-2]!r})"
     return f"getattr({kind}, {setting.name.rpartition('.')[2]!r}, _absent)"
 
 
@@ -120,7 +126,7 @@ def outside_of(event: Event) -> list[Setting | Outside]:
         found += [*class_settings(event, member), *(one for one in read if not known or one.cell is None)]
     if isinstance(function, FunctionType) and (function.__defaults__ or function.__kwdefaults__):
         value = taken((function.__defaults__, function.__kwdefaults__))
-        found.append(Setting(event.path, f"{event.method}()", value, 0))
+        found.append(Setting(event.path, f"{event.method}()", value, 0, kind=type(event.module)))
     return found
 
 
@@ -131,3 +137,41 @@ def settings_of(events: Iterable[Event]) -> list[Setting | Outside]:
         found += event.settings
         found += outside_of(event)
     return found
+
+
+def after(settings: Iterable[Setting | Outside], gone: Collection[str]) -> list[Setting | Outside]:
+    """Settings as they can be read once modules are absorbed: what cannot change any more needs no check.
+
+    Args:
+        settings: what was read.
+        gone: paths of the modules that are absorbed.
+
+    Raises:
+        CannotCutError: what an absorbed module held may be changed by somebody else who holds it.
+    """
+    found: list[Setting | Outside] = []
+    for setting in settings:
+        if not isinstance(setting, Setting) or not _lies_in(setting.path, gone):
+            found.append(setting)
+        elif setting.name == "training" and not setting.by_torch:
+            found.append(setting)  # what is absorbed goes from mode to mode with the model
+        elif setting.kind is not None:
+            found.append(replace(setting, of_class=True))
+        elif not is_fixed_value(setting.value):
+            raise CannotCutError(f"it reads {setting}, whose module is absorbed")
+    return found
+
+
+def _lies_in(path: str, others: Collection[str]) -> bool:
+    while path:
+        if path in others:
+            return True
+        path = path.rpartition(".")[0]
+    return False
+
+
+def is_fixed_value(value: Any) -> bool:
+    """Whether nobody can change a value, as a snapshot holds it."""
+    if isinstance(value, Items):
+        return value.type is tuple and all(map(is_fixed_value, value.items))
+    return isinstance(value, PLAIN)

@@ -21,11 +21,12 @@ from reptool.pysource.functions import function_of
 from reptool.pysource.globals_read import functions_of
 from reptool.pysource.module_info import calls_itself, foreign_hooks
 from reptool.report.totals import is_layer
+from reptool.rewrite.setting_checks import is_fixed_value
 from reptool.runtime.absorbed import Absorbed
 from reptool.runtime.gates.chain import Gate
 from reptool.runtime.gates.marker import GATE
 from reptool.runtime.hooks import DTYPES, guarded_rank
-from reptool.runtime.snapshot import PLAIN, Items, same, taken
+from reptool.runtime.snapshot import same, taken
 from reptool.runtime.subclass import CONVERSIONS, CONVERTED, REBUILDS, original_class
 from reptool.safety.ownership import Ownership
 from reptool.unwrap.handing_on import Wrapper
@@ -131,7 +132,7 @@ class Reach:
 
     def _goes_with_it(self, path: str, setting: Setting) -> bool:
         """Whether a setting is gone with its module, so that nobody can change it."""
-        if _is_fixed(setting.value):
+        if is_fixed_value(setting.value):
             return "." not in setting.name  # not the dtype of a tensor, which changes with the model
         module = _module(self.model, path)
         return module is not None and self._is_its_own(vars(module).get(setting.name), module)
@@ -169,13 +170,6 @@ def names_gone(wrapper: nn.Module) -> Iterator[str]:
     """
     for method in getattr(type(wrapper), "_reptool_derived", (None, ()))[1]:
         yield from dict(method.constants).get("_names", ()) if method.name == "__getattr__" else ()
-
-
-def _is_fixed(value: Any) -> bool:
-    """Whether nobody can change a value, as a snapshot holds it."""
-    if isinstance(value, Items):
-        return value.type is tuple and all(map(_is_fixed, value.items))
-    return isinstance(value, PLAIN)
 
 
 def _from(path: str, inner: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from reptool.ir.nodes import is_inert, is_size_like, metadata_read, name_of
 from reptool.ir.trace import Event, all_events, questions_of
 from reptool.ir.walk import nodes_in
 from reptool.plan.resolutions.joined import Joined
-from reptool.rewrite.codegen.edits import Edits, is_dead
+from reptool.rewrite.codegen.edits import Edits, is_dead, is_told
 from reptool.rewrite.codegen.values import Values
 from reptool.rewrite.constants import CannotCutError
 from reptool.runtime.layers.side_by_side import side_by_side
@@ -39,9 +39,14 @@ class Body(Values):
         if child in self.edits.omitted or is_dead(child, self.edits):
             self.left_out.update(all_events(child))
             return
+        if child in self.edits.folded:
+            self.left_out.update(all_events(child))
+            self.handed_on += all_events(child)
+            return
         handed = any(n in self.map for n in nodes_in(child.output))
         told = [q for e in all_events(child) for q in questions_of(e)]
-        if told and not self.fallback and self._only_hands_on(child) and all(map(asks_kinds, told)):
+        idle = (told and self._only_hands_on(child)) or self._is_constant(child)
+        if idle and not self.fallback and all(map(asks_kinds, told)):
             self.left_out.update(all_events(child))
             self.handed_on += all_events(child)
             return
@@ -58,8 +63,27 @@ class Body(Values):
         """Whether a call computes nothing, does nothing else and gives a constant, or back what it was given."""
         computes = any(not n.meta["const"] and not is_inert(n) for n in child.nodes())
         acts = any(e.effects or e.hooked for e in all_events(child))
-        given = isinstance(child.output, fx.Node) and (child.output in self.map or child.output.meta["const"])
-        return given and not computes and not acts
+        if computes or acts or not isinstance(child.output, fx.Node):
+            return False
+        known = child.output in self.map or child.output in nodes_in((child.args, child.kwargs))
+        return known or bool(child.output.meta["const"])
+
+    def _is_constant(self, child: Event) -> bool:
+        """Whether a call makes nothing but constants, which no code that is written down reads."""
+        acts = any(e.effects or e.hooked for e in all_events(child))
+        if acts or not all(is_inert(n) or is_told(n) for n in child.nodes()):
+            return False
+        gone = self.edits.bypass.keys() | self.edits.dead
+        seen, stack = set[fx.Node](), list(nodes_in(child.output))
+        if not stack:
+            return False
+        while stack:
+            node = stack.pop()
+            if not node.meta["const"]:
+                return False
+            seen.add(node)
+            stack += [u for u in node.users if u not in seen and u not in gone and not is_inert(u)]
+        return True
 
     def node(self, node: fx.Node) -> None:
         """Write down an operation, or what stands in for it."""

@@ -39,7 +39,7 @@ from reptool.rewrite.method_source import (
 )
 from reptool.rewrite.own_mode import decides_nothing
 from reptool.rewrite.printer import Printer
-from reptool.rewrite.setting_checks import path_text, setting_checks, settings_of
+from reptool.rewrite.setting_checks import after, path_text, setting_checks, settings_of
 from reptool.runtime.method import Method
 
 
@@ -75,6 +75,7 @@ class Cutter:
         self.is_part = False  # whether a method beside `forward` does a part of what a region does
         self.absorbed: tuple[str, ...] = ()  # paths of modules whose work the method does itself
         self.asked: list[Question] = []  # what the regions in it rely on: dtypes of arguments
+        self.gone: frozenset[str] = frozenset()  # paths of modules that are absorbed
         self.fixed = False  # whether it is right for the dtypes that were shown alone
         self.body = Body(event, edits, reads, prefix, fallback)
         self.header: str = ""
@@ -119,7 +120,7 @@ class Cutter:
     def _settings(self) -> list[Setting | Outside]:
         """The settings that the text no longer reads: what they were was written into it."""
         folded = (self.edits.bypass.keys() | self.edits.dead) - self.edits.layers.keys()
-        read = settings_of(self._written_out())
+        read = after(settings_of(self._written_out()), self.gone)
         if any(map(self._is_mode, read)) and decides_nothing(self.event, folded, self.recorder):
             read = [s for s in read if not self._is_mode(s)]
         return read

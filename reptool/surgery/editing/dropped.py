@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import fx, nn
 
+from reptool.ir.nodes import metadata_read
 from reptool.ir.trace import Event
 from reptool.runtime.subclass import own_members
 from reptool.surgery.editing.draft import Draft
@@ -35,7 +36,17 @@ def drop(draft: Draft) -> None:
 def is_read(draft: Draft, tensor: str) -> bool:
     """Whether an operation that still runs reads a parameter or buffer."""
     users = (u for a in draft.traced.attributes_of(tensor) for u in draft.traced.const_users(a, sizes=True))
-    return any(u not in draft.edits.dead and u not in draft.edits.bypass and u not in draft.edits.bare for u in users)
+    alive = (u for u in users if not (u in draft.edits.dead or u in draft.edits.bypass or u in draft.edits.bare))
+    return any(not (metadata_read(u) and _is_left_out(draft, u, tensor)) for u in alive)
+
+
+def _is_left_out(draft: Draft, node: fx.Node, tensor: str) -> bool:
+    """Whether the method in which a node occurs was written anew, and its text reads nothing beside a tensor."""
+    for event in node.meta["event"].ancestors():
+        made = draft.surgery.methods.get(event.path, {}).get(event.method)
+        if made is not None:
+            return tensor.rpartition(".")[0] not in made.read
+    return False
 
 
 def _is_no_layer(draft: Draft, path: str, kept: set[str]) -> bool:

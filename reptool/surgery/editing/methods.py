@@ -8,14 +8,14 @@ import torch
 from torch import fx, nn
 
 from reptool.ir.nodes import is_inert
-from reptool.ir.trace import Event
+from reptool.ir.trace import Event, all_events
 from reptool.ir.walk import nodes_in
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.codegen.cutter import Cutter
-from reptool.rewrite.codegen.edits import gives_back, is_dead
+from reptool.rewrite.codegen.edits import gives_back, is_dead, is_folded
 from reptool.runtime.method import Method
 from reptool.surgery.editing.draft import Draft
-from reptool.surgery.editing.idle import absorbed_in
+from reptool.surgery.editing.idle import absorbed_in, lies_in
 from reptool.surgery.gating import lowest_of, wide_of
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced, is_plain_identity
@@ -23,18 +23,7 @@ from reptool.surgery.traced import Traced, is_plain_identity
 
 def rewrite(draft: Draft, event: Event) -> None:
     """Work out what becomes of a call, and of all that it makes."""
-    if event in draft.whole:
-        return
-    if event.parent is not None and is_dead(event, draft.edits) and not _all_const(event):
-        named = any(n in draft.blame for n in event.nodes())  # what holds no part of a region stays for other code
-        if event.method == "forward" and named:
-            draft.surgery.identities.setdefault(event.path, "no longer needed")
-        return
-    if _is_bypass(draft, event):
-        draft.surgery.identities.setdefault(event.path, "absorbed")
-        return
-    if gives_back(event, draft.edits) and _is_omitted(draft, event):
-        draft.edits.omitted.add(event)
+    if event in draft.whole or _is_left_out(draft, event):
         return
     touched: list[fx.Node] = []
     for item in event.items:
@@ -42,23 +31,43 @@ def rewrite(draft: Draft, event: Event) -> None:
             if is_dead(item, draft.edits):
                 touched += [n for n in item.nodes() if n in draft.edits.dead][:1]
             rewrite(draft, item)
-            if item in draft.edits.omitted:
+            if item in draft.edits.omitted or item in draft.edits.folded:
                 touched += item.nodes()
-        elif (
-            item in draft.edits.dead
-            or item in draft.edits.layers
-            or item in draft.edits.bare
-            or (
-                item in draft.edits.bypass
-                and item.op != "call_module"
-                and not is_plain_identity(draft.found.ops.get(item), item)
-            )
-        ):
+        elif _is_touched(draft, item):
             touched.append(item)
     if touched:
         _regenerate(draft, event, touched)
     else:
         draft.plain.add(event)
+
+
+def _is_left_out(draft: Draft, event: Event) -> bool:
+    """Whether a call is made no more, or gives back what it is given; its module is absorbed where nobody needs it."""
+    if event.parent is not None and is_dead(event, draft.edits) and not _all_const(event):
+        named = any(n in draft.blame for n in event.nodes())  # what holds no part of a region stays for other code
+        if event.method == "forward" and named:
+            draft.surgery.identities.setdefault(event.path, "no longer needed")
+        return True
+    if _is_bypass(draft, event):
+        draft.surgery.identities.setdefault(event.path, "absorbed")
+        return True
+    if gives_back(event, draft.edits) and _is_omitted(draft, event):
+        draft.edits.omitted.add(event)
+        return True
+    if _is_folded(draft, event):
+        draft.edits.folded.add(event)
+        if event.method == "forward":
+            draft.surgery.identities.setdefault(event.path, "absorbed")
+        return True
+    return False
+
+
+def _is_touched(draft: Draft, node: fx.Node) -> bool:
+    """Whether an operation is written down no more as it was."""
+    edits = draft.edits
+    if node in edits.dead or node in edits.layers or node in edits.bare:
+        return True
+    return node in edits.bypass and node.op != "call_module" and not is_plain_identity(draft.found.ops.get(node), node)
 
 
 def _is_omitted(draft: Draft, event: Event) -> bool:
@@ -68,6 +77,17 @@ def _is_omitted(draft: Draft, event: Event) -> bool:
     """
     again = sum(isinstance(c, Event) and c.method == event.method for c in draft.traced.calls[event.path]) > 1
     return again or not draft.edits.dead.isdisjoint(nodes_in((event.args, event.kwargs)))
+
+
+def _is_folded(draft: Draft, event: Event) -> bool:
+    """Whether a layer does all that a call did, and all that other calls of its module did."""
+    if draft.surgery.fallbacks is not None or not draft.trace.shown or lies_in(event.path, draft.slots):
+        return False
+    if event.method != "forward":
+        return is_folded(event, draft.edits)
+    inside = set(all_events(event))
+    calls = draft.traced.calls[event.path]
+    return all(isinstance(c, Event) and (is_folded(c, draft.edits) or c in inside - {event}) for c in calls)
 
 
 def mixed(draft: Draft) -> dict[fx.Node, Refusal]:
@@ -147,7 +167,7 @@ def _look_after(draft: Draft, event: Event, cutter: Cutter, mine: Collection[Sit
     if any(s.slot is None for s in mine):  # no layer has a gate that looks after what was absorbed
         cutter.absorbed = absorbed_in(draft, event)
     cutter.is_part = event.method != "forward" and any(_is_inside(draft, s, event) for s in mine)
-    cutter.wide = _wide(draft, mine)
+    cutter.wide, cutter.gone = _wide(draft, mine), frozenset(draft.surgery.identities)
     cutter.asked = [q for s in mine for q in s.dtypes.get(event, ())]
 
 
