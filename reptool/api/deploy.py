@@ -28,7 +28,7 @@ from reptool.api.accept import (
 )
 from reptool.api.flat.flatten import flattened
 from reptool.api.flat.rewriting import name_of_rewrite
-from reptool.api.pipeline import make_plan
+from reptool.api.pipeline.modules import make_plan
 from reptool.api.reporting import check_requirements, keep_report, report, report_of
 from reptool.api.rules_given import Forced, Rules
 from reptool.api.work import Work

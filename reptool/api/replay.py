@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reptool.api.accept import prepared
 from reptool.api.own_conversions import judge_conversions
-from reptool.api.pipeline import make_plan
+from reptool.api.pipeline.modules import make_plan
 from reptool.api.reporting import report_of
 from reptool.api.work import Work, write_all
 from reptool.errors import RecipeError, RegionWarning, ReptoolError

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from reptool.api.own_conversions import judge_conversions
-from reptool.api.pipeline import make_plan
+from reptool.api.pipeline.modules import make_plan
 from reptool.api.reporting import check_requirements, report_of
 from reptool.errors import RegionWarning, VerificationError, warn
 from reptool.ir.decisions import Decisions, deciding

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reptool.api.pipeline import make_plan
+from reptool.api.pipeline.modules import make_plan
 from reptool.blocks.behind import Behind
 from reptool.expansion.where import CONVS, ancestors
 from reptool.frontends.inputs import example_arguments

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import reptool
-from reptool.api.pipeline import make_plan
+from reptool.api.pipeline.modules import make_plan
 from reptool.blocks import DiverseBranchBlock
 from reptool.ir.decisions import Decisions, decided, deciding
 from reptool.models.copies import full_copy

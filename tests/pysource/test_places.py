@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import reptool
 from reptool import Code, Refusal
 from reptool.api.accept import prepared
-from reptool.api.pipeline import make_plan
+from reptool.api.pipeline.modules import make_plan
 from reptool.api.reporting import report_of
 from reptool.surgery.units import Plan
 from tests.networks import random_network

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.algebra.kernel import Kernel
-from reptool.api.pipeline import make_plan
+from reptool.api.pipeline.modules import make_plan
 from reptool.plan.options import Options
 from reptool.rewrite.lower import Geometry, arranged, new_layer
 from reptool.surgery.site import Site

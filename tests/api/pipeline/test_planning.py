@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import reptool
 from reptool import Code
-from reptool.api import planning
+from reptool.api.pipeline import planning
 from tests.traps import Branches, assert_same, check, codes, image, norms, ready
 
 
