@@ -43,6 +43,8 @@ def assert_rule(
     Raises:
         AssertionError: what was wrong, with the smallest network found that shows it and how to make it again.
 
+    >>> import torch
+    >>> from torch import nn
     >>> from reptool.rules import PositiveScale
     >>> class Scaled(nn.Module):
     ...     def __init__(self, channels):
