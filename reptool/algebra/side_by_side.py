@@ -5,7 +5,8 @@
     W * cat(U_1(x_1), U_2(x_2), ...)  =  sum_i  (W_i * U_i)(x_i)
 
 for nearest upsampling `U_i` by factors of its own (all one: the identity) and `W_i`, the columns of `W` that read it.
-Each term is one layer by `compose`: a transposed convolution at the resolution of `x_i`, or the convolution itself.
+Each term is one layer by `compose`: a transposed convolution at the resolution of `x_i`, or the convolution itself; a
+pointwise one stands in front of the upsampling, which it commutes with.
 What stands side by side at one resolution stays one layer. The first term holds the bias.
 """
 
@@ -18,6 +19,7 @@ import torch
 
 from reptool.algebra.compose import compose
 from reptool.algebra.kernel import Axis, Border, Channels, Kernel
+from reptool.algebra.resampling import Resampling
 from reptool.fusions.resampling.upsample_conv import upsample_kernel
 from reptool.refusal import Code, Refusal
 
@@ -69,7 +71,7 @@ def repeating(factors: Sequence[int]) -> Kernel:
 
 
 def kernel_of_each(kernel: Kernel, parts: Sequence[Part]) -> list[Kernel] | Refusal:
-    """One kernel for each part, whose sum is `kernel` of all side by side.
+    """One kernel for each part, whose sum is `kernel` of all side by side, behind `upsampling` where there is any.
 
     Args:
         kernel: over all channels, a convolution without groups; a shape gives shapes.
@@ -89,7 +91,7 @@ def kernel_of_each(kernel: Kernel, parts: Sequence[Part]) -> list[Kernel] | Refu
         own = replace(kernel, channels=Channels.grouped(len(held), channels.out_channels), weight=columns)
         if out:
             own = replace(own, bias=None, biased=False, bias_terms=None)
-        if not part.is_high:
+        if not part.is_high and upsampling(kernel, part) is None:
             up = repeating(part.factors)
             made = compose(own, up if kernel.weight is not None else up.shape_only())
             if isinstance(made, Refusal):
@@ -97,3 +99,14 @@ def kernel_of_each(kernel: Kernel, parts: Sequence[Part]) -> list[Kernel] | Refu
             own = made
         out.append(own)
     return out
+
+
+def upsampling(kernel: Kernel, part: Part) -> Resampling | None:
+    """The upsampling that stands behind the kernel of a part; None where there is none, or it is in the kernel.
+
+    >>> print(upsampling(Kernel(Channels.grouped(4, 4), (Axis(),) * 2), Part((2, 2), (0,), ((0, 4),))))
+    Upsample(scale_factor=(2.0, 2.0), mode='nearest')
+    """
+    if part.is_high or not kernel.is_pointwise:
+        return None
+    return Resampling("Upsample", (("scale_factor", tuple(map(float, part.factors))), ("mode", "nearest")))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from reptool.algebra.side_by_side import kernel_of_each
+from reptool.algebra.side_by_side import kernel_of_each, upsampling
 from reptool.errors import InputError, RequirementError
 from reptool.frontends.given import names_itself
 from reptool.ir.nodes import name_of
@@ -175,7 +175,8 @@ def _of_parts(form: Form, joined: Joined, written: Shape, read: Sequence[Shape |
         own = read[part.which[0]]
         if own is None:
             return None
-        count += of_layer(kernel, (own[0], kernel.in_channels or 0, *own[2:]), written)
+        made = written if upsampling(form.shape, part) is None else (own[0], kernel.out_channels or 0, *own[2:])
+        count += of_layer(kernel, (own[0], kernel.in_channels or 0, *own[2:]), made)
     return count
 
 

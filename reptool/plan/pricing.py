@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from torch import fx
 
 from reptool.algebra.kernel import Kernel
-from reptool.algebra.side_by_side import kernel_of_each
+from reptool.algebra.side_by_side import kernel_of_each, upsampling
 from reptool.ir.ops import Affine
 from reptool.ir.shapes import keeps_shape
 from reptool.plan.candidates import Analysis
@@ -144,7 +144,8 @@ class Prices:
         total = Price()
         for kernel, part in zip(kernels, joined.parts, strict=True):
             size = tuple(max(n // f, 1) for n, f in zip(high, part.factors, strict=True))
-            total += layer_price(kernel, size, costs)
+            up = upsampling(form.shape, part)
+            total += price_around(kernel, () if up is None else (up,), 0, size, costs)
             if len(part.which) > 1:
                 total += other_price(0, 2 * (kernel.in_channels or 0) * prod(size), costs)
         written = (form.shape.out_channels or 0) * prod(out_size(form.shape, high))

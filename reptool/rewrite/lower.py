@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reptool.algebra.kernel import Border, Kernel
 from reptool.algebra.resampling import Resampling
-from reptool.algebra.side_by_side import Part, kernel_of_each
+from reptool.algebra.side_by_side import Part, kernel_of_each, upsampling
 from reptool.fusions.linear import pointwise_to_linear
 from reptool.plan.cost import is_same_padding
 from reptool.plan.forms import Form
@@ -109,7 +109,9 @@ def _side_by_side(kernel: Kernel, parts: Sequence[Part], whole: Geometry) -> Geo
     kernels = kernel_of_each(kernel, parts)
     if isinstance(kernels, Refusal):
         return kernels
-    layers = [geometry(k) for k in kernels]
+    ups = [upsampling(kernel, part) for part in parts]
+    made = [(geometry(k), () if up is None else (up,)) for k, up in zip(kernels, ups, strict=True)]
+    layers = [g if isinstance(g, Refusal) else replace(g, behind=up) for g, up in made]
     refused = next((g for g in layers if isinstance(g, Refusal)), None)
     held = tuple(g for g in layers if isinstance(g, Geometry))
     return refused or replace(whole, parts=held, which=tuple(p.which for p in parts))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reptool.algebra.kernel import Axis, Border, Channels, Kernel
-from reptool.algebra.side_by_side import Part, kernel_of_each, parts_of, repeating
+from reptool.algebra.side_by_side import Part, kernel_of_each, parts_of, repeating, upsampling
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import arranged, geometry, new_layer
 
@@ -26,12 +26,13 @@ def upsampled(x: Tensor, factors: tuple[int, ...]) -> Tensor:
     return x
 
 
-def summed(kernels: list[Kernel], parts: tuple[Part, ...], values: list[Tensor]) -> Tensor:
+def summed(whole: Kernel, kernels: list[Kernel], parts: tuple[Part, ...], values: list[Tensor]) -> Tensor:
     out = []
     for kernel, part in zip(kernels, parts, strict=True):
         shape = geometry(kernel)
         assert not isinstance(shape, Refusal)
-        out.append(new_layer(shape, *arranged(kernel))(torch.cat([values[i] for i in part.which], 1)))
+        made = new_layer(shape, *arranged(kernel))(torch.cat([values[i] for i in part.which], 1))
+        out.append(made if upsampling(whole, part) is None else upsampled(made, part.factors))
     return torch.stack(out).sum(0).detach()
 
 
@@ -69,7 +70,7 @@ def test_the_sum_of_all_is_the_whole(data: st.DataObject) -> None:
     assert not isinstance(shapes, Refusal)
     assert [(s.axes, s.transposed) for s in shapes] == [(m.axes, m.transposed) for m in made]
     wanted = CONV[axes](padded, weight, bias, dilation=[a.dilation for a in geometry_of])
-    torch.testing.assert_close(summed(made, parts, values), wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(summed(kernel, made, parts, values), wanted, rtol=1e-10, atol=1e-10)
 
 
 def planted(kernels: list[Kernel]) -> dict[str, list[Kernel]]:
@@ -97,9 +98,9 @@ def test_wrong_ones_differ(what: str) -> None:
     wanted = F.conv2d(torch.cat([upsampled(values[0], (2, 2)), values[1]], 1), weight, bias, padding=1)
     made = kernel_of_each(kernel, parts)
     assert not isinstance(made, Refusal)
-    torch.testing.assert_close(summed(made, parts, values), wanted)
+    torch.testing.assert_close(summed(kernel, made, parts, values), wanted)
     try:
-        got = summed(planted(made)[what], parts, values)
+        got = summed(kernel, planted(made)[what], parts, values)
     except RuntimeError:  # of another size
         return
     assert got.shape != wanted.shape or float((got - wanted).abs().max()) > 0.1

@@ -199,3 +199,18 @@ def test_multiplications_of_a_three_by_three() -> None:
     (region,) = reptool.report(reptool.deploy(randomize(Decoder()).eval(), images())).regions
     low, high = 2 * 24 * 20 * 6 * 16 * 8, 2 * 48 * 40 * 6 * 9 * 4
     assert region.multiplications == (2 * 48 * 40 * 6 * 9 * 12, low + high)
+
+
+@pytest.mark.parametrize("told", ["", "shape"])
+def test_pointwise_stands_in_front_of_the_upsampling(told: str) -> None:
+    model = Decoder(told=told)
+    model.conv, model.norm = nn.Conv2d(320, 64, 1), nn.BatchNorm2d(64)
+    model = randomize(model).eval().double()
+    x = torch.randn(1, 256, 10, 9).double(), torch.randn(1, 64, 20, 18).double()
+    deployed = reptool.deploy(model, x)
+    low, high = layers(deployed)[0].parts
+    assert isinstance(low[1], nn.Upsample)  # type: ignore[index]
+    assert isinstance(high, nn.Conv2d)
+    (region,) = reptool.report(deployed).regions
+    assert region.multiplications[1] == 64 * (10 * 9 * 256 + 20 * 18 * 64)
+    torch.testing.assert_close(deployed(*x), model(*x), rtol=1e-10, atol=1e-10)
