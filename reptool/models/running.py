@@ -76,6 +76,16 @@ def users_code() -> Iterator[None]:
         state.restore()
 
 
+def seed_all() -> None:
+    """Every generator that `Generators` sets back starts from one number.
+
+    `torch.manual_seed` takes a note for devices that nobody uses, with all lines of the stack that called it.
+    """
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
+
+
 def _as_default(device: torch.device, now: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device == now else device
 

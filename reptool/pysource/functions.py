@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dis
 import functools
 import inspect
 import textwrap
@@ -64,6 +65,18 @@ def codes_in(code: CodeType) -> Iterator[CodeType]:
     for const in code.co_consts:
         if inspect.iscode(const):
             yield from codes_in(const)
+
+
+@functools.lru_cache(maxsize=4096)
+def loaded_by(code: CodeType) -> frozenset[str]:
+    """Names that code loads: variables, attributes, globals; not those in functions inside of it.
+
+    >>> sorted(loaded_by((lambda x: len(x.shape)).__code__))
+    ['len', 'shape', 'x']
+    """
+    found = (i.argval for i in dis.get_instructions(code) if i.opname.startswith("LOAD_"))
+    names = (n for v in found for n in (v if isinstance(v, tuple) else (v,)))
+    return frozenset(n for n in names if isinstance(n, str))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -36,6 +36,7 @@ class Multiplications(TorchDispatchMode):
         self.formulas = flop_registry
         self.count = 0
         self.sure = True  # whether everything that multiplies could be counted
+        self.whole: set[Any] = set()  # operations that are made of no others
 
     @property
     def known(self) -> int | None:
@@ -48,11 +49,12 @@ class Multiplications(TorchDispatchMode):
             self.sure = False
             return func(*args, **kwargs)
         formula = self.formulas.get(func._overloadpacket)
-        if formula is None and func is not torch.ops.prim.device.default:
+        if formula is None and func not in self.whole and func is not torch.ops.prim.device.default:
             with self:  # an operation that is made of others
                 made = func.decompose(*args, **kwargs)
             if made is not NotImplemented:
                 return made
+            self.whole.add(func)
         out = func(*args, **kwargs)
         if formula is not None:
             try:

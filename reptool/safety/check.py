@@ -157,11 +157,14 @@ class Wiring:
         called = {(e.path, e.method) for e in all_events(self.trace.top) if not _is_written_out(e, surgery)}
         named = {n for e in all_events(self.trace.top) for n in names_of(type(e.module), e.method)}
         stopped: dict[tuple[type, str], bool] = {}
+        own: dict[type, list[str]] = {}
         for path, module in self.surgeon.modules.items():
             if state.is_gone(path) or path not in state.above:
                 continue
             cls, parts = type(module), state.parts(path)
-            for name in (*methods_of(cls), *(n for n in properties_of(cls) if n not in named)):
+            if cls not in own:
+                own[cls] = [*methods_of(cls), *(n for n in properties_of(cls) if n not in named)]
+            for name in own[cls]:
                 if (path, name) in called:
                     continue
                 names = names_of(cls, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import Any
 from reptool.capture.optional_arguments import given, is_switch, offered, without
 from reptool.ir.trace import Event, Input, all_events
 from reptool.ir.walk import nodes_in
-from reptool.pysource.functions import behind
+from reptool.pysource.functions import behind, loaded_by
 from reptool.pysource.module_info import stock_forward
 from reptool.pysource.passing_on import that_matter
 from reptool.pysource.places import method_of
@@ -257,8 +256,7 @@ def _flags_of(function: Callable[..., Any], calls: list[Event]) -> dict[str, lis
     """Parameters that were given constants, with what was seen."""
     signature = inspect.signature(function)
     parts = behind(function)
-    read = {i.argval for f in parts for i in dis.get_instructions(f) if i.opname.startswith("LOAD_")}
-    read |= {name for value in read if isinstance(value, tuple) for name in value}
+    read = {name for f in parts for name in loaded_by(f.__code__)}
     if len(parts) > 1:  # a decorator has its own names for them
         read |= {n for n, p in signature.parameters.items() if p.kind in _VARIADIC}
     out: dict[str, list[Any]] = {}

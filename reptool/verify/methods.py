@@ -23,7 +23,7 @@ from reptool.algebra.budget import is_out_of_memory
 from reptool.ir.trace import Event, all_events
 from reptool.ir.walk import cloned, tensors_in
 from reptool.models.copies import copy_in
-from reptool.models.running import users_code
+from reptool.models.running import seed_all, users_code
 from reptool.refusal import Code, Refusal
 from reptool.report.progress import unit as begun
 from reptool.runtime.containers import leaves, mapped
@@ -203,7 +203,7 @@ def _judged(scene: _Scene, new: nn.Module) -> Refusal | None:
 def outputs(module: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors that a module gives for copies of some inputs."""
     with torch.no_grad(), users_code():
-        torch.manual_seed(0)
+        seed_all()
         return [t.detach() for t in tensors_in(module(*cloned(args), **cloned(kwargs)))]
 
 

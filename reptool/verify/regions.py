@@ -6,6 +6,8 @@ layer's dtype, or `EXACT` where that is less.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from reptool.rewrite.lower import arranged, values
 from reptool.surgery.site import Site
 from reptool.surgery.units import GivenUp, Unit, key_of, layer_name
 from reptool.verify.bare import measure_bare
-from reptool.verify.measure import Measured, Verify, measure
+from reptool.verify.measure import BLOCK, Measured, Verify, measure
 from reptool.verify.spreads import measure_spread
 
 EXACT = 1e-10
@@ -82,8 +84,15 @@ def _lost(unit: Unit, site: Site, kernel: Kernel, cast: Tensor) -> float | None:
     own, exact = None if layer is None else layer._parameters.get("weight"), arranged(kernel)[0].detach()
     if own is None or own.shape != exact.shape or own.is_meta:
         return None  # one that is computed is no number to compare with
-    change = float(torch.linalg.vector_norm(exact - own.detach().to(exact)))
-    return float(torch.linalg.vector_norm(cast.detach().to(exact) - exact)) / change if change else None
+    change = _distance(exact, own.detach())
+    return _distance(exact, cast.detach()) / change if change else None
+
+
+def _distance(exact: Tensor, other: Tensor) -> float:
+    """The Euclidean norm of the difference, worked out in pieces that fit the cache."""
+    rows = max(1, BLOCK * len(exact) // max(exact.numel(), 1))
+    pieces = zip(exact.split(rows), other.split(rows), strict=True)
+    return math.hypot(*(float(torch.linalg.vector_norm(a - b.to(a))) for a, b in pieces))
 
 
 def _judged(errors: Measured, unit: Unit, site: Site) -> Refusal | None:
