@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from functools import cached_property
+
 from torch import fx, nn
 
 from reptool.ir.trace import Event, all_events
@@ -10,6 +13,7 @@ from reptool.rewrite.answers import told_otherwise
 from reptool.safety.weight_reads import WEIGHTS
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.surgeon import Surgeon
+from reptool.surgery.traced import Pattern
 
 
 class Changed:
@@ -23,7 +27,8 @@ class Changed:
         self.gone = set(surgery.identities) | {s.slot for s in surgery.sites if s.slot is not None}
         self.rewritten = {(p, m) for p, ms in surgery.methods.items() for m in ms}
         self.rewritten |= {(p, "forward") for p in self.gone}
-        self.patterns: dict[object, Site] = {}
+        self.patterns: dict[Pattern, Site] = {}
+        self.carried: dict[Site, int] = {}  # where the carrier stands among the operations
         self.open: set[str] = set()
         self.kinds: dict[str, str] = {}
         for site in surgery.sites:
@@ -51,13 +56,16 @@ class Changed:
                     names = told_otherwise(surgeon.modules[site.slot], site.shape)
                     self.told |= {(site.slot, name) for name in names}
             self.paths[site] = paths
-            self.patterns[surgeon.pattern(surgeon.ordered(site.region.form))] = site
+            ordered = surgeon.ordered(site.region.form)
+            self.patterns[surgeon.pattern(ordered)] = site
+            self.carried[site] = ordered.index(site.carrier)
             for path in paths:
                 parent = path.rpartition(".")[0]
                 while parent:
                     if not all(parent in events for events in above):
                         self.open.add(parent)
                     parent = parent.rpartition(".")[0]
+        self._under: dict[str, Hashable] = {}
         self.weights = {t.rpartition(".")[2] for t in self.tensors | self.held} | WEIGHTS
         self.all = {p for paths in self.paths.values() for p in paths} | self.gone
         self.open |= self.gone | {""}
@@ -93,9 +101,51 @@ class Changed:
         lead = f"{path}." if path else ""
         return {p[len(lead) :] for p in self.above | self.all if p.startswith(lead) and "." not in p[len(lead) :]}
 
+    @cached_property
+    def _said(self) -> dict[str, list[tuple[str, ...]]]:
+        """By the path of each module around it: what is said of a path, which stands last."""
+        facts: list[tuple[str, ...]] = [("open", p) for p in self.open]
+        facts += [("changed", p) for p in self.all] + [("tensor", p) for p in self.tensors]
+        facts += [("written", m, p) for p, m in self.rewritten] + [("told", n, p) for p, n in self.told]
+        found: dict[str, list[tuple[str, ...]]] = {}
+        for fact in facts:
+            for around in {*_above(fact[-1]), fact[-1]}:
+                found.setdefault(around, []).append(fact)
+        return found
+
+    @cached_property
+    def _regions(self) -> dict[Site, Pattern]:
+        return {site: pattern for pattern, site in self.patterns.items()}
+
+    def under(self, path: str) -> Hashable:
+        """What is changed in a module, by ways from there: equal for modules in which the same is changed.
+
+        Args:
+            path: of the module.
+        """
+        if path not in self._under:
+            regions = frozenset(self._region(path, site) for site in self.inside.get(path, ()))
+            facts = frozenset((*kind, _way(path, p)) for *kind, p in self._said.get(path, ()))
+            self._under[path] = regions, facts
+        return self._under[path]
+
+    def _region(self, path: str, site: Site) -> Hashable:
+        pattern = self._regions.get(site, ())
+        ops = tuple((tuple(_way(path, o) for o in owners), *rest) for owners, *rest in pattern)
+        places = frozenset(_way(path, p) for p in self.paths[site])
+        slot = None if site.slot is None else _way(path, site.slot)
+        return ops, places, slot, site.shape, self.carried[site], site.region.form.at
+
     def closed(self, path: str) -> str:
         """The kind of value a module gives whose inside other code may run as a whole; '' where it must be opened."""
         return "" if path in self.open else self.kinds.get(path, "unknown")
+
+
+def _way(start: str, path: str) -> tuple[int, str]:
+    """How a path is reached from another one: so many steps up, then a path."""
+    here, there = start.split("."), path.split(".")
+    common = next((i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), min(len(here), len(there)))
+    return len(here) - common, ".".join(there[common:])
 
 
 def _above(path: str) -> list[str]:

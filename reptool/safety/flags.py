@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,6 +54,7 @@ class Flags:
     def __init__(self, runs: Runs) -> None:
         self.runs = runs
         self.surgeon, self.trace = runs.surgeon, runs.trace
+        self._not_between: set[Hashable] = set()  # of modules that are alike: flags that give no value between layers
 
     def check(self, state: Changed, surgery: Surgery, found: Found) -> None:
         """Guard what matters, and give up regions where that cannot be done."""
@@ -219,9 +220,20 @@ class Flags:
         return tuple(v for v in same if not isinstance(v, Input))
 
     def _shown_between(
-        self, state: Changed, path: str, name: str, base: dict[str, Any], bad: Iterable[str]
+        self, state: Changed, path: str, name: str, base: dict[str, Any], bad: list[str]
     ) -> frozenset[Site]:
         """Sites that only join layers in a row, which another flag gives the values between; none if it does more."""
+        like = (self.runs.likeness(state, path, name, base), tuple(bad))
+        if like in self._not_between:
+            return frozenset()
+        out = self._given_between(state, path, name, base, bad)
+        if like[0] is not None and not out:
+            self._not_between.add(like)
+        return out
+
+    def _given_between(
+        self, state: Changed, path: str, name: str, base: dict[str, Any], bad: list[str]
+    ) -> frozenset[Site]:
         out: frozenset[Site] = frozenset()
         for flag in bad:
             if flag not in base or not (base[flag] is None or type(base[flag]) is bool):

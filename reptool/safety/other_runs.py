@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import fx, nn
@@ -19,6 +20,7 @@ from reptool.ir.ops import Affine, View
 from reptool.ir.trace import Event, Input, Trace, all_events
 from reptool.models.as_given import put_back
 from reptool.models.copies import full_copy
+from reptool.models.likeness import structure
 from reptool.passages.own_affines import OwnAffines
 from reptool.plan.candidates import analyse
 from reptool.plan.cost import Price
@@ -32,7 +34,7 @@ from reptool.safety.weight_reads import read_values, uses_values
 from reptool.surgery.gating import calls
 from reptool.surgery.site import Calls, Site, Surgery
 from reptool.surgery.surgeon import Surgeon
-from reptool.surgery.traced import is_plain_identity
+from reptool.surgery.traced import Pattern, is_plain_identity
 
 Run = tuple[Recorder, Trace | None]
 """What was seen of a method; no trace where it cannot be run to its end."""
@@ -51,7 +53,7 @@ class Seen:
 
     differs: frozenset[Site]
     parts: frozenset[Site]
-    whole: list[tuple[object, Site, Surgeon]]
+    whole: list[tuple[Pattern, Site, Surgeon]]
     weights: bool
 
 
@@ -59,9 +61,9 @@ class Seen:
 class Compared:
     """The same by the patterns of regions, for all surgeries with these regions."""
 
-    differs: set[object]
-    parts: set[object]
-    whole: list[tuple[object, Site, Surgeon]]
+    differs: set[Pattern]
+    parts: set[Pattern]
+    whole: list[tuple[Pattern, Site, Surgeon]]
     weights: bool
 
 
@@ -78,11 +80,13 @@ class Runs:
         self.trace = surgeon.trace
         self.copy: nn.Module | None = None
         self._put_back: dict[str, Callable[[], None] | None] = {}  # by the path of what was run
-        self.shown: set[object] = set()  # patterns that other code runs whole, and gives a value between
+        self.shown: set[Pattern] = set()  # patterns that other code runs whole, and gives a value between
         self._like: Recorder | None = None
         self._runs: dict[Any, list[tuple[dict[str, str], Run]]] = {}  # with what each was told of closed modules
         self._seen: dict[Any, Compared | None] = {}
         self._open: ExitStack | None = None
+        self._structures: dict[str, Hashable | None] = {}
+        self._same: dict[Hashable, bool] = {}  # whether a run of modules that are alike shows the same regions
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -136,8 +140,32 @@ class Runs:
             yield from calls(surgeon, surgery, [(s, state.patterns[p]) for p, s, made in whole if made is surgeon])
 
     def same(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> bool:
-        """Whether a method shows the same regions."""
-        return self.differs(state, path, name, flags) == frozenset()
+        """Whether a method shows the same regions, as one of a module that is alike did."""
+        like = self.likeness(state, path, name, flags)
+        if like is not None and like in self._same:
+            return self._same[like]
+        found = self.differs(state, path, name, flags) == frozenset()
+        if like is not None and (not found or _speaks_for_others(path, *self._traced(state, path, name, flags))):
+            self._same[like] = found
+        return found
+
+    def likeness(self, state: Changed, path: str, name: str, flags: dict[str, Any]) -> Hashable | None:
+        """All that decides whether a method shows the same regions; None where each module has to be looked at."""
+        lead = f"{path}."
+        if path not in self._structures:
+            self._structures[path] = None if path in self._apart else structure(self.surgeon.modules[path])
+        built = self._structures[path]
+        if built is None:
+            return None
+        closed = [state.closed(lead + p) for p, _ in self.surgeon.modules[path].named_modules() if p]
+        return _given("", name, flags), built, state.under(path), tuple(closed)
+
+    @cached_property
+    def _apart(self) -> set[str]:
+        """Modules with something in them that others hold, that somebody watches, or that the caller named."""
+        surgeon = self.surgeon
+        found = {*surgeon.tied, *surgeon.held, *surgeon.hooked, *surgeon.found.facts.recorder.named}
+        return {".".join(p.split(".")[:i]) for p in found for i in range(p.count(".") + 2)}
 
     def run(self, state: Changed, path: str, name: str, flags: dict[str, Any], asked: dict[str, str]) -> Run:
         """One run of a method.
@@ -207,7 +235,7 @@ class Runs:
         bad = surgeon.check(sites)
         patterns = {s.region: surgeon.pattern(surgeon.ordered(s.region.form)) for s in sites}
         self.shown |= {p for r, p in patterns.items() if r in bad and bad[r].code is Code.READ_ELSEWHERE}
-        out, parts = set[object](), {p for r, p in patterns.items() if r in bad}
+        out, parts = set[Pattern](), {p for r, p in patterns.items() if r in bad}
         covered = {n for s in sites for n in s.region.form.ops}
         covered |= {b.norm for b in found.own.values() if covered.issuperset(b.nodes.values())}
         for node in trace.graph.nodes:
@@ -274,6 +302,17 @@ class Runs:
 
 def _given(path: str, name: str, flags: dict[str, Any]) -> Any:
     return path, name, tuple((k, repr(v)) for k, v in flags.items())
+
+
+def _speaks_for_others(path: str, recorder: Recorder, trace: Trace | None) -> bool:
+    """Whether a run saw nothing but the structure of its own module: all modules of this structure run like it."""
+    if trace is None or trace.opaque or trace.escaped or recorder.reads_constants or recorder.unsettled:
+        return False
+    events = list(all_events(trace.top))
+    held = (str(n.target) for n in trace.graph.nodes if n.op == "call_module" or "tensor" in n.meta)
+    paths = {*held, *(s.path for e in events for s in e.settings), *(e.path for e in events)}
+    inside = all(p == path or p.startswith(f"{path}.") for p in paths)
+    return inside and not any(e.questions or e.effects or e.between for e in events)
 
 
 def _sets_layers(recorder: Recorder, trace: Trace) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
@@ -19,6 +19,9 @@ from reptool.plan.forms import Form
 from reptool.refusal import Refusal
 from reptool.rewrite.lower import Geometry, geometry
 from reptool.surgery.site import Site
+
+Pattern = tuple[tuple[Any, ...], ...]
+"""What the operations of a region do, each with the paths of what it belongs to first."""
 
 if TYPE_CHECKING:
     from reptool.surgery.fallbacks.fallbacks import Fallbacks
@@ -165,7 +168,7 @@ class Traced:
         found = {n for n in ops if isinstance(self.found.ops[n], View)}
         return found | {n for s in self.found.spreads if not ops.isdisjoint(s.shares) for n in s.tree}
 
-    def pattern(self, ops: list[fx.Node]) -> object:
+    def pattern(self, ops: list[fx.Node]) -> Pattern:
         """What operations do and whose values they use, whatever the nodes are called."""
         shares = self.found.shares
         return tuple(

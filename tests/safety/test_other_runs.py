@@ -233,3 +233,72 @@ def test_a_copy_that_is_made_again_is_known_again() -> None:
     assert_same(model(x, twice=True), deployed(x, twice=True))
     with pytest.raises(SpecializedError, match="raw"):
         deployed(x, raw=True)
+
+
+class Asks(ConvBN):
+    """A block that runs its norm whatever it is given, unless something that it holds says otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__(conv=nn.Conv2d(3, 3, 3, padding=1), norm=nn.BatchNorm2d(3))
+        self.raw, self.taken, self.inner = False, [0], nn.ReLU()
+        self.register_buffer("gate", torch.zeros(1))
+
+    def forward(self, x: Any, mode: Any = None) -> Any:
+        y = self.conv(x)
+        if mode and (self.raw or sum(self.taken) or self.gate.item() or isinstance(self.inner, nn.Identity)):
+            return self.inner(y)
+        return self.inner(self.bn(y))
+
+
+class Quiet(Asks):
+    """One that asks for no number of a tensor."""
+
+    def forward(self, x: Any, mode: Any = None) -> Any:
+        y = self.conv(x)
+        return self.inner(y) if mode and (self.raw or isinstance(self.inner, nn.Identity)) else self.inner(self.bn(y))
+
+
+OTHER: dict[str, Callable[[Any], object]] = {
+    "attribute": lambda b: setattr(b, "raw", True),
+    "list": lambda b: b.taken.append(1),
+    "number": lambda b: b.gate.fill_(1),
+    "class": lambda b: setattr(b, "inner", nn.Identity()),
+}
+
+
+def stack(kind: type[nn.Module], count: int) -> nn.Module:
+    model = Many(0)
+    model.blocks.extend(kind() for _ in range(count))
+    return model
+
+
+@pytest.mark.parametrize("kind", [Asks, Quiet])
+@pytest.mark.parametrize("name", OTHER)
+def test_a_block_that_differs_from_the_others_is_asked_itself(name: str, kind: type[nn.Module]) -> None:
+    model, x = ready(stack(kind, 3)), image()
+    OTHER[name](model.blocks[1])
+    deployed: Any = reptool.deploy(model, x)
+    assert norms(deployed) == 0
+    for block, given in zip(model.blocks, deployed.blocks, strict=True):
+        for mode in (None, True, False):
+            try:
+                got = given(x, mode)
+            except SpecializedError:
+                continue
+            assert_same(block(x, mode), got, name)
+
+
+def test_blocks_that_are_alike_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reptool.safety.other_runs import Runs
+
+    ran: list[str] = []
+    run = Runs.run
+    monkeypatch.setattr(Runs, "run", lambda self, state, path, *more: ran.append(path) or run(self, state, path, *more))
+    model, x = ready(stack(Quiet, 5)), image()
+    model.blocks[3].raw = True
+    deployed: Any = reptool.deploy(model, x)
+    assert norms(deployed) == 0
+    assert set(ran) == {"blocks.0", "blocks.3"}
+    assert_same(model.blocks[4](x, True), deployed.blocks[4](x, True))
+    with pytest.raises(SpecializedError):
+        deployed.blocks[3](x, True)
