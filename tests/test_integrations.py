@@ -167,6 +167,18 @@ def test_a_quantizer_of_torchao_takes_every_layer() -> None:
 
 
 @torch.no_grad()
+def test_executorch_lowers_a_collapsed_program(tmp_path: Path) -> None:
+    exir = pytest.importorskip("executorch.exir")
+    partitioner = pytest.importorskip("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    runtime = pytest.importorskip("executorch.runtime")
+    model, images, program = collapsed()
+    lowered = exir.to_edge_transform_and_lower(program, partitioner=[partitioner.XnnpackPartitioner()])
+    (tmp_path / "m.pte").write_bytes(lowered.to_executorch().buffer)
+    loaded = runtime.Runtime.get().load_program(tmp_path / "m.pte")
+    close(loaded.load_method("forward").execute([images])[0], model(images))
+
+
+@torch.no_grad()
 def test_aot_inductor_compiles_a_collapsed_program(tmp_path: Path) -> None:
     model, images, program = collapsed()
     file = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "m.pt2"))
