@@ -15,8 +15,7 @@ from torch.jit.annotations import try_ann_to_type
 
 from reptool.pysource.functions import behind, function_of
 from reptool.rewrite.constants import CannotCutError, Constants, is_text
-from reptool.runtime.method import Method
-from reptool.runtime.subclass import ORIGINAL
+from reptool.runtime.method import ORIGINAL, Method
 
 if TYPE_CHECKING:
     from reptool.rewrite.guard_inference import Guard
@@ -269,11 +268,6 @@ def sealed_method(cls: type, name: str, where: str) -> Method | None:
 def only_checks(method: Method) -> bool:
     """Whether a method does what it did, behind checks."""
     return f"self.{ORIGINAL}{method.name}(" in method.source
-
-
-def only_raises(method: Method) -> bool:
-    """Whether a method is an error, as `sealed_method` makes it."""
-    return method.source.partition("\n")[2].startswith("    _sealed(")
 
 
 def refusing_methods(names: Sequence[str], own: Sequence[str] = ()) -> tuple[Method, Method]:

@@ -9,6 +9,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+ORIGINAL = "_reptool_original_"
+"""In front of the name of a method that was put behind a guard: the method as it was."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -29,6 +32,11 @@ class Method:
     buffers: tuple[str, ...] = ()
     read: frozenset[str] = frozenset()
     constants: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def raises(self) -> bool:
+        """Whether it is an error, whatever it is called with."""
+        return self.source.partition("\n")[2].startswith("    _sealed(")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Method:
         return self

@@ -46,7 +46,8 @@ from reptool.runtime.expect import (
 )
 from reptool.runtime.gates.called import expect_called
 from reptool.runtime.gates.marker import NORMS, tell_of_norms
-from reptool.runtime.method import Method, find
+from reptool.runtime.method import ORIGINAL, Method, find
+from reptool.runtime.rebuilt.from_config import builds_the_same
 from reptool.runtime.snapshot import ABSENT, same
 
 CONVERSIONS = (
@@ -94,8 +95,10 @@ def conversions_of(cls: type) -> list[str]:
     return [n for n in CONVERSIONS if callable(getattr(cls, n, None))]
 
 
-def _not_saved(self: nn.Module, *_: Any, **__: Any) -> Any:
-    """``save_pretrained`` of a deployed model: what is in the folder would be read into the original layers."""
+def _saved(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``save_pretrained`` of a deployed model, where its class builds what it is now; else it would be read wrongly."""
+    if builds_the_same(self, original_class(self)):
+        return getattr(original_class(self), SAVES)(self, *args, **kwargs)
     raise SpecializedError(
         f"{type(self).__name__}.{SAVES} writes weights that {REBUILDS} would read into the layers that deploy() fused, "
         "and leave some of them random; save it with reptool.save(model, 'm.safetensors') and load it with "
@@ -109,8 +112,6 @@ def has_own_conversions(cls: type) -> bool:
 
 
 _CLASSES: dict[Any, type] = {}
-ORIGINAL = "_reptool_original_"
-"""In front of the name of a method that was put behind a guard: the method as it was."""
 SCOPE: dict[str, Any] = {
     "inf": float("inf"),
     "nan": float("nan"),
@@ -224,7 +225,7 @@ def _body(cls: type, methods: tuple[Method, ...], plain: bool) -> dict[str, Any]
             for table in ("__jit_unused_properties__", "__jit_ignored_attributes__"):  # else torch.jit.script reads it
                 body[table] = [*body.get(table, getattr(cls, table, ())), method.name]
     if REBUILDS in body and callable(getattr(cls, SAVES, None)):
-        body[SAVES] = _not_saved  # also where it was written anew as an error that says less
+        body[SAVES] = _saved  # also where it was written anew as an error that says less
     body["__reduce_ex__"] = _reduce
     body["_reptool_derived"] = (cls, methods, plain)
     body["__module__"], body["__qualname__"], body["__doc__"] = cls.__module__, cls.__qualname__, cls.__doc__

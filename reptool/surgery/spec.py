@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.ir.spec import checking, failed
-from reptool.rewrite.method_source import only_checks, only_raises
+from reptool.rewrite.method_source import only_checks
 from reptool.runtime.gates.marker import GATE
 from reptool.surgery.gating import changes, kin_of, lowest_of
 from reptool.surgery.site import Site, Surgery
@@ -97,7 +97,7 @@ def check_gates(root: nn.Module, surgery: Surgery, traced: Traced) -> None:
 def _is_another(path: str, before: nn.Module, now: nn.Module, surgery: Surgery) -> bool:
     """Whether the module at a path computes something else by itself."""
     method = surgery.methods.get(path, {}).get("forward")
-    if path in surgery.identities or (method is not None and not only_checks(method) and not only_raises(method)):
+    if path in surgery.identities or (method is not None and not only_checks(method) and not method.raises):
         return True
     held, left = ({**m._parameters, **m._buffers} for m in (before, now))  # a tensor that is gone raises by itself
     return any(n in left and not _same(tensor, left[n]) for n, tensor in held.items())

@@ -56,7 +56,9 @@ def _of_unit(unit: Unit) -> Iterator[tuple[str, Wrapper]]:
     """The same for one traced module, itself not among them: how it is called is not known."""
     calls: dict[str, list[Event]] = {}
     for event in all_events(unit.trace.top):
-        calls.setdefault(event.path, []).append(event)
+        inside = event.parent is not None and any(e.path == event.path for e in event.parent.ancestors())
+        if not inside:  # what its own code calls of its methods is a part of that call
+            calls.setdefault(event.path, []).append(event)
     by_value = {s.region.value: s for s in unit.surgery.sites}
     runs = Traced(unit.trace, unit.found, set(), {}, set()).calls
     asks = asking(unit.trace.graph.nodes)

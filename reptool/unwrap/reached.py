@@ -7,9 +7,11 @@ else on the layer, and questions of the modules around it.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 from types import FunctionType
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from reptool.ir.trace import Setting
-from reptool.pysource.functions import function_of
+from reptool.pysource.functions import codes_in, function_of
 from reptool.pysource.globals_read import functions_of
 from reptool.pysource.module_info import calls_itself, foreign_hooks
 from reptool.report.totals import is_layer
@@ -26,6 +28,7 @@ from reptool.runtime.absorbed import Absorbed
 from reptool.runtime.gates.chain import Gate
 from reptool.runtime.gates.marker import GATE
 from reptool.runtime.hooks import DTYPES, guarded_rank
+from reptool.runtime.method import Method
 from reptool.runtime.snapshot import same, taken
 from reptool.runtime.subclass import CONVERSIONS, CONVERTED, REBUILDS, original_class
 from reptool.safety.ownership import Ownership
@@ -34,6 +37,8 @@ from reptool.unwrap.questions import questions
 
 _OF_DTYPE = re.compile(r"_expect_kind\('(?!self\.)[^']*', [^,]*, 'dtype', torch\.(\w+), (self)?.*\)$")
 """A check of the dtype of an argument, by that of the module where it ends so."""
+_OF_ARGUMENT = re.compile(r"_expect\('(\w+)', \1, .*\)$")
+"""A check of what an argument is."""
 _MEANT = ("forward", "extra_repr", "_get_name")
 _SPECIAL = ("__init__", "__repr__", "__len__", "__iter__", "__getitem__", "__contains__", "__reduce_ex__")
 """Methods of `nn.Module` and `object` that a wrapper may have of its own, and the layer has its own of."""
@@ -46,13 +51,35 @@ class Reach:
         model: the model, as it was written.
         owned: who else holds its modules.
         inplace: whether it is the caller's own object, whose containers somebody else may hold.
+        traced: full path of a module and name of each of its methods that the forward calls.
     """
 
-    def __init__(self, model: nn.Module, owned: Ownership, inplace: bool) -> None:
+    def __init__(
+        self, model: nn.Module, owned: Ownership, inplace: bool, traced: Collection[tuple[str, str]] = ()
+    ) -> None:
         self.model, self.owned, self.inplace = model, owned, inplace
+        self.traced = traced
+        self.sealed: dict[str, set[tuple[str, str]]] = {}  # wrapper -> methods around it that ask what it is
+        self.going: set[int] = set()  # the wrappers that are to go
         self.paths: dict[int, int] = {}
         for _, module in model.named_modules(remove_duplicate=False):
             self.paths[id(module)] = self.paths.get(id(module), 0) + 1
+
+    def kept(self, candidates: Mapping[str, Wrapper]) -> dict[str, str]:
+        """Which of the wrappers that may go have to stay, and why; what several of them hold together goes with all.
+
+        Args:
+            candidates: the wrappers by path.
+        """
+        self.going = {id(m) for p in candidates for m in self.model.get_submodule(p).modules()}
+        found: dict[str, str] = {}
+        while True:
+            fresh = {p: why for p, h in candidates.items() if p not in found and (why := self.why_kept(p, h))}
+            if not fresh:
+                return found
+            found |= fresh
+            going = [m for p in candidates if p not in found for m in self.model.get_submodule(p).modules()]
+            self.going = {id(m) for m in going}
 
     def why_kept(self, path: str, held: Wrapper) -> str:
         """Why a wrapper stays; nothing where the layer may take its place.
@@ -143,23 +170,47 @@ class Reach:
         return any(m.name == "forward" for m in methods)
 
     def _is_its_own(self, value: Any, module: nn.Module) -> bool:
-        """Whether a container of plain values is held by one module of the copy, and by nobody else."""
+        """Whether a container of plain values is held by one module of the copy, or by others that go with it."""
         if self.inplace or not isinstance(value, (list, dict, set)):
             return False
-        others = (v for m in self.model.modules() if m is not module for v in vars(m).values())
-        return not any(value is v for v in others)
+        return self._holders[id(value)] <= {id(module), *self.going}
+
+    @cached_property
+    def _holders(self) -> dict[int, set[int]]:
+        """For each container that modules hold in their attributes, these modules."""
+        found: dict[int, set[int]] = {}
+        for module in self.model.modules():
+            for value in vars(module).values():
+                if isinstance(value, (list, dict, set)):
+                    found.setdefault(id(value), set()).add(id(module))
+        return found
 
     def _asked(self, path: str, wrapper: nn.Module, layer: nn.Module) -> str:
-        """Questions of the modules around it that the layer would answer otherwise."""
-        was, parts = original_class(wrapper), path.split(".")
-        for i in range(len(parts)):
-            cls = original_class(self.model.get_submodule(".".join(parts[:i])))
+        """Questions around it that the layer would answer otherwise; a method that the forward does not call raises."""
+        was, parts, only = original_class(wrapper), path.split("."), _names_of(wrapper) - _names_of(layer)
+        for at in (".".join(parts[:i]) for i in range(len(parts))):
+            cls = original_class(self.model.get_submodule(at))
             for name, function in methods_of(cls):
                 for one in functions_of(function):
-                    asked = next((q for q in questions(one) if q.differs(wrapper, layer, was)), None)
-                    if asked is not None:
+                    differ = (q for q in questions(one) if q.differs(wrapper, layer, was))
+                    asked = next((q for q in differ if q.kind != "other" or _mentioned(one) & only), None)
+                    if asked is not None and (name == "forward" or (at, name) in self.traced):
                         return f"{cls.__name__}.{name} asks of modules: {asked.text}"
+                    if asked is not None:
+                        self.sealed.setdefault(path, set()).add((at, name))
         return ""
+
+
+def _names_of(module: nn.Module) -> set[str]:
+    """The names under which code finds what a module has, and the names of its classes."""
+    return {*dir(module), *(c.__name__ for c in original_class(module).__mro__)}
+
+
+@functools.lru_cache(maxsize=8192)
+def _mentioned(function: FunctionType) -> frozenset[str]:
+    """Every name and word in the code of a function."""
+    codes = list(codes_in(function.__code__))
+    return frozenset(n for c in codes for n in (*c.co_names, *c.co_consts) if isinstance(n, str))
 
 
 def names_gone(wrapper: nn.Module) -> Iterator[str]:
@@ -188,12 +239,35 @@ def _module(model: nn.Module, path: str) -> nn.Module | None:
     return model
 
 
+def checks_outside(modules: Iterable[nn.Module]) -> list[tuple[Method, list[str]]]:
+    """Methods that were written anew in a wrapper, and their checks of what lies outside of the model.
+
+    Args:
+        modules: those of the wrapper.
+    """
+    found: list[tuple[Method, list[str]]] = []
+    for method in (m for w in modules for m in getattr(type(w), "_reptool_derived", (None, ()))[1]):
+        lines = [line for text in method.source.splitlines() if _is_outside(line := text.strip())]
+        found += [(method, lines)] if lines else []
+    return found
+
+
+def _is_outside(line: str) -> bool:
+    """Whether a line checks something that is read of no argument and of no module."""
+    words = set(re.findall(r"\w+", line))
+    return line.startswith("_expect_same('") and not words & {"self", "_original", "getattr"}
+
+
 def _checks(around: list[nn.Module], layer: nn.Module) -> str:
     """Checks that methods which were written anew make, and that nobody would make any more."""
+    if len(checks_outside(around)) > 1:
+        return "several methods in it check what lies outside of the model"
     for module in around:
         for method in getattr(type(module), "_reptool_derived", (None, (), False))[1]:
             if method.name in ("__setattr__", "__getattr__"):  # the names go on to the layer
                 continue
+            if method.name != "forward" and not hasattr(layer, method.name):
+                continue  # it is gone, and to ask for it raises
             if method.name != "forward":
                 return f"its method {method.name} was written anew"
             told = next((t for line in method.source.splitlines() if (t := _check(line.strip(), layer))), "")
@@ -210,6 +284,10 @@ def _check(line: str, layer: nn.Module) -> str:
     own = name is not None and name[1].startswith("self.")
     if own and line.startswith(("_expect_same(", "_expect_kind(")):
         return ""  # what it read of itself was judged already
+    if _is_outside(line):
+        return ""  # the layer checks it from now on
+    if _OF_ARGUMENT.match(line) and len(inspect.signature(layer.forward).parameters) == 1:
+        return ""  # it was called with one argument, and the layer takes no other
     kept = _OF_DTYPE.match(line)  # by a hook of the layer
     if kept is not None and getattr(torch, kept[1]) in DTYPES and getattr(torch, kept[1]) == layer.weight.dtype:
         return ""

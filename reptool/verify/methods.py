@@ -27,7 +27,7 @@ from reptool.models.running import seed_all, users_code
 from reptool.refusal import Code, Refusal
 from reptool.report.progress import unit as begun
 from reptool.runtime.containers import leaves, mapped
-from reptool.runtime.subclass import ORIGINAL
+from reptool.runtime.method import ORIGINAL
 from reptool.surgery.units import GivenUp, Plan, Unit
 from reptool.verify.whole_model import ROUNDING, movement, whole_error
 

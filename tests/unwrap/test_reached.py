@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import reptool
+from reptool.errors import SpecializedError
 
 
 class Block(nn.Module):
@@ -39,6 +40,40 @@ class Counting(Net):
 
     def count(self) -> int:
         return sum(isinstance(m, Block) for m in self.modules())
+
+
+class Deciding(Counting):
+    """Asks it in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.count() else x
+
+
+KNOWN = ["plain"]
+
+
+class Switched(Block):
+    """Runs only where its name is among those that are active, and reads a list of the module around it."""
+
+    def __init__(self, active: list[str]) -> None:
+        super().__init__()
+        self.active = active
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        for name in self.active:
+            y = y * self.factor if name in KNOWN else y
+        return y
+
+
+class Sharing(nn.Sequential):
+    """Two parts that hold one list."""
+
+    def __init__(self, held: bool = False) -> None:
+        active = ["plain"]
+        super().__init__(Switched(active), nn.Tanh(), Switched(active))
+        if held:
+            self.active = active
 
 
 class Holding(Net):
@@ -112,7 +147,7 @@ def test_nothing_is_in_the_way_of_a_plain_block() -> None:
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (Counting(), "Counting.count asks of modules: isinstance(m, Block)"),
+        (Deciding(), "Deciding.count asks of modules: isinstance(m, Block)"),
         (Net(Named), "its in_features is 7, that of the layer 4"),
         (Net(Overridden), "it has a train of its own"),
         (Net(Buffered), "it has parameters or buffers beside those of the layer"),
@@ -124,6 +159,29 @@ def test_it_stays(model: nn.Module, why: str) -> None:
     assert not done
     assert set(left) == {"first", "second"}
     assert all(why in told for told in left.values()), left
+
+
+def test_a_method_that_asks_what_is_gone_raises() -> None:
+    deployed = reptool.deploy(Counting().eval(), torch.randn(2, 4), unwrap=True)
+    assert isinstance(deployed.first, nn.Linear)
+    with pytest.raises(SpecializedError, match="count"):
+        deployed.count()
+
+
+def test_a_list_that_only_wrappers_hold_goes_with_all_of_them() -> None:
+    assert set(found(Sharing())[0]) == {"0", "2"}
+    done, left = found(Sharing(held=True))
+    assert not done
+    assert all("active, which could change unnoticed" in told for told in left.values())
+
+
+def test_the_layer_goes_on_to_check_what_lies_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Sharing().eval(), torch.randn(2, 4)
+    deployed = reptool.deploy(model, x, unwrap=True)
+    torch.testing.assert_close(deployed(x), model(x))
+    monkeypatch.setitem(globals(), "KNOWN", [])
+    with pytest.raises(SpecializedError, match="KNOWN"):
+        deployed(x)
 
 
 @pytest.mark.parametrize("kind", [Holding, Twice])

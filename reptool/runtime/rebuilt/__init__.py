@@ -1,0 +1,1 @@
+"""Deployed models as their own classes build and read them."""
