@@ -298,6 +298,10 @@ def rewindow(weight: Tensor, old: Channels, new: Channels) -> Tensor:
     return out
 
 
+IDENTITY = Kernel(None, None)
+"""The shape of the identity."""
+
+
 def identity() -> Kernel:
     """The identity on any number of channels and axes, with its weight."""
     return Kernel(None, None, dirac_kernel(1))

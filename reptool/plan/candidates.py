@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from reptool.algebra.kernel import identity
+from reptool.algebra.kernel import IDENTITY, identity
 from reptool.ir.aliasing import Reads
 from reptool.ir.nodes import MADE_LIKE, metadata_read, name_of, only_asserted
 from reptool.ir.ops import Affine, Fill, HandedOn, Op, Pieces, Reduced, Stack, Sum, View
@@ -116,7 +116,7 @@ def analyse(
         if refusal is not None:
             found.refused[node] = refusal
         if isinstance(op, Affine) and node in norms:
-            op = HandedOn(op.source, identity().shape_only(), identity)
+            op = HandedOn(op.source, IDENTITY, identity)
         if op is not None:
             for spread in spreads:
                 op = spread.rerouted(node, op)

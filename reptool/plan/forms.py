@@ -9,7 +9,7 @@ from functools import reduce
 from torch import fx
 
 from reptool.algebra.compose import compose
-from reptool.algebra.kernel import Axis, Kernel, identity
+from reptool.algebra.kernel import IDENTITY, Axis, Kernel, identity
 from reptool.algebra.laws import add, concat
 from reptool.algebra.resampling import Resampling
 from reptool.algebra.side_by_side import Part
@@ -75,12 +75,12 @@ class Form:
 
 def start(root: fx.Node) -> Form:
     """The identity of `root`."""
-    return Form(root, identity().shape_only(), frozenset(), identity)
+    return Form(root, IDENTITY, frozenset(), identity)
 
 
 def side_by_side(joined: Joined) -> Form:
     """What stands side by side, as it is."""
-    return Form(joined.root, identity().shape_only(), joined.ops, identity, joined=joined)
+    return Form(joined.root, IDENTITY, joined.ops, identity, joined=joined)
 
 
 def through(node: fx.Node, op: Affine, form: Form, values: bool) -> Form | Refusal:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from reptool.algebra.compose import compose
-from reptool.algebra.kernel import Kernel, identity
+from reptool.algebra.kernel import IDENTITY, Kernel, identity
 from reptool.algebra.laws import add
 from reptool.ir.ops import Affine, Op, Sum
 from reptool.plan.cost import Price, layer_price, op_price
@@ -386,5 +386,5 @@ def _restricted(op: Sum | Affine, kept: dict[fx.Node, fx.Node]) -> Op:
         return Sum(list(kept.values()), maps)
     (source,), own = kept.values(), maps[0]
     if own is None:
-        return Affine(source, identity().shape_only(), identity)
+        return Affine(source, IDENTITY, identity)
     return Affine(source, own.shape_only(), lambda: own, paradigm="scale")

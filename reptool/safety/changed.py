@@ -98,8 +98,15 @@ class Changed:
 
     def parts(self, path: str) -> set[str]:
         """Names of the parts of a module that are changed, or inside of which something is."""
-        lead = f"{path}." if path else ""
-        return {p[len(lead) :] for p in self.above | self.all if p.startswith(lead) and "." not in p[len(lead) :]}
+        return self._parts.get(path, set())
+
+    @cached_property
+    def _parts(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for path in self.above | self.all:
+            around, _, name = path.rpartition(".")
+            found.setdefault(around, set()).add(name)
+        return found
 
     @cached_property
     def _said(self) -> dict[str, list[tuple[str, ...]]]:

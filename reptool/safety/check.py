@@ -144,7 +144,7 @@ class Wiring:
                 told |= event.lacking | asked_types(event, state.all)
             else:  # it is written anew, and asks for what is still in its text
                 looked = looked & made.read
-            for site, paths in state.paths.items():
+            for site, paths in state.paths.items() if told or looked else ():
                 if told & paths or looked & (paths - {site.slot} if site.reuse else paths):
                     found.problems[site.region] = Refusal(
                         Code.SPECIALIZED,

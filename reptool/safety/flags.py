@@ -223,7 +223,7 @@ class Flags:
         self, state: Changed, path: str, name: str, base: dict[str, Any], bad: list[str]
     ) -> frozenset[Site]:
         """Sites that only join layers in a row, which another flag gives the values between; none if it does more."""
-        like = (self.runs.likeness(state, path, name, base), tuple(bad))
+        like = (self.runs.likeness(state, path, name, base) if bad else None, tuple(bad))
         if like in self._not_between:
             return frozenset()
         out = self._given_between(state, path, name, base, bad)

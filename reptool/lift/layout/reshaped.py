@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import fx
 
-from reptool.algebra.kernel import Axis, identity
+from reptool.algebra.kernel import IDENTITY, Axis, identity
 from reptool.ir.nodes import name_of
 from reptool.ir.ops import Affine, Pieces, Unmoved, View
 from reptool.lift.layout.sizes import Size, completed, given_sizes, listed, same_axes, shape_read, sizes_of
@@ -64,7 +64,7 @@ def viewed_as(node: fx.Node, ctx: Context) -> Lifted:
     if source is None or like is None:
         return None
     if like is source:
-        return Unmoved(source, identity().shape_only(), identity, follows=True)
+        return Unmoved(source, IDENTITY, identity, follows=True)
     before, after = sizes_of(source, ctx), sizes_of(like, ctx)
     return None if before is None or after is None else _arranged(source, before, after, after, after)
 
@@ -73,7 +73,7 @@ def viewed(node: fx.Node, source: fx.Node, ctx: Context) -> Lifted:
     """A view to sizes that are given, by the axes that it leaves alone; the identity where these are all."""
     given: Any = [*node.args[1:], *node.kwargs.values()]
     if len(given) == 1 and shape_read(given[0], ctx) is source:
-        return Unmoved(source, identity().shape_only(), identity, follows=True)
+        return Unmoved(source, IDENTITY, identity, follows=True)
     before, sizes = sizes_of(source, ctx), given_sizes(node, ctx)
     if sizes is not None and before is None and ctx.behind(source) == 0:
         return _of_any_rank(source, sizes, ctx)
@@ -94,7 +94,7 @@ def _arranged(
 ) -> Lifted:
     axes = same_axes(before, after)
     if axes == list(range(len(before))):
-        return Unmoved(source, identity().shape_only(), identity)
+        return Unmoved(source, IDENTITY, identity)
     last = len(axes) - 1
     moves = {len(before) - 1 - old: last - new for new, old in enumerate(axes) if old >= 0}
     names = frozenset(last - b for b, s in enumerate(named) if s is not None)
