@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reptool.errors import InputError, UnsupportedModelError, VerificationError
+from reptool.frontends.onnx.valid import bodies, damage
 from reptool.plan.options import Options
 from reptool.programs.collapse import Collapsed, collapse
 from reptool.programs.onnx_compare import compared
@@ -61,8 +62,6 @@ def explain_onnx(given: Any, options: Options) -> Report:
 
 def _planned(given: Any, ir: Any, options: Options, verify: Verify) -> tuple[Any, list[tuple[Any, Collapsed]]]:
     """A model of its own and what is to be written into its graphs; its functions are inlined where that pays."""
-    from reptool.frontends.onnx.valid import damage
-
     model = _loaded(given, ir)
     opset = _opset(model)
     why = "it has no nodes" if not len(model.graph) else damage(model.graph)
@@ -139,7 +138,7 @@ def _inferred(model: Any, ir: Any) -> dict[str, Any]:
 
 def _parts(graph: Any, outer: dict[str, Any] | None = None) -> Any:
     """A graph and the bodies in it, each with the constants around it."""
-    from reptool.frontends.onnx.graph import bodies, tensor_of
+    from reptool.frontends.onnx.graph import tensor_of
 
     held = dict(outer or {})
     yield graph, outer

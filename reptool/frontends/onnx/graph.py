@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from reptool.frontends.exported import Read
 from reptool.frontends.graph import GraphTrace, Stated
 from reptool.frontends.onnx.operators import read
+from reptool.frontends.onnx.valid import bodies
 from reptool.ir.aliasing import resolve
 from reptool.ir.trace import Unanswerable
 
@@ -247,9 +248,3 @@ def _captured(node: Any) -> list[Any]:
             found += [v for v in other.inputs if v is not None and v not in inside]
         found += [v for v in graph.outputs if v not in inside]
     return found
-
-
-def bodies(node: Any) -> list[Any]:
-    """The graphs in the attributes of a node."""
-    held = [a.value for a in node.attributes.values() if a.type.name in ("GRAPH", "GRAPHS")]
-    return [g for v in held for g in (v if isinstance(v, (list, tuple)) else [v])]

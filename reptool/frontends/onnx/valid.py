@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from reptool.frontends.onnx.graph import bodies
+
+def bodies(node: Any) -> list[Any]:
+    """The graphs in the attributes of a node."""
+    held = [a.value for a in node.attributes.values() if a.type.name in ("GRAPH", "GRAPHS")]
+    return [g for v in held for g in (v if isinstance(v, (list, tuple)) else [v])]
 
 
 def damage(graph: Any, outer: Iterable[Any] = ()) -> str | None:
