@@ -29,6 +29,7 @@ reptool.deploy(Net(), include=3)
 """
 
 
+@pytest.mark.slow  # mypy reads torch
 def test_deploy_gives_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api = pytest.importorskip("mypy.api")
     root = Path(__file__).parents[1]

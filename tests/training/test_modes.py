@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import reptool
+from tests.sparse import sparse
 from tests.training.networks import BLOCKS, batch, classifier, loss_of, optimizer_of
 
 every_block = pytest.mark.parametrize("block", list(BLOCKS))
@@ -71,7 +72,7 @@ def test_gradient_checkpointing(block: str) -> None:
     torch.testing.assert_close(gradients(other), gradients(model))
 
 
-@every_block
+@pytest.mark.parametrize("block", sparse(BLOCKS, 4))
 def test_compiled_without_graph_breaks(block: str) -> None:
     model = classifier(block)
     other, data = copy.deepcopy(model), batch(0, 0)
