@@ -72,6 +72,7 @@ class Writing:
         self.opaque: dict[str, str] = {}
         self.functions: set[Any] = set()  # functions that were called and not followed
         self.calls = 0
+        self.read = 0  # settings
         self.known = Evaluation(root)
         self.contents = contents_of(root) if like is None else {}
         self.watched = watched
@@ -155,8 +156,8 @@ class Writing:
     def hand(self, node: fx.Node) -> Symbolic:
         """A value for the model's code; who still holds it when the forward has ended keeps it outside."""
         value = self.value(node)
-        node.meta["time"] = self.calls
-        self.given.append(weakref.ref(value, lambda _: node.meta.update(dead=self.calls)))
+        node.meta["time"] = self.calls + self.read
+        self.given.append(weakref.ref(value, lambda _: node.meta.update(dead=self.calls + self.read)))
         return value
 
     def refused(self, error: Exception) -> Exception:
@@ -251,7 +252,8 @@ class Writing:
             return
         by_torch = home.partition(".")[0] == "torch"
         kind = None if name in vars(module) else type(module)
-        self.stack[-1].settings.append(Setting(path, name, taken(value), self.calls, by_torch, kind))
+        self.stack[-1].settings.append(Setting(path, name, taken(value), self.calls + self.read, by_torch, kind))
+        self.read += 1
 
     def rewrites(self, value: Symbolic, key: Any, items: Any) -> bool:
         """Write into a constant that was just made and that nobody has read: it is another constant from then on."""
@@ -320,7 +322,9 @@ class Writing:
             path, _, tensor = str(weight.target).rpartition(".")
             value = snapshot(getattr(weight.meta["tensor"], name))
             same = name == "dtype" and follows(question, value, self.evaluate, self.known.run)
-            self.stack[-1].settings.append(Setting(path, f"{tensor}.{name}", value, self.calls, follows=same))
+            now = self.calls + self.read
+            self.stack[-1].settings.append(Setting(path, f"{tensor}.{name}", value, now, follows=same))
+            self.read += 1
 
     def is_instance(self, value: Symbolic, kinds: Any, frame: Any) -> bool:
         """Of what type a value is, as code asks that is not torch's own."""

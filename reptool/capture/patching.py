@@ -108,6 +108,8 @@ def _modules_patched() -> Iterator[None]:  # long: one function for each special
         nn.Module.__call__, nn.Module.__getattr__, nn.Module.__setattr__, nn.Module.__getattribute__,
     )  # fmt: skip
 
+    asked: list[str] = []
+
     def traced_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         recorder = _NOW.tracing()
         return call(self, *args, **kwargs) if recorder is None else recorder.call_module(self, args, kwargs)
@@ -123,8 +125,10 @@ def _modules_patched() -> Iterator[None]:  # long: one function for each special
         try:
             found = read(self, name)
         except AttributeError:
-            if recorder is not None:
-                _seen(recorder, self, name, ABSENT, sys._getframe(1))
+            if recorder is not None and not asked:
+                with _kept_in(asked, name):  # a class may answer by code of its own
+                    value = ABSENT if type(self).__getattr__ is traced_read else getattr(self, name, ABSENT)
+                _seen(recorder, self, name, value, sys._getframe(1))
             raise
         if recorder is None:
             return found
@@ -257,6 +261,15 @@ def patched(recorder: Recorder) -> Iterator[None]:  # long: the patches, one aft
             for module, name, old in reversed(recorder.written):  # the next run finds the model as it was
                 vars(module).pop(name, None) if old is ABSENT else vars(module).__setitem__(name, old)
             recorder.written.clear()
+
+
+@contextmanager
+def _kept_in(held: list[str], name: str) -> Iterator[None]:
+    held.append(name)
+    try:
+        yield
+    finally:
+        held.pop()
 
 
 def _is_torchs(frame: Any) -> bool:

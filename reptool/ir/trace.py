@@ -43,7 +43,7 @@ class Setting:
         path: of the module.
         name: of the attribute.
         value: a snapshot of what it was.
-        time: when it was read, in operations.
+        time: when it was read, in operations and settings that were read.
         by_torch: whether it was torch's own code that read it, on behalf of a class derived from one of torch's.
         kind: the class of the module, where the module itself does not hold it.
         of_class: whether it is read of that class, since the module is gone.

@@ -75,10 +75,18 @@ def _attribute(event: Event, setting: Setting) -> Check:
     if tensor:
         return Check(f"{text}.{setting.name}", f"{text}.{setting.name}", (setting.value,), exact=True)
     simple = name.isidentifier() and not keyword.iskeyword(setting.name) and not setting.name.startswith("__")
-    if simple and setting.value is not ABSENT:
+    if simple and setting.value is not ABSENT and text == "self":
         return Check(f"{text}.{setting.name}", f"{text}.{setting.name}", (setting.value,), exact=True)
-    read = f"getattr({text}, {setting.name!r}, _absent)"
+    read = f"getattr({_found(event.path, setting.path)}, {setting.name!r}, _absent)"
     return Check(f"{text}.{setting.name}", read, (setting.value,), exact=True)
+
+
+def _found(base: str, path: str) -> str:
+    """The same as `path_text`, for a module that may be another one by now."""
+    text = "self"
+    for part in path[len(base) :].strip(".").split(".") if path != base else ():
+        text = f"getattr({text}, {part!r}, _absent)"
+    return text
 
 
 def _of_class(setting: Setting, constants: Constants) -> str:

@@ -131,6 +131,8 @@ def _not_converted(module: Any, name: str) -> None:
     )
 
 
+ASKED = "_reptool_asked"
+"""Where a layer says which attributes it has of the module in whose place it is, since code asks for them."""
 FUSED = "_reptool_fused"
 """The mark of a layer that stands for a region; what `release` leaves of it."""
 

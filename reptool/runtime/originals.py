@@ -14,10 +14,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from reptool.errors import SpecializedError
 from reptool.models.copies import full_copy
-from reptool.runtime.expect import KEPT
+from reptool.runtime.expect import ASKED, FUSED, KEPT
 from reptool.runtime.expect import Like as Like  # pickles of earlier releases look for it here
-from reptool.runtime.gates.marker import GATE
+from reptool.runtime.gates.in_place import hooks_on, is_shaped
+from reptool.runtime.gates.marker import GATE, Marker
+from reptool.runtime.hooks import is_own_hook
 from reptool.runtime.subclass import derive
 
 
@@ -31,6 +34,7 @@ class Kept(nn.Module):
     def __init__(self, origin: tuple[Any, ...]) -> None:
         super().__init__()
         self.origin = origin
+        self.marked = True  # not so in pickles of reptool 0.1
 
     def train(self, mode: bool = True) -> Kept:
         """Kept layers stay in eval mode: what was fused does not follow their statistics."""
@@ -44,7 +48,7 @@ class Kept(nn.Module):
 
     def twin_of(self, module: nn.Module) -> nn.Module:
         """A twin of a deployed module that computes what the original computed."""
-        return _twin(module, self)
+        return _twin(module, self, vars(self).get("marked", False))
 
 
 def keep(module: nn.Module, whole: Iterable[str], parts: Mapping[str, set[str]], memo: dict[int, Any]) -> Kept:
@@ -89,11 +93,20 @@ def _kept(module: nn.Module, memo: dict[int, Any], tensors: set[str]) -> Kept:
     return made
 
 
-def _twin(module: nn.Module, kept: nn.Module) -> nn.Module:
+def _twin(module: nn.Module, kept: nn.Module, marked: bool) -> nn.Module:
+    """What a module was; one that somebody put in its place since is what the original would run.
+
+    Args:
+        module: in the deployed model.
+        kept: what is kept of it.
+        marked: whether what took the place of a module says so.
+    """
     if not isinstance(kept, Kept):
-        return kept
+        return _following(module, kept) if not marked or _is_ours(module, kept) else module
+    if marked and not isinstance(module, kept.origin[0]):
+        return module
     inside = {
-        name: _twin(inner, old) if inner is not None and (old := kept._modules.get(name)) is not None else inner
+        name: _twin(inner, old, marked) if inner is not None and (old := kept._modules.get(name)) is not None else inner
         for name, inner in module._modules.items()
         if name != KEPT
     }
@@ -105,6 +118,35 @@ def _twin(module: nn.Module, kept: nn.Module) -> nn.Module:
         "_buffers": {**_others(module._buffers, kept), **kept._buffers},
     }
     return twin
+
+
+def _following(module: nn.Module, kept: nn.Module) -> nn.Module:
+    """A kept layer with the attributes that code set on the layer in its place."""
+    own = vars(module)
+    asked = {n: own[n] for n in own.get(ASKED, ()) if n in own and own[n] is not vars(kept).get(n)}
+    if not asked:
+        return kept
+    made: nn.Module = object.__new__(type(kept))
+    made.__dict__ = {**vars(kept), **asked}
+    return made
+
+
+def _is_ours(module: nn.Module, kept: nn.Module) -> bool:
+    """Whether a module is what deploy() put in the place of one that is kept.
+
+    Raises:
+        SpecializedError: it is, and was changed since, which the one that is kept does not follow.
+    """
+    gate = vars(module).get(GATE)
+    if gate is None and FUSED not in vars(module) and "_reptool_derived" not in type(module).__dict__:
+        return isinstance(module, Marker)
+    own = sum(map(is_own_hook, module._forward_pre_hooks.values()))
+    if (gate is not None and not is_shaped(module, gate)) or hooks_on(module) - own > hooks_on(kept):
+        raise SpecializedError(
+            f"{gate.name if gate is not None else type(module).__name__!r} was changed or hooked after deploy() fused "
+            "it, and the original layer that is kept for this call is not; exclude it (deploy(model, exclude=...))"
+        )
+    return True
 
 
 def _others(tensors: dict[str, Any], kept: Kept) -> dict[str, Any]:

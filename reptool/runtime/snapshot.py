@@ -273,7 +273,10 @@ class _Taking:
         return Numbers(value)
 
     def _object(self, value: Any, depth: int) -> Any:
-        found = [(name, self.of(held(value, name, ABSENT), depth + 1)) for name in names_of(value)]
+        names = names_of(value)
+        found = [(name, self.of(held(value, name, ABSENT), depth + 1)) for name in names]
+        of_class = [(n, v) for n, v in _of_class(type(value)).items() if n not in names]
+        found += [(n, self.of(v, depth + 1) if isinstance(v, _DATA) else ABSENT) for n, v in of_class]
         return Attributes(type(value), tuple(found))
 
 
@@ -282,6 +285,22 @@ def names_of(value: Any) -> list[str]:
     slots = [s for c in type(value).__mro__ for s in _words(vars(c).get("__slots__", ()))]
     own = getattr(value, "__dict__", {})
     return [*own, *(s for s in slots if s not in ("__dict__", "__weakref__") and hasattr(value, s))]
+
+
+_DATA = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, type(None))
+
+
+def _of_class(cls: type) -> dict[str, Any]:
+    """What the classes of an object hold in public: data, and methods, in front of which it may hold others itself."""
+    found: dict[str, Any] = {}
+    for base in cls.__mro__ if cls.__module__.partition(".")[0] not in _FOREIGN else ():
+        for name, value in vars(base).items() if base is not object else ():
+            if not name.startswith("_") and isinstance(value, (*_DATA, FunctionType, classmethod, staticmethod)):
+                found.setdefault(name, value)
+    return found
+
+
+_FOREIGN = frozenset([*sys.stdlib_module_names, "torch", "numpy"])
 
 
 def _words(slots: Any) -> tuple[str, ...]:
@@ -294,7 +313,8 @@ def held(value: Any, name: str, default: Any) -> Any:
     if own is not None and name in own:
         return own[name]
     if own is not None and not isinstance(value, (MethodType, functools.partial)) and not _is_slot(value, name):
-        return default
+        found = next((vars(c)[name] for c in type(value).__mro__ if name in vars(c)), default)
+        return found if isinstance(found, _DATA) else default
     return getattr(value, name, default)
 
 

@@ -27,6 +27,7 @@ from reptool.pysource.functions import behind, tree_of
 from reptool.pysource.globals_read import Outside, functions_of
 from reptool.rewrite.setting_checks import outside_of
 from reptool.runtime.snapshot import PLAIN, IncomparableError, same
+from reptool.surgery.gating import handing_calls
 from reptool.surgery.site import Site, Surgery
 from reptool.surgery.surgeon import Surgeon
 
@@ -56,7 +57,7 @@ def guarded_settings(surgery: Surgery, surgeon: Surgeon) -> dict[tuple[str, str]
     for site in surgery.sites:
         ops = site.region.form.ops | surgeon.between(site)
         end = _end(site, ops)
-        for event, read in _on_the_way(ops, slots, surgery).items():
+        for event, read in _on_the_way(site, ops, slots, surgery).items():
             last = math.inf if _may_run_again(site, event) else end
             relevant = [s for s in read if s.time < last and not _is_handed_on(s, event)]
             settings = [s for s in (_after(s, slots, surgery) for s in relevant) if s is not None]
@@ -78,9 +79,15 @@ def ways_of(surgery: Surgery, surgeon: Surgeon) -> dict[tuple[str, str], list[Si
     found: dict[tuple[str, str], list[Site]] = {}
     for site in surgery.sites:
         ops = site.region.form.ops | surgeon.between(site)
-        for key in dict.fromkeys((e.path, e.method) for e in lowest_call(ops)[1]):
+        for key in dict.fromkeys((e.path, e.method) for e in _way(site, ops)[1]):
             found.setdefault(key, []).append(site)
     return found
+
+
+def _way(site: Site, ops: Collection[fx.Node]) -> tuple[Event, list[Event]]:
+    """The lowest call that holds a whole region, and those on the way to its operations or through which values go."""
+    lowest, way = lowest_call(ops)
+    return lowest, list(dict.fromkeys([*way, *handing_calls(site, lowest)]))
 
 
 def _end(site: Site, ops: Collection[fx.Node]) -> float:
@@ -114,13 +121,15 @@ def _attributes_of(method: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _on_the_way(ops: Collection[fx.Node], slots: Collection[str], surgery: Surgery) -> dict[Event, list[Setting]]:
+def _on_the_way(
+    site: Site, ops: Collection[fx.Node], slots: Collection[str], surgery: Surgery
+) -> dict[Event, list[Setting]]:
     """Calls from the lowest that holds a whole region down to its operations -> what was read for them.
 
     What was read in a call that is not made any more counts for the call around it, and so does what a method read that
     gives something else than tensors.
     """
-    lowest, way = lowest_call(ops)
+    lowest, way = _way(site, ops)
     out: dict[Event, list[Setting]] = {}
     for event in way:
         stays = next((e for e in event.ancestors() if e is lowest or not _is_gone(e.path, slots, surgery)), lowest)

@@ -18,7 +18,7 @@ from reptool.rewrite.lower import new_layer, set_values
 from reptool.rewrite.method_source import refusing_methods
 from reptool.rewrite.other_graphs import graphs_of, settle
 from reptool.runtime.absorbed import Absorbed, names_lost
-from reptool.runtime.expect import FUSED, KEPT
+from reptool.runtime.expect import ASKED, FUSED, KEPT
 from reptool.runtime.hooks import set_guard
 from reptool.runtime.method import Method
 from reptool.runtime.originals import keep
@@ -50,8 +50,9 @@ def write(model: nn.Module, unit: Unit, values: dict[Site, tuple[Tensor, Tensor 
         vars(root.get_submodule(path))[FUSED] = True
     _put_markers(root, surgery, traced, paths)
     for path, attributes in asked.items():
-        for name, value in attributes.items():
-            vars(root.get_submodule(path)).setdefault(name, value)
+        held = vars(root.get_submodule(path))
+        held[ASKED] = tuple(n for n in attributes if n not in held)
+        held.update({n: attributes[n] for n in held[ASKED]})
     for path in surgery.bare:
         _set_bare(root.get_submodule(path))
     for path, rank in surgery.guards.items():

@@ -109,7 +109,9 @@ def _around(run: _Run, site: Site, lowest: Event) -> tuple[Chain, tuple[str, ...
     lost = run.emptied & {p for n in site.region.form.ops for p in holders(traced.found.ops[n])}
     absorbed = [p for p in _absorbed(site, traced, surgery) if not is_below(p, gone)]
     inside = {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors() if lowest in e.ancestors()}
-    passed = inside | _between(site, traced, lowest) | _handing_on(site, traced) | _bare(site, traced).keys()
+    handing = _handing_on(site, traced) | {e.path for e in handing_calls(site, lowest) if e.method == "forward"}
+    passed = inside | _between(site, traced, lowest) | handing | _bare(site, traced).keys()
+    absorbed += sorted(handing & surgery.identities.keys() - set(absorbed))
     watched = tuple(sorted(p for p in passed - {lowest.path} if p not in gone and not is_below(p, gone)))
     gated = [site.slot] if site.slot is not None and changes(traced, site) else []
     changed = (inside & surgery.methods.keys()) - {lowest.path}
@@ -327,6 +329,13 @@ def _callers(traced: Traced, path: str) -> Iterator[Calls]:
             yield Calls(path, None, around.path, _chain(path, around, around, Chain((), None)), ())
 
 
+def handing_calls(site: Site, lowest: Event) -> list[Event]:
+    """The calls inside of the lowest one that holds a region which hand a value inside of it on."""
+    inner = sorted(site.region.form.ops - {site.region.value}, key=lambda node: node.name)
+    calls = dict.fromkeys(e for node in inner for e in node.meta.get("through", ()))
+    return [e for e in calls if e is not lowest and lowest in e.ancestors()]
+
+
 def _places(paths: Iterable[str], lowest: Event) -> tuple[Path, ...]:
     return tuple(p for p in (_below(path, lowest.path) for path in paths) if p is not None)
 
@@ -340,16 +349,21 @@ def _below(path: str, lead: str) -> Path | None:
     return tuple(path[len(lead) :].lstrip(".").split("."))
 
 
-def _in_series(traced: Traced, site: Site, lowest: Event) -> bool:
-    """Whether a region is modules that its lowest call runs one behind the other, whoever does so."""
+def _in_series(traced: Traced, site: Site, lowest: Event) -> tuple[str, ...]:
+    """The modules that a region is, in order, where its lowest call runs them one behind the other, whoever does so."""
     before: fx.Node | None = None
+    found: dict[str, None] = {}
     if shared(site):
-        return False
+        return ()
     for node in traced.ordered(site.region.form):
         op = traced.found.ops[node]
         if not isinstance(op, Affine) or (before is not None and op.sources != [before]):
-            return False
+            return ()
         if node.meta["event"] is lowest and node.op != "call_module":
-            return False
+            return ()
+        place = _below(str(node.target) if node.op == "call_module" else node.meta["event"].path, lowest.path)
+        if place is None:
+            return ()
+        found |= dict.fromkeys(place[:1])
         before = node
-    return True
+    return tuple(found)

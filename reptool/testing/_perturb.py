@@ -122,14 +122,16 @@ def perturb(
 
 def _judged(session: Session, changes: list[Change], found: Perturbed, allow: Collection[str]) -> None:
     verdict = session.judge(changes)
-    if verdict.is_fault and verdict.sort not in allow:
-        raise AssertionError(failure_text(*session.shrunk(changes, verdict)))
+    if (verdict.is_fault and verdict.sort not in allow) or (verdict.sort == "raised" and not changes):
+        raise AssertionError(failure_text(*(session.shrunk(changes, verdict) if changes else (changes, verdict))))
     found.count(changes, verdict)
 
 
 def failure_text(changes: Sequence[Change], verdict: Verdict) -> str:
     """What is raised: the changes as statements, and what differs."""
-    what = "raises an error that is not reptool's" if verdict.sort == "foreign" else "differs and says nothing"
+    what = {"foreign": "raises an error that is not reptool's", "raised": "raises"}.get(
+        verdict.sort, "differs and says nothing"
+    )
     lines = "".join(f"\n    {change.statement}" for change in changes) or "\n    (no change at all)"
     statements = [change.statement for change in changes]
     return (

@@ -157,3 +157,29 @@ def test_what_is_too_large_is_not_compared() -> None:
     cycle.append(cycle)
     with pytest.raises(IncomparableError):
         snapshot(cycle)
+
+
+class Defaults:
+    """A configuration whose values are those of its class until they are set."""
+
+    raw, order = False, ["conv"]
+
+    def asks(self) -> bool:
+        """A method."""
+        return self.raw
+
+
+@pytest.mark.parametrize(("name", "value"), [("raw", True), ("order", []), ("asks", lambda: True)])
+def test_what_an_object_holds_in_front_of_its_class_counts(name: str, value: Any) -> None:
+    config = Defaults()
+    seen = snapshot(config)
+    assert same(config, seen)
+    assert same(Defaults(), pickle.loads(pickle.dumps(seen)))
+    setattr(config, name, value)
+    assert not same(config, seen)
+
+
+def test_a_class_that_is_changed_is_seen_in_its_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = snapshot(Defaults())
+    monkeypatch.setattr(Defaults, "raw", True)
+    assert not same(Defaults(), seen)

@@ -328,3 +328,124 @@ def test_an_attribute_of_a_class_that_a_layer_took_the_place_of_is_guarded(behin
     deployed = reptool.deploy(model)
     assert_same(model(image()), pickle.loads(pickle.dumps(deployed))(image()))
     assert perturb(model, deployed, image(), changes=["type(model[0]).power = 2"]).raised.total() == 1
+
+
+class Late(ConvBN):
+    """A flag that is read when a region is complete, while a helper method's value inside of it is still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.raw = nn.Conv2d(4, 4, 1), False
+
+    def stem(self, x: Any) -> Any:
+        return self.bn(self.conv(x))
+
+    def forward(self, x: Any) -> Any:
+        y = self.stem(x)
+        z = self.last(y)
+        return y.relu() if self.raw else z
+
+
+class Emits(ConvBN):
+    """A value inside of a region that goes through a method which may change it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw, self.callbacks = False, list[Any]()
+
+    def emit(self, y: Any) -> Any:
+        for callback in self.callbacks:
+            y = callback(y)
+        return y * 2 if self.raw else y
+
+    def forward(self, x: Any) -> Any:
+        return self.bn(self.emit(self.conv(x)))
+
+
+class Tap(nn.Module):
+    """It hands on what it is given."""
+
+    raw = False
+
+    def forward(self, x: Any) -> Any:
+        return x * 2 if self.raw else x
+
+
+class Tapped(ConvBN):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tap = Tap()
+
+    def forward(self, x: Any) -> Any:
+        return self.bn(self.tap(self.conv(x)))
+
+
+CHANGES = {
+    "late": (Late, lambda m: setattr(m, "raw", True)),
+    "through a method": (Emits, lambda m: setattr(m, "raw", True)),
+    "a list": (Emits, lambda m: m.callbacks.append(torch.tanh)),
+    "through a module": (Tapped, lambda m: setattr(m.tap, "raw", True)),
+    "hook": (Tapped, lambda m: m.tap.register_forward_hook(lambda *a: a[-1] * 2)),
+    "another": (Tapped, lambda m: setattr(m, "tap", nn.Tanh())),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_what_decides_over_a_value_inside_of_a_region_is_watched(case: str) -> None:
+    kind, change = CHANGES[case]
+    model, x = ready(kind()), image()
+    deployed: Any = reptool.deploy(model, x)
+    assert norms(deployed) == 0
+    assert_same(model(x), deployed(x))
+    change(deployed)
+    with pytest.raises(SpecializedError):
+        deployed(x)
+
+
+@pytest.mark.parametrize("keep_fallback", [False, True])
+def test_a_setting_of_a_module_that_another_one_replaced_is_missing(keep_fallback: bool) -> None:
+    model, x = ready(Tapped()), image()
+    deployed: Any = reptool.deploy(model, x, keep_fallback=keep_fallback)
+    model.tap = deployed.tap = nn.Identity()
+    if keep_fallback:
+        assert_same(model(x), deployed(x))
+    else:
+        with pytest.raises(SpecializedError):
+            deployed(x)
+
+
+class Answers(ConvBN):
+    """Settings that a class looks up by code of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = {"raw": False}
+
+    def __getattr__(self, name: str) -> Any:
+        table = self.__dict__.get("table", {})
+        return table[name] if name in table else super().__getattr__(name)
+
+    def forward(self, x: Any) -> Any:
+        y = self.conv(x)
+        return y if self.raw else self.bn(y)
+
+
+class Falls(Answers):
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super(Answers, self).__getattr__(name)
+        except AttributeError:
+            if name in self.__dict__.get("table", {}):
+                return self.__dict__["table"][name]
+            raise
+
+
+@pytest.mark.parametrize("kind", [Answers, Falls])
+def test_settings_that_a_class_looks_up_itself_are_checked(kind: type[Answers]) -> None:
+    model, x = ready(kind()), image()
+    deployed: Any = reptool.deploy(model, x)
+    assert norms(deployed) == 0
+    assert_same(model(x), deployed(x))
+    deployed.table["raw"] = True
+    with pytest.raises(SpecializedError):
+        deployed(x)

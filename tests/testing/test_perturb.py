@@ -574,3 +574,13 @@ def test_what_is_deep_inside_is_put_back() -> None:
     perturb(model, copy.deepcopy(model), image(), tries=300)
     assert _everything(model) == before
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_deployed_model_that_raises_without_any_change_is_told_of() -> None:
+    class Raises(nn.Identity):
+        def forward(self, input: Tensor) -> Tensor:
+            """Nothing."""
+            raise SpecializedError("never")
+
+    with pytest.raises(AssertionError, match="no change at all"):
+        perturb(nn.Identity(), Raises(), torch.zeros(1))

@@ -50,6 +50,10 @@ class Calls:
             self.frame = frame = frame.f_back
         return found[index]
 
+    def is_of_class(self, index: int) -> bool:
+        """Whether the code of a call that was found is that of the module's class, and was not put on the module."""
+        return self.frames[index].f_code in method_names(type(self.found[index][0]))
+
     def outermost(self) -> nn.Module | None:
         """The module whose call is around all others."""
         count = 0

@@ -41,7 +41,7 @@ class Chain:
         place: of the layer, as `Link.path`.
         absorbed: places of the region's absorbed modules.
         hooks: places of modules whose values are inside of the region, and how many hooks they have.
-        series: whether the region is modules that run one behind the other.
+        series: the modules of the lowest call that the region is, where they run one behind the other.
         slots: places of the fused layers that do its work, as far as they have gates.
         written: places of the region's modules whose methods were written anew.
         marked: whether modules whose values are inside of the region say so; in pickles of reptool 0.1 they do not.
@@ -52,7 +52,7 @@ class Chain:
     place: Path | None
     absorbed: tuple[Path, ...] = ()
     hooks: tuple[tuple[Path, int], ...] = ()
-    series: bool = False
+    series: tuple[str, ...] | bool = ()  # in pickles of reptool 0.1 whether there are such
     slots: tuple[Path, ...] = ()
     written: tuple[Path, ...] = ()
     marked: bool = False
@@ -72,6 +72,7 @@ class Gate:
         ranks: numbers of axes that the norms in it take; none where they take any.
         bare: parameters that a norm lost to the layers which read it.
         wide: the dtype of what the layer took up and no conversion of the model reaches.
+        kind: the full name of the layer's class.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Gate:
     ranks: frozenset[int] = frozenset()
     bare: tuple[str, ...] = ()
     wide: torch.dtype | None = None
+    kind: str = ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
         return self

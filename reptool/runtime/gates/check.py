@@ -15,7 +15,15 @@ from torch import Tensor, fx, nn
 from reptool.errors import SpecializedError
 from reptool.runtime.gates.calls import Calls, is_kind
 from reptool.runtime.gates.chain import Chain, Gate
-from reptool.runtime.gates.in_place import has_slots, inside, is_narrow, is_shaped, is_whole, too_narrow
+from reptool.runtime.gates.in_place import (
+    has_slots,
+    inside,
+    is_narrow,
+    is_shaped,
+    is_watched_from_outside,
+    is_whole,
+    too_narrow,
+)
 from reptool.runtime.gates.known import Followed, is_known, remember
 from reptool.runtime.gates.marker import GATE, TOLD, Marker, tell_of_norms
 from reptool.runtime.gates.whole import runs_all, traced_through
@@ -31,25 +39,26 @@ def check(layer: nn.Module, given: tuple[Any, ...] = ()) -> None:
     Raises:
         SpecializedError: with what the layer stands for and what to do.
     """
-    gate = layer.__dict__.get(GATE)
+    own = layer.__dict__
+    gate = own.get(GATE)
     if gate is None:
         return
     if given and isinstance(given[0], Tensor):
         rank = given[0].dim() if gate.ranks else None
         if type(rank) is int and rank not in gate.ranks:  # code that is followed gives what stands for one
             _refuse_rank(gate, rank)
-        _check_dtype(layer, gate, given[0])
+        weight = own["_parameters"].get("weight")
+        if weight is not None and weight.dtype is not given[0].dtype:
+            _check_dtype(layer, gate, weight, given[0])
     if layer.training or not is_known(layer, gate):
         _check_all(layer, gate, sys._getframe(1))
 
 
-def _check_dtype(layer: nn.Module, gate: Gate, given: Tensor) -> None:
+def _check_dtype(layer: nn.Module, gate: Gate, weight: Tensor, given: Tensor) -> None:
     """Refuse an input of another dtype, which the original may have brought to its own before its first layer."""
-    weight: Any = layer._parameters.get("weight")
-    if weight is None or weight.dtype is given.dtype or not isinstance(layer, _LAYERS):
-        return
     found: object = given.dtype
-    if isinstance(found, torch.dtype) and not torch.is_autocast_enabled(given.device.type):
+    is_dtype = isinstance(found, torch.dtype) and isinstance(layer, _LAYERS)  # no symbol
+    if is_dtype and not torch.is_autocast_enabled(given.device.type):
         raise SpecializedError(
             f"{gate.name!r} was fused by deploy() into a layer of {weight.dtype}, and got an input of {found}: what "
             "the original made of it before its own layers is a part of this one; convert the input or the model"
@@ -64,7 +73,7 @@ def _check_all(layer: nn.Module, gate: Gate, frame: FrameType) -> None:
     if layer.training and gate.norms and TOLD not in own:
         own[TOLD] = True
         tell_of_norms(calls.outermost() or layer)
-    if not are_open() and not is_shaped(layer, gate):
+    if not are_open() and not (is_shaped(layer, gate) and not is_watched_from_outside()):
         _refuse(gate)
     weight: Any = layer._parameters.get("weight")
     if not are_open() and gate.wide is not None and is_narrow(weight, gate.wide):
@@ -106,7 +115,7 @@ def followed(layer: nn.Module, chain: Chain, calls: Calls) -> Followed | None:
             if call is None:
                 return None
             index += 1
-            if call[1] == link.method and is_kind(type(call[0]), link):
+            if call[1] == link.method and is_kind(type(call[0]), link) and (link.own or calls.is_of_class(index - 1)):
                 found.append((calls.frames[index - 1], call[0]))
                 last = call
                 break

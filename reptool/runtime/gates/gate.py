@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.jit import is_scripting
 
+from reptool.runtime.gates.calls import kind_of
 from reptool.runtime.gates.chain import Gate
 from reptool.runtime.gates.check import check
 from reptool.runtime.gates.marker import GATE, Marker, names_read
@@ -36,7 +37,7 @@ def set_gate(module: nn.Module, gate: Gate) -> None:
     own = module.__dict__
     read = names_read(type(module))
     geometry = tuple((n, own[n]) for n in _GEOMETRY if n in own and (read is None or n in read))
-    own[GATE] = replace(gate, geometry=geometry)
+    own[GATE] = replace(gate, geometry=geometry, kind=kind_of(type(module)))
     if not isinstance(module, Marker) and runs_in_its_region not in module._forward_pre_hooks.values():
         nn.Module.register_forward_pre_hook(module, runs_in_its_region)
 

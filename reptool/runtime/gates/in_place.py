@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _module
 
+from reptool.runtime.gates.calls import kind_of
 from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Path
 from reptool.runtime.gates.marker import GATE, Marker
 
@@ -51,6 +53,10 @@ def are_written(lowest: nn.Module, chain: Chain) -> bool:
 def is_shaped(layer: nn.Module, gate: Gate) -> bool:
     """Whether a layer has the window that it was fused with, and a norm that lost its scale has none again."""
     own = layer.__dict__
+    if not runs_own_code(layer) or (gate.kind and kind_of(type(layer)) != gate.kind):
+        return False
+    if isinstance(layer, Marker) and hooks_differ(layer, 0):
+        return False
     if gate.bare and any(layer._parameters.get(name) is not None for name in gate.bare):
         return False
     for name, value in gate.geometry:
@@ -58,6 +64,18 @@ def is_shaped(layer: nn.Module, gate: Gate) -> bool:
         if held is not value and held != value:
             return False
     return True
+
+
+def runs_own_code(layer: nn.Module) -> bool:
+    """Whether a layer runs the forward of its class."""
+    put = layer.__dict__.get("forward")
+    return put is None or getattr(put, "__func__", None) is type(layer).forward
+
+
+def is_watched_from_outside() -> bool:
+    """Whether somebody else than torch hooked all modules there are."""
+    hooks = (*_module._global_forward_hooks.values(), *_module._global_forward_pre_hooks.values())
+    return any(not str(getattr(h, "__module__", "")).startswith("torch.") for h in hooks)
 
 
 def is_narrow(weight: Any, wide: torch.dtype) -> bool:
@@ -75,9 +93,9 @@ def too_narrow(weight: Tensor, wide: torch.dtype) -> str:
 
 
 def inside(module: Any, path: Path) -> Any:
-    """The module at a path below another; None where there is none."""
+    """The module at a path below another, as code finds it; None where there is none."""
     for name in path:
-        module = module._modules.get(name)
+        module = None if name in module.__dict__ else module._modules.get(name)
         if module is None:
             return None
     return module

@@ -14,6 +14,8 @@ from types import CodeType, FrameType
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks as _BEHIND_ALL
+from torch.nn.modules.module import _global_forward_pre_hooks as _BEFORE_ALL
 
 from reptool.runtime.gates.calls import MAX_KNOWN
 from reptool.runtime.gates.chain import Chain, Gate, Path
@@ -45,8 +47,11 @@ class Known:
         "chain",
         "first",
         "gate",
+        "is_marker",
         "kind",
         "layer",
+        "names",
+        "own_kind",
         "place",
         "slots",
         "watched",
@@ -58,8 +63,10 @@ class Known:
         self, layer: nn.Module, gate: Gate, chain: Chain, calls: list[tuple[int, CodeType]], lowest: nn.Module
     ) -> None:
         self.layer, self.gate, self.chain, self.calls = weakref.ref(layer), gate, chain, calls
-        self.bare, self.wide = gate.bare, gate.wide
+        self.bare, self.wide, self.own_kind = gate.bare, gate.wide, type(layer)
+        self.names = tuple(dict.fromkeys(p[0] for p in ((chain.place or ()), *chain.slots, *chain.absorbed) if p))
         self.kind, self.first = type(lowest), calls[-1][1].co_varnames[0]
+        self.is_marker = isinstance(layer, Marker)
         self.place = _short(chain.place or ())
         self.slots = tuple(_short(p) for p in chain.slots if p != chain.place or isinstance(layer, Marker))
         self.absorbed = () if isinstance(layer, Marker) else tuple(map(_short, chain.absorbed))
@@ -84,7 +91,14 @@ class Known:
         return type(lowest) is self.kind and self._is_whole(layer, lowest)
 
     def _is_whole(self, layer: nn.Module, lowest: Any) -> bool:
-        modules, chain, own = lowest._modules, self.chain, layer.__dict__
+        modules, chain, own, around = lowest._modules, self.chain, layer.__dict__, lowest.__dict__
+        if type(layer) is not self.own_kind or "forward" in own or _BEHIND_ALL or _BEFORE_ALL:
+            return False
+        for name in self.names:
+            if name in around:
+                return False
+        if self.is_marker and (own["_forward_pre_hooks"] or own["_forward_hooks"]):
+            return False
         place = self.place
         if (modules.get(place) if type(place) is str else inside(lowest, place)) is not layer:
             return False

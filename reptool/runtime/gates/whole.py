@@ -54,6 +54,8 @@ def _in_a_row(layer: nn.Module, chain: Chain, holder: nn.Module) -> bool:
     at = [i for i, row in enumerate(rows) if row is not None]
     if {rows[i] for i in at} != set(parts) or len(at) != len(parts):
         return False
+    if isinstance(chain.series, tuple) and [rows[i] for i in at] != [n for n in chain.series if n in parts]:
+        return False
     between = range(at[0], at[-1])
     plain = all(rows[i] is not None or _hands_on(children[i][1]) for i in between)
     return plain and not any(children[i][0] in named for i in between)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.utils.prune
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import reptool
 from reptool.errors import SpecializedError
@@ -440,3 +441,59 @@ def test_an_input_of_another_dtype_that_the_original_widens_raises() -> None:
         deployed(x.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(deployed(x), model(x), rtol=0.05, atol=0.05)
+
+
+class Doubled(nn.Conv2d):
+    """Twice what a convolution gives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Twice."""
+        return super().forward(x) * 2
+
+
+def runs_parts(module: Any, x: Tensor) -> Tensor:
+    """A forward that leaves the norm out."""
+    return module.conv(x)  # type: ignore[no-any-return]
+
+
+CODE = {
+    "a layer's forward": lambda m: setattr(m.stem, "forward", torch.tanh),
+    "a marker's forward": lambda m: setattr(m.norm, "forward", torch.tanh),
+    "a block's forward": lambda m: setattr(m.blocks[0], "forward", types.MethodType(runs_parts, m.blocks[0])),
+    "a layer's class": lambda m: setattr(m.stem, "__class__", Doubled),
+    "a name in front of a module": lambda m: vars(m).update(norm=nn.Tanh()),
+    "a hook put into the table": lambda m: m.norm._forward_pre_hooks.update({1: lambda m, a: (a[0] * 2,)}),
+}
+
+
+@pytest.mark.parametrize("case", CODE)
+@pytest.mark.parametrize("warm", [False, True])
+def test_other_code_in_the_place_of_a_layers_own_raises(deployed: Any, case: str, warm: bool) -> None:
+    other = copy.deepcopy(deployed)
+    if warm:
+        other(X)
+    CODE[case](other)
+    with pytest.raises(SpecializedError):
+        other(X)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_hook_on_all_modules_there_are_raises_unless_it_is_torchs(model: Any, deployed: Any, warm: bool) -> None:
+    if warm:
+        deployed(X)
+    handle = nn.modules.module.register_module_forward_hook(lambda m, a, y: y * 2 if isinstance(m, nn.Conv2d) else y)
+    try:
+        with pytest.raises(SpecializedError):
+            deployed(X)
+    finally:
+        handle.remove()
+    with FlopCounterMode(display=False):
+        assert_same(model(X), deployed(X))
+
+
+def test_a_series_in_another_order_raises() -> None:
+    model = ready(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)))
+    deployed = reptool.deploy(model, Y)
+    assert_same(nn.Sequential(*list(model)[:2])(Y), nn.Sequential(*list(deployed)[:2])(Y))
+    with pytest.raises(SpecializedError):
+        nn.Sequential(*list(deployed)[::-1])(Y)
