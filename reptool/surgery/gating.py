@@ -176,8 +176,15 @@ def set_gates(root: nn.Module, traced: Traced, surgery: Surgery) -> None:
         ranks = _own_ranks(traced, path) if path in surgery.identities else _ranks(traced, sites)
         lost = tuple(n for n in TENSORS if n in modules[path]._parameters) if path in surgery.bare else ()
         wide = functools.reduce(_wider, (wide_of(traced, s) for s in sites if s.slot == path), None)
-        gate = Gate(own, tuple(r for r in region if r != own), chains, norms, ranks=ranks, bare=lost, wide=wide)
-        set_gate(modules[path], gate)
+        scaled = any(_is_scaled(traced, s) for s in sites if s.slot == path)
+        others = tuple(r for r in region if r != own)
+        set_gate(modules[path], Gate(own, others, chains, norms, ranks=ranks, bare=lost, wide=wide, scaled=scaled))
+
+
+def _is_scaled(traced: Traced, site: Site) -> bool:
+    """Whether a region begins with something else than a layer, which may make another dtype of what it is given."""
+    ops = (traced.found.ops[n] for n in site.region.form.ops)
+    return any(site.region.root in op.sources and not (isinstance(op, Affine) and op.layer) for op in ops)
 
 
 def _ranks(traced: Traced, sites: Iterable[Site]) -> frozenset[int]:

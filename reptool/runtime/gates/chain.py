@@ -73,6 +73,7 @@ class Gate:
         bare: parameters that a norm lost to the layers which read it.
         wide: the dtype of what the layer took up and no conversion of the model reaches.
         kind: the full name of the layer's class.
+        scaled: whether it took up something in front of the original's first layer, which takes other dtypes than this.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Gate:
     bare: tuple[str, ...] = ()
     wide: torch.dtype | None = None
     kind: str = ""
+    scaled: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
         return self

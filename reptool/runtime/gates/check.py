@@ -47,7 +47,7 @@ def check(layer: nn.Module, given: tuple[Any, ...] = ()) -> None:
         rank = given[0].dim() if gate.ranks else None
         if type(rank) is int and rank not in gate.ranks:  # code that is followed gives what stands for one
             _refuse_rank(gate, rank)
-        weight = own["_parameters"].get("weight")
+        weight = own["_parameters"].get("weight") if gate.scaled else None
         if weight is not None and weight.dtype is not given[0].dtype:
             _check_dtype(layer, gate, weight, given[0])
     if layer.training or not is_known(layer, gate):
@@ -131,7 +131,7 @@ def followed(layer: nn.Module, chain: Chain, calls: Calls) -> Followed | None:
     if any(link.path and inside(lowest, link.path) is not m for link, (_, m) in zip(chain.links, found, strict=True)):
         return None
     whole = has_slots if isinstance(layer, Marker) else is_whole  # the layer itself looks after the rest
-    return found if whole(lowest, chain) else None
+    return found if whole(lowest, chain, layer) else None
 
 
 def _was_between(call: tuple[nn.Module, str], chain: Chain) -> bool:

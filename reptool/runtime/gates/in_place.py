@@ -13,12 +13,13 @@ from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Path
 from reptool.runtime.gates.marker import GATE, Marker
 
 
-def is_whole(lowest: nn.Module, chain: Chain) -> bool:
-    """Whether all that was absorbed is in its place, and nobody listens in between."""
-    if not (has_slots(lowest, chain) and are_written(lowest, chain)):
+def is_whole(lowest: nn.Module, chain: Chain, layer: nn.Module) -> bool:
+    """Whether all that was absorbed into a layer is in its place, and nobody listens in between."""
+    if not (has_slots(lowest, chain, layer) and are_written(lowest, chain)):
         return False
     for path in chain.absorbed:
-        if not isinstance(inside(lowest, path), Marker):
+        marker = inside(lowest, path)
+        if not isinstance(marker, Marker) or are_strangers(marker, layer):
             return False
     return all(is_watched(lowest, path, count, chain) for path, count in chain.hooks)
 
@@ -39,10 +40,18 @@ def is_marked(own: dict[str, Any]) -> bool:
     return was is True or (was is not None and all(own.get(n) == v for n, v in was.items()))
 
 
-def has_slots(lowest: nn.Module, chain: Chain) -> bool:
-    """Whether the fused layers are in their places."""
-    layers = (inside(lowest, path) for path in chain.slots)
-    return all(layer is not None and GATE in layer.__dict__ for layer in layers)
+def has_slots(lowest: nn.Module, chain: Chain, layer: nn.Module) -> bool:
+    """Whether the fused layers that do the work of a layer's region are in their places."""
+    found = (inside(lowest, path) for path in chain.slots)
+    return all(m is not None and GATE in m.__dict__ and not are_strangers(m, layer) for m in found)
+
+
+def are_strangers(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules are known to be of regions that have nothing in common: one was moved."""
+    here, there = (m.__dict__.get(GATE) for m in (one, other))
+    if here is None or there is None or not here.region or not there.region:
+        return False
+    return {here.name, *here.region}.isdisjoint((there.name, *there.region))
 
 
 def are_written(lowest: nn.Module, chain: Chain) -> bool:

@@ -20,7 +20,7 @@ from torch.nn.modules.module import _global_forward_pre_hooks as _BEFORE_ALL
 from reptool.runtime.gates.calls import MAX_KNOWN
 from reptool.runtime.gates.chain import Chain, Gate, Path
 from reptool.runtime.gates.in_place import are_written, inside, is_marked, is_narrow
-from reptool.runtime.gates.marker import GATE, Marker
+from reptool.runtime.gates.marker import Marker
 
 _hooks_of: Callable[[Any], tuple[Any, ...]] = itemgetter(
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
@@ -41,7 +41,6 @@ class Known:
     """
 
     __slots__ = (
-        "absorbed",
         "bare",
         "calls",
         "chain",
@@ -50,10 +49,8 @@ class Known:
         "is_marker",
         "kind",
         "layer",
-        "names",
         "own_kind",
-        "place",
-        "slots",
+        "parts",
         "watched",
         "wide",
         "window",
@@ -64,12 +61,10 @@ class Known:
     ) -> None:
         self.layer, self.gate, self.chain, self.calls = weakref.ref(layer), gate, chain, calls
         self.bare, self.wide, self.own_kind = gate.bare, gate.wide, type(layer)
-        self.names = tuple(dict.fromkeys(p[0] for p in ((chain.place or ()), *chain.slots, *chain.absorbed) if p))
         self.kind, self.first = type(lowest), calls[-1][1].co_varnames[0]
         self.is_marker = isinstance(layer, Marker)
-        self.place = _short(chain.place or ())
-        self.slots = tuple(_short(p) for p in chain.slots if p != chain.place or isinstance(layer, Marker))
-        self.absorbed = () if isinstance(layer, Marker) else tuple(map(_short, chain.absorbed))
+        parts = dict.fromkeys((chain.place or (), *chain.slots, *(() if self.is_marker else chain.absorbed)))
+        self.parts = tuple((_short(p), weakref.ref(inside(lowest, p))) for p in parts)
         held = () if isinstance(layer, Marker) else chain.hooks
         self.watched = tuple((None if p == chain.place else _short(p), count) for p, count in held)
         names, values = [n for n, _ in gate.geometry], [v for _, v in gate.geometry]
@@ -91,32 +86,14 @@ class Known:
         return type(lowest) is self.kind and self._is_whole(layer, lowest)
 
     def _is_whole(self, layer: nn.Module, lowest: Any) -> bool:
-        modules, chain, own, around = lowest._modules, self.chain, layer.__dict__, lowest.__dict__
-        if type(layer) is not self.own_kind or "forward" in own or _BEHIND_ALL or _BEFORE_ALL:
+        modules, chain, around = lowest._modules, self.chain, lowest.__dict__
+        if not self._is_itself(layer, layer.__dict__):
             return False
-        for name in self.names:
-            if name in around:
+        for place, part in self.parts:
+            if place in around or part() is not (modules.get(place) if type(place) is str else inside(lowest, place)):
                 return False
-        if self.is_marker and (own["_forward_pre_hooks"] or own["_forward_hooks"]):
-            return False
-        place = self.place
-        if (modules.get(place) if type(place) is str else inside(lowest, place)) is not layer:
-            return False
-        for place in self.slots:
-            inner = modules.get(place) if type(place) is str else inside(lowest, place)
-            if inner is None or GATE not in inner.__dict__:
-                return False
-        if self.wide is not None and is_narrow(own["_parameters"].get("weight"), self.wide):
-            return False
-        if self.bare and any(own["_parameters"].get(name) is not None for name in self.bare):
-            return False
-        if self.window is not None and self.window[0](own) != self.window[1]:
-            return False
         if chain.written and not are_written(lowest, chain):
             return False
-        for place in self.absorbed:
-            if not isinstance(modules.get(place) if type(place) is str else inside(lowest, place), Marker):
-                return False
         for at, count in self.watched:
             inner = layer if at is None else modules.get(at) if type(at) is str else inside(lowest, at)
             if inner is None:
@@ -125,6 +102,18 @@ class Known:
             if (chain.marked and not is_marked(seen)) or sum(map(len, _hooks_of(seen))) != count:
                 return False
         return True
+
+    def _is_itself(self, layer: nn.Module, own: dict[str, Any]) -> bool:
+        """Whether the layer runs its own code with its own window, and nobody looks at all modules there are."""
+        if type(layer) is not self.own_kind or "forward" in own or _BEHIND_ALL or _BEFORE_ALL:
+            return False
+        if self.is_marker and (own["_forward_pre_hooks"] or own["_forward_hooks"]):
+            return False
+        if self.wide is not None and is_narrow(own["_parameters"].get("weight"), self.wide):
+            return False
+        if self.bare and any(own["_parameters"].get(name) is not None for name in self.bare):
+            return False
+        return self.window is None or bool(self.window[0](own) == self.window[1])
 
 
 _ABOVE = 3

@@ -130,7 +130,7 @@ def within(
     elif isinstance(value, functools.partial):
         yield from within(inside, f"{read}.keywords", value.keywords, put, depth + 1, owner)
     elif _is_object(value):
-        for name, held in list(vars(value).items()):
+        for name, held in list(getattr(value, "__dict__", {}).items()):
             if name.isidentifier():
                 target = f"{read}.{name}"
                 writer = _in_frozen(read, name, put) if _is_frozen(value) else assigns(target)

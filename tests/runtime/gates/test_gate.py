@@ -462,6 +462,8 @@ CODE = {
     "a block's forward": lambda m: setattr(m.blocks[0], "forward", types.MethodType(runs_parts, m.blocks[0])),
     "a layer's class": lambda m: setattr(m.stem, "__class__", Doubled),
     "a name in front of a module": lambda m: vars(m).update(norm=nn.Tanh()),
+    "a layer of another block": lambda m: setattr(m.blocks[0], "conv", m.blocks[1].conv),
+    "a marker of another block": lambda m: setattr(m.blocks[0], "norm", m.blocks[1].norm),
     "a hook put into the table": lambda m: m.norm._forward_pre_hooks.update({1: lambda m, a: (a[0] * 2,)}),
 }
 
