@@ -133,7 +133,7 @@ def _put_methods(root: nn.Module, surgery: Surgery) -> None:
         if isinstance(module, fx.GraphModule):
             rewrite_graph_module(module, tuple(methods.values()))
         else:
-            written = (*methods.values(), *(refusing_methods(dropped) if dropped else ()))
+            written = (*methods.values(), *((*refusing_methods(dropped), _SHOWN) if dropped else ()))
             set_class(module, derive(type(module), written, path in surgery.plain))
 
 

@@ -113,3 +113,16 @@ def test_a_layer_under_whose_name_of_a_tensor_was_a_method_gives_it_to_its_own_c
     for made in (deployed, compiled, torch.export.export(deployed, (x,)).module()):
         torch.testing.assert_close(made(x), model(x), rtol=1e-4, atol=1e-5)
     assert isinstance(reptool.release(deployed).conv.weight, nn.Parameter)
+
+
+class OwnNorm(nn.LayerNorm):
+    """A norm with a forward of its own."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+def test_a_norm_with_code_of_its_own_is_shown() -> None:
+    deployed = reptool.deploy(nn.Sequential(OwnNorm(4), nn.Linear(4, 4)).eval(), torch.randn(2, 4))
+    assert not list(deployed[0].parameters())
+    assert "OwnNorm" in repr(deployed)
