@@ -63,24 +63,8 @@ _MAY_ALIAS = {
 }  # fmt: skip
 """What may return a view, or its input, although no schema says so: a copy where the layout or dtype is another."""
 _NOT_MUTATING = {"requires_grad_", "__getitem__"}
-_INPLACE_OPERATORS = {
-    f"i{n}"
-    for n in (
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "matmul",
-        "and",
-        "or",
-        "xor",
-        "lshift",
-        "rshift",
-    )
-}
+_INPLACE_OPERATORS = {n for o in dir(operator) if hasattr(operator, n := f"i{o.rstrip('_')}")}
+"""``iadd`` and so on: what Python has beside an operator of the same name."""
 
 
 @dataclass
