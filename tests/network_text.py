@@ -378,6 +378,23 @@ def transposed(g: Generator, t: ClassText, v: Value) -> Value:
 
 
 @step
+def beside_a_skip(g: Generator, t: ClassText, v: Value) -> Value:
+    """Upsampled by two beside a map of that size, and a convolution of both."""
+    n, c = g.axes, v.channels
+    if max(v.sizes) > 16:
+        return v
+    low = t.assign(f"F.relu({t.attribute('low', f'nn.Conv{n}d({c}, 12, 1)')}({v.name}))")
+    high = t.assign(f"torch.sigmoid({t.attribute('high', f'nn.ConvTranspose{n}d({c}, 4, 2, stride=2)')}({v.name}))")
+    told = g.pick("scale_factor=2.0", "scale_factor=2.0, mode='nearest-exact'", f"size={high}.shape[2:]")
+    parts = g.pick(f"[F.interpolate({low}, {told}), {high}]", f"[{high}, F.interpolate({low}, {told})]")
+    layer = g.pick("3, padding=1", "3, padding=1, bias=False", "1", "5, padding=2", "3, padding=2, dilation=2")
+    y = t.assign(f"{t.attribute('conv', f'nn.Conv{n}d(16, {c}, {layer})')}(torch.cat({parts}, 1))")
+    if g.chance(0.6):
+        y = t.assign(f"{t.attribute('bn', f'nn.BatchNorm{n}d({c})')}({y})")
+    return replace(g.tagged(replace(v, sizes=tuple(2 * size for size in v.sizes))), name=y)
+
+
+@step
 def linear_last(g: Generator, t: ClassText, v: Value) -> Value:
     """A linear layer over the channels, moved to the end and back."""
     writes = g.pick(3, v.channels)

@@ -73,7 +73,7 @@ def unit_of(
     while True:
         found = analyse(
             trace.graph, reads, facts, blocked, trace.escaped, values, spreads.active.copy(), affines, options.price,
-            several=options.several,
+            several=options.several and not isinstance(trace.root, fx.GraphModule),
         )  # fmt: skip
         if affines.go_on(found.ops, found.wanted):
             continue

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from reptool.errors import SpecializedError
 
@@ -37,6 +37,9 @@ def side_by_side(
     >>> [tuple(v.shape) for v in side_by_side((low, high), ((2, 2), (1, 1)), ((6, 6), None))]
     [(1, 4, 3, 3), (1, 2, 6, 6)]
     """
+    if (graph := _graph_of(values)) is not None:  # which calls this as a whole
+        made: Any = graph.create_proxy("call_function", side_by_side, (tuple(values), tuple(factors), tuple(sizes)), {})
+        return made
     first: list[int] | None = None
     for value, own, size in zip(values, factors, sizes, strict=True):
         if value.dim() != len(own) + 2:
@@ -53,6 +56,11 @@ def side_by_side(
                 "inputs of sizes that are such multiples, or exclude the layer (deploy(model, exclude=...))"
             )
     return tuple(values)
+
+
+def _graph_of(values: Sequence[Any]) -> Any:
+    """What writes the graph in which values are symbols; None where they are none."""
+    return next((v.tracer for v in values if isinstance(v, fx.Proxy)), None)
 
 
 class SideBySide(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from reptool.errors import SpecializedError
 from reptool.runtime.layers.side_by_side import SideBySide, side_by_side
@@ -41,3 +41,21 @@ def test_the_layer_adds_up_what_its_parts_give() -> None:
     got = layer((LOW, HIGH, HIGH + 1))
     wanted = layer.parts[0](LOW) + high(torch.cat([HIGH, HIGH + 1], 1))
     torch.testing.assert_close(got, wanted)
+
+
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = SideBySide([nn.ConvTranspose2d(4, 8, 4, 2, 1), nn.Conv2d(2, 8, 3, padding=1)], [(0,), (1,)])
+
+    def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(side_by_side((low, high), ((2, 2), (1, 1)), (high.shape[2:], None)))
+        return out
+
+
+def test_a_graph_checks_as_well() -> None:
+    model = Both()
+    graph = fx.symbolic_trace(model)
+    torch.testing.assert_close(graph(LOW, HIGH), model(LOW, HIGH))
+    with pytest.raises(SpecializedError):
+        graph(LOW, HIGH[..., 1:])
