@@ -13,6 +13,7 @@ import reptool
 from reptool.api.accept import is_onnx
 from reptool.cli import compared, files, timed
 from reptool.cli import doctor as doctors
+from reptool.cli.adapted import with_adapter
 from reptool.cli.given import inputs_of, model_of
 from reptool.cli.written import as_json, check_out, check_report, write_out, write_report
 from reptool.errors import InputError
@@ -22,6 +23,7 @@ HELP = (
     "Structural re-parameterization: collapse a model's branches and norms into plain layers, exactly. SPEC is "
     "timm:NAME, torchvision:NAME, hf:NAME, package.module:callable(argument=value); deploy and explain take *.onnx."
 )
+OUT = "*.safetensors (with recipe), *.onnx, *.pt2, *.xml, *.pte, or a folder for the model's own save_pretrained"
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Spec = Annotated[str, typer.Argument(help="the model, by name", metavar="SPEC")]
@@ -53,7 +55,8 @@ def _say(text: str) -> None:
 @app.command()
 def deploy(
     spec: Spec, weights: Weights = None, key: Key = None, inputs: Inputs = None,
-    out: Annotated[Path | None, typer.Option(help="*.safetensors (with recipe), *.onnx, *.pt2, *.xml, *.pte")] = None,
+    out: Annotated[Path | None, typer.Option(help=OUT)] = None,
+    adapter: Annotated[Path | None, typer.Option(help="a folder with an adapter, which is merged into SPEC")] = None,
     require: Require = None, report: ReportFile = None, include: Include = None, exclude: Exclude = None,
     force: Force = False, keep_fallback: Fallback = False, unwrap: Unwrap = False, overwrite: Overwrite = False,
     json: Json = False, seed: Seed = 0, timeout: Seconds = SECONDS,
@@ -66,6 +69,8 @@ def deploy(
     if out is not None:
         check_out(out, (), overwrite)
     model = model_of(spec, weights, key, seed, timeout)
+    if adapter is not None:
+        model, unwrap = with_adapter(model, adapter), True
     given = inputs_of(inputs or (), model, seed)
     check_out(out, given, overwrite)
     deployed = reptool.deploy(

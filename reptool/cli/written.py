@@ -26,6 +26,10 @@ def check_out(path: Path | None, inputs: Any, overwrite: bool) -> None:
     """
     if path is None:
         return
+    if not path.suffix:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{str(path)!r} is there already; name a folder that is empty or not there yet")
+        return
     if path.suffix != ".safetensors":
         runtime_of(path)
         if inputs is None:
@@ -46,6 +50,12 @@ def write_out(path: Path, deployed: nn.Module, inputs: Any, original: nn.Module,
     """Write a deployed model; what an export found, None for a file of weights and recipe."""
     if path.suffix in RUNTIMES:
         return export(deployed, inputs, path, original=original, overwrite=overwrite)
+    if not path.suffix:
+        saves: Any = getattr(deployed, "save_pretrained", None)
+        if saves is None:
+            raise InputError(f"{type(deployed).__name__} has no save_pretrained; give a file: --out model.safetensors")
+        saves(str(path))
+        return None
     save(deployed, path, overwrite=overwrite)
     return None
 

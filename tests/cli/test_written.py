@@ -55,3 +55,19 @@ def test_what_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
 
 def test_data() -> None:
     assert json.loads(as_json({"path": Path("a"), "shape": (1, 2)})) == {"path": "a", "shape": [1, 2]}
+
+
+def test_a_folder_is_for_the_models_own_way_of_saving(tmp_path: Path) -> None:
+    class Saving(nn.Linear):
+        def save_pretrained(self, folder: str) -> None:
+            Path(folder).mkdir()
+            torch.save(self.state_dict(), Path(folder, "model.pt"))
+
+    model = Saving(2, 2)
+    check_out(tmp_path / "merged", None, False)
+    assert write_out(tmp_path / "merged", model, None, model, False) is None
+    assert (tmp_path / "merged" / "model.pt").is_file()
+    with pytest.raises(InputError, match="is there already"):
+        check_out(tmp_path / "merged", None, True)
+    with pytest.raises(InputError, match="has no save_pretrained"):
+        write_out(tmp_path / "other", nn.Linear(2, 2), None, model, False)
