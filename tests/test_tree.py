@@ -79,7 +79,6 @@ COVERED = {
     "blocks/behind.py": "blocks/test_compose.py",
     "blocks/switched.py": "test_switch.py",
     "blocks/weight_maps.py": "blocks/test_parametrizations.py",
-    "capture/evaluation/fakes.py": "capture/test_symbolic.py",
     "capture/graph_builder.py": "capture/test_tracer.py",
     "errors.py": "test_refusals.py",
     "expansion/blocks/adapter.py": "expansion/blocks/test_table.py",

@@ -209,6 +209,9 @@ class _Copy:
             if type(value) in _TABLES and all(map(self._is_copied, value, value.values())):
                 made = type(value)((k, self.memo.get(id(v), v)) for k, v in value.items())
                 return self.memo.setdefault(id(value), made)
+        mode = getattr(value, "fake_mode", None) if isinstance(value, Tensor) else None
+        if mode is not None:  # it counts references to storages that a copy of it would give back once more
+            self.memo.setdefault(id(mode), mode)
         before = len(self.memo)
         try:
             return copy.deepcopy(value, self.memo)

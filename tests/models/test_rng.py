@@ -37,7 +37,7 @@ def others() -> Iterator[None]:
     def draw() -> None:
         while not done.is_set():
             torch.rand(1), random.random(), numpy.random.rand()
-            time.sleep(0.02)
+            time.sleep(0.2)  # NumPy's one generator is told by runs that nobody draws in
 
     thread = threading.Thread(target=draw)
     thread.start()

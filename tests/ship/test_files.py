@@ -79,7 +79,8 @@ def test_a_full_disk_is_an_error_of_ours(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
 def test_an_interrupt_leaves_no_half_file(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from reptool.ship.files import replacing\n"
+        "import signal, time; from reptool.ship.files import replacing\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a background process does not have
         "with replacing('a.txt', overwrite=True) as beside:\n"
         "    beside.write_text('half'); print('ready', flush=True); time.sleep(60)\n"
     )

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.capture.evaluation.on_meta import without_mode
+from reptool.capture.evaluation.on_meta import is_hooked, without_mode
 from reptool.ir.kinds.casts import is_cast, is_made_like, unknown
 from reptool.ir.trace import Unanswerable
 from reptool.ir.walk import nodes_in
+from reptool.models.as_given import put_back
+from reptool.pysource.module_info import stock_forward
 from reptool.pysource.places import named
 
 
@@ -114,7 +116,7 @@ class Evaluation:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "call_module":
-            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+            return _run(self.root.get_submodule(str(node.target)), args, kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
@@ -125,3 +127,19 @@ class Evaluation:
 
             self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         return self._mode
+
+
+def _run(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """What a module gives. It keeps nothing of the run: a fake in it would be copied with all that its mode holds."""
+    if not module._modules and stock_forward(module) and not is_hooked(module):
+        return module(*args, **kwargs)
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily():
+        restore = put_back(module)
+    try:
+        return module(*args, **kwargs)
+    finally:
+        if restore is not None:
+            with unset_fake_temporarily():
+                restore()

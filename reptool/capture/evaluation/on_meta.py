@@ -66,7 +66,7 @@ def _is_own(node: fx.Node) -> bool:
     if node.op == "call_module":
         module: nn.Module = node.meta["module"]
         plain = type(module).__module__.startswith("torch.nn.modules.") and stock_forward(module)
-        return plain and not module._modules and not _is_hooked(module)
+        return plain and not module._modules and not is_hooked(module)
     name = name_of(node)
     changes = name.endswith("_") and not name.endswith("__") and not keeps_shape(node)
     home = getattr(node.target, "__module__", None) or "torch"
@@ -84,7 +84,8 @@ def _is_batch_norm(node: fx.Node) -> bool:
     return node.target in (F.batch_norm, torch.batch_norm) or isinstance(node.meta.get("module"), _BatchNorm)
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Whether hooks, or a forward of its own, run when a module is called."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
