@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -395,12 +394,11 @@ class Raises(ConvBN):
     ("model", "why"),
     [(Endless, "does it end"), (Recursive, "nested"), (RecursiveMethod, "nested"), (Raises, "broken")],
 )
-def test_a_broken_forward_is_named_and_ends(model: type[nn.Module], why: str) -> None:
-    start = time.perf_counter()
+def test_a_broken_forward_is_named_and_ends(model: type[nn.Module], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reptool.capture.graph_builder.MAX_NODES", 2_000)
     report = reptool.report(reptool.deploy(ready(model())))
     assert why in report.untraced[""]
     assert not report.regions
-    assert time.perf_counter() - start < 30
 
 
 def test_a_forward_that_raises_on_the_example_inputs_is_the_callers_error() -> None:
