@@ -259,6 +259,19 @@ class Bases(Shared):
         return F.linear(F.linear(self.fitted(x, a.dtype), a), b)
 
 
+class Modulated(Adapted):
+    """The layer's weight times a factor for each input, whose dtype is compared with a value's and with others."""
+
+    def make(self, names: tuple[str, ...]) -> None:
+        self.factors = nn.ParameterDict({n: torch.randn(self.width[0]) for n in names})
+
+    def added(self, name: str, x: Tensor, result: Tensor) -> Tensor:
+        factor = self.factors[name]
+        x = self.fitted(x, factor.dtype)
+        wide = factor.float() if factor.dtype in (torch.float16, torch.bfloat16) else factor
+        return F.linear(x, self.base_layer.weight * wide)
+
+
 KINDS: tuple[type[Adapted], ...] = (
-    LowRank, Direction, Shared, Reflected, Spectrum, Kronecker, Gathered, Turned, Product, Bases,
+    LowRank, Direction, Shared, Reflected, Spectrum, Kronecker, Gathered, Turned, Product, Bases, Modulated,
 )  # fmt: skip

@@ -41,9 +41,19 @@ def setting_checks(event: Event, settings: Iterable[Setting | Outside | KindOf])
         else:
             made = _attribute(event, setting) if isinstance(setting, Setting) else _outside(event, setting)
         known = found.setdefault(made.name, made)
+        if _are_of_one_kind(known, made):
+            found[made.name] = made if known.seen[0].follows else known  # what holds for one dtype alone decides
+            continue
         if known.seen[0] != made.seen[0]:
             raise CannotCutError(f"it reads {made.name}, which changes while it runs")
     return list(found.values())
+
+
+def _are_of_one_kind(known: Check, made: Check) -> bool:
+    """Whether two checks want the same kind of a tensor, and one of them lets it follow the model."""
+    if not isinstance(known, KindCheck) or not isinstance(made, KindCheck):
+        return False
+    return replace(known.asked, follows=False) == replace(made.asked, follows=False)
 
 
 def path_text(base: str, path: str) -> str | None:
