@@ -15,6 +15,7 @@ import inspect
 import linecache
 import zlib
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -149,8 +150,12 @@ SCOPE: dict[str, Any] = {
 
 
 def _defaults_of(cls: type, name: str) -> Any:
-    """The defaults of the method that the user's class has, also where a derived class has another."""
-    found = inspect.getattr_static(cls, ORIGINAL + name, None) or inspect.getattr_static(cls, name, None)
+    """The defaults of the method that the user's class has, or those that the one in front of it was given since."""
+    found, front = (inspect.getattr_static(cls, n, None) for n in (ORIGINAL + name, name))
+    if isinstance(found, FunctionType) and isinstance(front, FunctionType) and not hasattr(front, "__signature__"):
+        held = [[*(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()] for f in (found, front)]
+        found = found if list(map(id, held[0])) == list(map(id, held[1])) else front
+    found = found or front
     function = found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
     return getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None)
 

@@ -146,3 +146,29 @@ def test_a_tensor_that_was_folded_says_so_where_it_is_read_or_set() -> None:
         deployed.delta  # noqa: B018 - it is read
     compiled = torch.compile(deployed, fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.ones(1, 3, 2, 2)), deployed(torch.ones(1, 3, 2, 2)))
+
+
+class Weighted(nn.Module):
+    """A helper method whose default is taken, and whose work goes into a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gain = nn.Conv2d(3, 3, 1), 0.5
+
+    def add(self, x: Tensor, y: Tensor, weight: float = 1.0) -> Tensor:
+        """A weighted sum."""
+        return x * weight + y * self.gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """With the default."""
+        return self.add(x, self.conv(x))
+
+
+def test_defaults_of_a_method_in_front_of_the_users_are_checked() -> None:
+    x = torch.randn(1, 3, 4, 4)
+    deployed = reptool.deploy(Weighted().eval(), x)
+    assert len(reptool.report(deployed).regions) == 1
+    deployed(x)
+    deployed.add.__func__.__defaults__ = (2.0,)  # type: ignore[attr-defined]
+    with pytest.raises(SpecializedError, match="add"):
+        deployed(x)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 Path = tuple[str, ...]
+KIND = ""
+"""The entry of this mark that is the full name of the module's class."""
 WITHIN = "_reptool_within"
 """The mark of a module whose values are inside of a region: another one in its place is not what was fused.
 

@@ -16,7 +16,7 @@ from torch.compiler import is_compiling
 from torch.jit import is_scripting
 
 from reptool.runtime.gates.calls import kind_of
-from reptool.runtime.gates.chain import Gate
+from reptool.runtime.gates.chain import KIND, Gate
 from reptool.runtime.gates.check import check
 from reptool.runtime.gates.marker import GATE, Marker, names_read
 
@@ -43,9 +43,10 @@ def set_gate(module: nn.Module, gate: Gate) -> None:
 
 
 def geometry_of(module: nn.Module) -> dict[str, Any]:
-    """What a module of torch's says of how it rearranges values, by name; nothing of a module with other code."""
+    """The class of a module, and what one of torch's says of how it rearranges values, by name."""
     own, read = module.__dict__, names_read(type(module)) or frozenset()
-    return {n: own[n] for n in sorted(read - {"training"} & own.keys()) if isinstance(own[n], _PLAIN)}
+    held = {n: own[n] for n in sorted(read - {"training"} & own.keys()) if isinstance(own[n], _PLAIN)}
+    return {KIND: kind_of(type(module)), **held}
 
 
 def move_gate(module: nn.Module, name: str) -> None:

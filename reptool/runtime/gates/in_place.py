@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 from reptool.runtime.gates.calls import kind_of
-from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Path
-from reptool.runtime.gates.marker import GATE, Marker
+from reptool.runtime.gates.chain import KIND, WITHIN, Chain, Gate, Path
+from reptool.runtime.gates.marker import GATE, Marker, names_read
 
 
 def is_whole(lowest: nn.Module, chain: Chain, layer: nn.Module) -> bool:
@@ -27,17 +27,27 @@ def is_whole(lowest: nn.Module, chain: Chain, layer: nn.Module) -> bool:
 def is_watched(lowest: nn.Module, path: Path, count: int, chain: Chain) -> bool:
     """Whether the module at a path is the one that was there, and has no hook more or less."""
     inner = inside(lowest, path)
-    return inner is not None and (not chain.marked or is_marked(inner.__dict__)) and not hooks_differ(inner, count)
+    if inner is None or (chain.marked and not is_marked(inner, inner.__dict__)) or not runs_own_code(inner):
+        return False
+    return not hooks_differ(inner, count) and not drops_alone(lowest, inner)
 
 
-def is_marked(own: dict[str, Any]) -> bool:
+def is_marked(inner: nn.Module, own: dict[str, Any]) -> bool:
     """Whether a module is the one whose values are inside of a region, and says what it said then.
 
     Args:
-        own: its attributes. The mark is what they were, or True where they do not matter.
+        inner: the module.
+        own: its attributes. The mark is what they were and the name of its class, or True where they do not matter.
     """
     was = own.get(WITHIN)
-    return was is True or (was is not None and all(own.get(n) == v for n, v in was.items()))
+    if was is True or was is None:
+        return was is True
+    return all(own.get(n) == v if n != KIND else kind_of(type(inner)) == v for n, v in was.items())
+
+
+def drops_alone(lowest: nn.Module, inner: nn.Module) -> bool:
+    """Whether a module whose values are inside of a region is in training mode while what runs the region is not."""
+    return inner.training and not lowest.training and "training" in (names_read(type(inner)) or ())
 
 
 def has_slots(lowest: nn.Module, chain: Chain, layer: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from torch.nn.modules.module import _global_forward_pre_hooks as _BEFORE_ALL
 
 from reptool.runtime.gates.calls import MAX_KNOWN
 from reptool.runtime.gates.chain import Chain, Gate, Path
-from reptool.runtime.gates.in_place import are_written, inside, is_marked, is_narrow
+from reptool.runtime.gates.in_place import are_written, drops_alone, inside, is_marked, is_narrow
 from reptool.runtime.gates.marker import Marker
 
 _hooks_of: Callable[[Any], tuple[Any, ...]] = itemgetter(
@@ -99,7 +99,9 @@ class Known:
             if inner is None:
                 return False
             seen = inner.__dict__
-            if (chain.marked and not is_marked(seen)) or sum(map(len, _hooks_of(seen))) != count:
+            if (chain.marked and not is_marked(inner, seen)) or sum(map(len, _hooks_of(seen))) != count:
+                return False
+            if "forward" in seen or (seen["training"] and drops_alone(lowest, inner)):
                 return False
         return True
 

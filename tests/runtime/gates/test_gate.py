@@ -499,3 +499,41 @@ def test_a_series_in_another_order_raises() -> None:
     assert_same(nn.Sequential(*list(model)[:2])(Y), nn.Sequential(*list(deployed)[:2])(Y))
     with pytest.raises(SpecializedError):
         nn.Sequential(*list(deployed)[::-1])(Y)
+
+
+class Inside(nn.Module):
+    """Modules between a convolution and its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.drop, self.same, self.norm = nn.Conv2d(4, 4, 1), nn.Dropout(), nn.Identity(), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One layer."""
+        return self.norm(self.same(self.drop(self.conv(x))))  # type: ignore[no-any-return]
+
+
+INSIDE = {
+    "forward": lambda m: setattr(m.drop, "forward", torch.tanh),
+    "class": lambda m: setattr(m.same, "__class__", nn.Tanh),
+    "mode": lambda m: m.drop.train(),
+}
+
+
+@pytest.mark.parametrize("case", INSIDE)
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_module_inside_of_a_region_runs_what_it_ran(case: str, warm: bool) -> None:
+    model = ready(Inside())
+    deployed = reptool.deploy(model, Y)
+    assert len(reptool.report(deployed).regions) == 1
+    if warm:
+        deployed(Y)
+    INSIDE[case](deployed)
+    with pytest.raises(SpecializedError):
+        deployed(Y)
+
+
+def test_a_model_with_a_dropout_inside_of_a_region_is_trained_as_a_whole() -> None:
+    deployed = reptool.deploy(ready(Inside()), Y)
+    with pytest.warns(reptool.errors.FoldedNormWarning):
+        deployed.train()(Y).sum().backward()
