@@ -220,8 +220,8 @@ def inputs_of(event: Event, unit: Unit, dtype: torch.dtype | None) -> Iterator[t
         return
     for shapes in itertools.islice(_shapes(event, unit, nodes), MAX_TRIES):
         generator = torch.Generator().manual_seed(0)
-        made = [torch.randn(s, dtype=torch.float64, generator=generator) for s in shapes]
-        values = [v.to(dtype or unit.facts.dtype(n)) for v, n in zip(made, nodes, strict=True)]
+        made = [torch.randn(s, dtype=torch.float32, generator=generator) for s in shapes]  # a fifth of float64's time
+        values = [v.to(dtype or unit.facts.dtype(n) or torch.float64) for v, n in zip(made, nodes, strict=True)]
         yield mapped((event.args, event.kwargs), partial(_given, dict(zip(nodes, values, strict=True))))
 
 
