@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reptool.errors import UnsupportedModelError
+from reptool.errors import UnsupportedModelError, VerificationError
 from reptool.frontends.inputs import check_inputs_run
 from reptool.ir.walk import cloned, tensors_in
 from reptool.models.as_given import run_as_given
@@ -160,11 +160,20 @@ def compare_whole(
 
     Raises:
         InexactError: they differ by more than rounding.
+        VerificationError: the deployed model raises where the original runs.
         UnsupportedModelError: they do, and the model changes its own state.
     """
     own, exact = reference.own, reference.exact
     with torch.no_grad(), users_code(), Multiplications() as counted:
-        out = full_copy(target)(*cloned(args), **cloned(kwargs))
+        try:
+            out = full_copy(target)(*cloned(args), **cloned(kwargs))
+        except Exception as raised:  # whatever code raises that reads a layer which is another one now
+            said = (str(raised).splitlines() or [""])[0][:200]
+            raise VerificationError(
+                f"the deployed {found.model} raises {type(raised).__name__} on example_inputs, where the original runs "
+                f"({said}); nothing was changed. Code that could not be followed uses a layer in a way that was not "
+                "seen: exclude the part that it names, and report this"
+            ) from raised
     if reference.multiplications is not None:
         found.multiplications = reference.multiplications, counted.known
     dtypes = [t.dtype for t in tensors_in(own)] or [torch.float32]

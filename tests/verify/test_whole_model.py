@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import reptool
-from reptool.verify.whole_model import difference, movement, whole_error
+from reptool.errors import VerificationError
+from reptool.report.data import Report
+from reptool.verify.whole_model import compare_whole, difference, movement, whole_error
 from tests.traps import Branches, image, ready
 
 INF, NAN = float("inf"), float("nan")
@@ -76,3 +81,13 @@ def test_movement_is_small_for_what_is_well_conditioned() -> None:
     model, x = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())), image()
     exact = model(x)
     assert 0 < movement(model, (x,), {}, exact) < 1e-13
+
+
+def test_a_model_that_raises_only_once_it_is_deployed_is_an_error_with_its_sentence() -> None:
+    class Torn(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("sizes 10 and 20 do not fit")
+
+    reference: Any = SimpleNamespace(own=torch.zeros(1), exact=None, multiplications=None)
+    with pytest.raises(VerificationError, match=r"raises RuntimeError on example_inputs.*sizes 10 and 20"):
+        compare_whole(Torn(), (torch.zeros(1),), {}, reference, Report("Torn"))
