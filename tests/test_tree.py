@@ -98,7 +98,6 @@ COVERED = {
     "frontends/onnx/resampling.py": "programs/test_onnx.py",
     "frontends/onnx/valid.py": "programs/test_onnx.py",
     "fusions/distribute.py": "passages/test_passages.py",
-    "ir/nodes.py": "ir/test_aliasing.py",
     "ir/ops.py": "ir/test_spec.py",
     "ir/trace.py": "ir/test_spec.py",
     "lift/constants.py": "lift/test_products.py",

@@ -251,7 +251,15 @@ def is_inert(node: fx.Node) -> bool:
 
 def only_asserted(node: fx.Node) -> bool:
     """Whether a number is used for nothing but assertions."""
-    return all(name_of(user) == "_assert" or (is_size_like(user) and only_asserted(user)) for user in node.users)
+    todo, seen = [node], {node}
+    while todo:
+        for user in todo.pop().users.keys() - seen:
+            if name_of(user) != "_assert":
+                if not is_size_like(user):
+                    return False
+                seen.add(user)
+                todo.append(user)
+    return True
 
 
 _NAMED = ("conv", "linear")
