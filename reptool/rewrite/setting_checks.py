@@ -19,7 +19,7 @@ from reptool.rewrite.kind_checks import KindCheck, KindOf
 from reptool.rewrite.method_source import Check
 from reptool.rewrite.settings.held_functions import code_of, held_functions
 from reptool.rewrite.settings.of_classes import class_settings
-from reptool.runtime.snapshot import ABSENT, PLAIN, Items, taken
+from reptool.runtime.snapshot import ABSENT, PLAIN, Function, Items, taken
 
 
 def setting_checks(event: Event, settings: Iterable[Setting | Outside | KindOf]) -> list[Check]:
@@ -189,7 +189,9 @@ def _lies_in(path: str, others: Collection[str]) -> bool:
 
 
 def is_fixed_value(value: Any) -> bool:
-    """Whether nobody can change a value, as a snapshot holds it."""
+    """Whether nobody can change a value, as a snapshot holds it: a number, a tuple, a function that holds nothing."""
     if isinstance(value, Items):
         return value.type is tuple and all(map(is_fixed_value, value.items))
+    if isinstance(value, Function):
+        return all(held is None for held in value.held)  # the globals that it reads are settings of their own
     return isinstance(value, PLAIN)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool.refusal import Code, Refusal
+from reptool.runtime.subclass import original_class
 
 LAYERS: dict[type[nn.Module], int] = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 """Layers with a weight ``[out, in / groups, ...]``, and their axes behind the channels."""
@@ -17,7 +18,7 @@ def axes_of(graph: fx.GraphModule, node: fx.Node) -> int | None:
     """Axes behind the channels of a layer of torch's own, called with one value; None for anything else."""
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return None
-    return LAYERS.get(type(graph.get_submodule(str(node.target))))
+    return LAYERS.get(original_class(graph.get_submodule(str(node.target))))
 
 
 def layer_like(layer: Any, weight: Tensor, bias: Tensor | None, groups: int | None = None) -> Any:
@@ -27,7 +28,7 @@ def layer_like(layer: Any, weight: Tensor, bias: Tensor | None, groups: int | No
         made: Any = nn.Linear(weight.shape[1], weight.shape[0], **options)
     else:
         groups = layer.groups if groups is None else groups
-        made = type(layer)(
+        made = original_class(layer)(
             weight.shape[1] * groups, weight.shape[0], layer.kernel_size, layer.stride, layer.padding,
             layer.dilation, groups, padding_mode=layer.padding_mode, **options,
         )  # fmt: skip

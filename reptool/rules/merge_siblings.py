@@ -17,6 +17,7 @@ from reptool.rules.channelwise import equal, is_elementwise, through
 from reptool.rules.layers import axes_of, layer_like
 from reptool.rules.rule import Rule, Site
 from reptool.runtime.hooks import set_guard
+from reptool.runtime.subclass import original_class
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class MergeSiblings(Rule):
         axes = axes_of(site.graph, layers[0]) or 0
         if any(getattr(m, "groups", 1) != 1 for m in modules):
             return Refusal(Code.CHANNELS, "a layer with groups")
-        if any(type(m) is not type(modules[0]) or _geometry(m) != _geometry(modules[0]) for m in modules):
+        if any(_geometry(m) != _geometry(modules[0]) for m in modules):
             return Refusal(Code.EXTENT, "layers of several geometries")
         if not all(equal(site, behind[0], b) for b in behind[1:]):
             return Refusal(Code.DISTRIBUTE, "the layers have different operations behind them")
@@ -118,7 +119,7 @@ def _varying(node: fx.Node) -> list[fx.Node]:
 
 def _geometry(layer: Any) -> Any:
     names = ("kernel_size", "stride", "padding", "dilation", "padding_mode", "in_channels", "in_features")
-    return [getattr(layer, name, None) for name in names]
+    return [original_class(layer), *(getattr(layer, name, None) for name in names)]
 
 
 def _joined(parts: list[fx.Node], axes_behind: int) -> list[fx.Node]:
