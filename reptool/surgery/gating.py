@@ -56,12 +56,13 @@ class _Run:
 
     Attributes:
         gone: modules that go away.
-        emptied: modules that lose tensors and keep their code.
+        emptied: modules that lose tensors and keep their code. One that only holds others, as in a graph, has none.
     """
 
     def __init__(self, traced: Traced, surgery: Surgery) -> None:
         self.traced, self.surgery = traced, surgery
-        self.gone, self.emptied = gone_with(surgery), emptied(surgery)
+        self.gone, root = gone_with(surgery), traced.trace.top.module
+        self.emptied = {p for p in emptied(surgery) if type(root.get_submodule(p)) is not nn.Module}
 
 
 def kin_of(sites: Iterable[Site]) -> dict[Site, list[Site]]:
