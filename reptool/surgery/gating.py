@@ -112,7 +112,7 @@ def _around(run: _Run, site: Site, lowest: Event) -> tuple[Chain, tuple[str, ...
     inside = {e.path for n in site.region.form.ops for e in n.meta["event"].ancestors() if lowest in e.ancestors()}
     handing = _handing_on(site, traced) | {e.path for e in handing_calls(site, lowest) if e.method == "forward"}
     passed = inside | _between(site, traced, lowest) | handing | _bare(site, traced).keys()
-    absorbed += sorted(handing & surgery.identities.keys() - set(absorbed))
+    absorbed += sorted(p for p in handing & surgery.identities.keys() - set(absorbed) if not is_below(p, gone))
     watched = tuple(sorted(p for p in passed - {lowest.path} if p not in gone and not is_below(p, gone)))
     gated = [site.slot] if site.slot is not None and changes(traced, site) else []
     changed = (inside & surgery.methods.keys()) - {lowest.path}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reptool
@@ -114,3 +115,55 @@ def test_another_setting_of_what_lies_between_raises(name: str, setting: str, va
 def test_any_change_agrees_or_raises(name: str) -> None:
     model, deployed, x = deployed_of(name)
     perturb(model, deployed, x, tries=60, allow=("lenient",))
+
+
+class NormAct(nn.BatchNorm2d):
+    """A norm with what may follow it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The norm, and two modules that do nothing here."""
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return self.act(self.drop(y))
+
+
+class ConvNormAct(nn.Module):
+    """A convolution and a norm."""
+
+    def __init__(self, kernel_size: int) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, kernel_size, padding=kernel_size // 2, bias=False), NormAct(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One branch."""
+        return self.bn(self.conv(x))
+
+
+class Branches(nn.Module):
+    """Two branches of such."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = ConvNormAct(3), ConvNormAct(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Added."""
+        return self.small(x) + self.large(x)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_lies_in_an_absorbed_branch_is_not_looked_for(shown: bool) -> None:
+    model, x = randomize(nn.Sequential(Branches(), nn.ReLU(), Branches()).eval(), 1), torch.randn(2, 4, 9, 8)
+    deployed = reptool.deploy(model, x if shown else None)
+    assert reptool.report(deployed).layers == (4, 2)
+    torch.testing.assert_close(deployed(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_container_of_a_graph_is_not_watched() -> None:
+    """Seed 10: a tensor folded out of a container closed the gate of another layer in it, once it was one graph."""
+    model, inputs = random_network(10)
+    deployed = reptool.deploy(model, inputs, flatten=True)
+    torch.testing.assert_close(deployed(inputs), model(inputs), rtol=1e-3, atol=1e-4)
