@@ -112,7 +112,7 @@ def test_round_trip(make: Callable[[], nn.Module], block: Any, size: int) -> Non
     assert off(run(found, images), wanted) < 1e-3
     layers = [
         [
-            (name, type(layer).__name__, tuple(layer.weight.shape))
+            (name, type(layer).__name__, tuple(dict(layer.named_parameters())["weight"].shape))
             for name, layer in model.named_modules()
             if is_layer(layer)
         ]
