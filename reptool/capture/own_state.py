@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from reptool.capture.evaluation.on_meta import is_hooked
 from reptool.ir.trace import Input, Trace, all_events
 from reptool.pysource.functions import codes_in
 from reptool.runtime.containers import leaves
@@ -94,7 +95,7 @@ def leaves_no_state(trace: Trace, before: Held, inputs: Any, plain: bool) -> boo
         return False
     if not all(isinstance(v, Input) or holds_nothing(v) for v in leaves(inputs)):
         return False
-    if any(_is_changed(_flat(module), held) for module, held in before) or any(_is_hooked(m) for m, _ in before):
+    if any(_is_changed(_flat(module), held) for module, held in before) or any(is_hooked(m) for m, _ in before):
         return False
     started = {(type(e.module), e.method) for e in events}
     return _Code({type(m) for m, _ in before}).is_plain(started)
@@ -102,10 +103,6 @@ def leaves_no_state(trace: Trace, before: Held, inputs: Any, plain: bool) -> boo
 
 def _is_changed(now: dict[str, Any], held: dict[str, Any]) -> bool:
     return now.keys() != held.keys() or any(now[name] is not value for name, value in held.items())
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 class _Code:

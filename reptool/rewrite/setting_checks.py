@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from reptool.ir.paths import lies_in
 from reptool.ir.trace import Event, Setting
 from reptool.pysource.globals_read import Outside, is_importable, read_outside
 from reptool.rewrite.constants import CannotCutError, Constants, address
@@ -169,7 +170,7 @@ def after(settings: Iterable[Setting | Outside], gone: Collection[str]) -> list[
     """
     found: list[Setting | Outside] = []
     for setting in settings:
-        if not isinstance(setting, Setting) or not _lies_in(setting.path, gone):
+        if not isinstance(setting, Setting) or not lies_in(setting.path, gone):
             found.append(setting)
         elif setting.name == "training" and not setting.by_torch:
             found.append(setting)  # what is absorbed goes from mode to mode with the model
@@ -178,14 +179,6 @@ def after(settings: Iterable[Setting | Outside], gone: Collection[str]) -> list[
         elif not is_fixed_value(setting.value):
             raise CannotCutError(f"it reads {setting}, whose module is absorbed")
     return found
-
-
-def _lies_in(path: str, others: Collection[str]) -> bool:
-    while path:
-        if path in others:
-            return True
-        path = path.rpartition(".")[0]
-    return False
 
 
 def is_fixed_value(value: Any) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool.ir.computed_weights import computed_names, set_bare, set_plain
+from reptool.ir.paths import is_below
 from reptool.ir.trace import all_events
 from reptool.models.copies import as_values
 from reptool.passages.norm_affine import TENSORS
@@ -27,7 +28,7 @@ from reptool.runtime.subclass import derive
 from reptool.surgery.conversions import set_class, silence
 from reptool.surgery.gating import emptied, gone_with, set_gates
 from reptool.surgery.graph_modules import rewrite_graph_module
-from reptool.surgery.site import Site, Surgery, is_below
+from reptool.surgery.site import Site, Surgery
 from reptool.surgery.spec import check_gates
 from reptool.surgery.traced import Traced
 from reptool.surgery.units import Unit

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reptool.ir.ops import Affine, View
+from reptool.ir.paths import is_below
 from reptool.ir.trace import Event, lowest_call
 from reptool.passages.norm_affine import TENSORS
 from reptool.runtime.gates.called import set_called
@@ -17,7 +18,7 @@ from reptool.runtime.gates.calls import kind_of
 from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Link, Path
 from reptool.runtime.gates.gate import geometry_of, set_gate
 from reptool.runtime.gates.in_place import hooks_on
-from reptool.surgery.site import Calls, Site, Surgery, is_below
+from reptool.surgery.site import Calls, Site, Surgery
 from reptool.surgery.traced import Traced, holders, is_plain_identity
 
 

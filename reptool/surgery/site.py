@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -98,16 +97,3 @@ class Surgery:
     other_calls: list[Calls] = field(default_factory=list)  # of methods that were not traced and run the same regions
     fallbacks: Fallbacks | None = None  # None where nothing may be specialized
     keeping: dict[str, Keeping] = field(default_factory=dict)  # path -> what is kept there for fallbacks
-
-
-def is_below(path: str, gone: Collection[str]) -> bool:
-    """Whether a module around one goes away.
-
-    >>> is_below("a.b.c", {"a.b"}), is_below("a.b", {"a.b"}), is_below("a.bc", {"a.b"})
-    (True, False, False)
-    """
-    while "." in path:
-        path = path.rpartition(".")[0]
-        if path in gone:
-            return True
-    return False

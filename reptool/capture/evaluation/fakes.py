@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reptool.capture.evaluation.on_meta import is_hooked, without_mode
+from reptool.capture.evaluation.on_meta import runs_stock_code, without_mode
 from reptool.ir.kinds.casts import is_cast, is_made_like, unknown
 from reptool.ir.trace import Unanswerable
 from reptool.ir.walk import nodes_in
 from reptool.models.as_given import put_back
-from reptool.pysource.module_info import stock_forward
 from reptool.pysource.places import named
 
 
@@ -131,7 +130,7 @@ class Evaluation:
 
 def _run(module: nn.Module, args: Any, kwargs: Any) -> Any:
     """What a module gives. It keeps nothing of the run: a fake in it would be copied with all that its mode holds."""
-    if not module._modules and stock_forward(module) and not is_hooked(module):
+    if runs_stock_code(module):
         return module(*args, **kwargs)
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 

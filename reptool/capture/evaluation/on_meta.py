@@ -65,8 +65,7 @@ def _is_own(node: fx.Node) -> bool:
     """Whether an operation is torch's own code, leaves the shapes of its inputs and says nothing of a device."""
     if node.op == "call_module":
         module: nn.Module = node.meta["module"]
-        plain = type(module).__module__.startswith("torch.nn.modules.") and stock_forward(module)
-        return plain and not module._modules and not is_hooked(module)
+        return type(module).__module__.startswith("torch.nn.modules.") and runs_stock_code(module)
     name = name_of(node)
     changes = name.endswith("_") and not name.endswith("__") and not keeps_shape(node)
     home = getattr(node.target, "__module__", None) or "torch"
@@ -82,6 +81,11 @@ def _reads_alone(node: fx.Node, given: list[Any]) -> bool:
 
 def _is_batch_norm(node: fx.Node) -> bool:
     return node.target in (F.batch_norm, torch.batch_norm) or isinstance(node.meta.get("module"), _BatchNorm)
+
+
+def runs_stock_code(module: nn.Module) -> bool:
+    """Whether a call of a module runs one forward of torch's, and nothing else."""
+    return not module._modules and stock_forward(module) and not is_hooked(module)
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -6,15 +6,13 @@ has no effect. They are absorbed like any other.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from torch import fx, nn
 
+from reptool.ir.paths import lies_in
 from reptool.ir.trace import Event, all_events
 from reptool.ir.walk import nodes_in
 from reptool.surgery.editing.draft import Draft
 from reptool.surgery.editing.dropped import is_read
-from reptool.surgery.site import is_below
 from reptool.surgery.traced import holders, is_plain_identity
 
 
@@ -65,8 +63,3 @@ def absorbed_in(draft: Draft, event: Event) -> tuple[str, ...]:
     called |= {path for op in mine for path in holders(op)}
     gone = called & draft.surgery.identities.keys()
     return tuple(sorted(p for p in gone if lies_in(p, {event.path}) and not lies_in(p, gone - {p})))
-
-
-def lies_in(path: str, others: Collection[str]) -> bool:
-    """Whether a path is one of others, or below one."""
-    return path in others or "" in others or is_below(path, others)

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from reptool.ir.nodes import is_inert
+from reptool.ir.paths import lies_in
 from reptool.ir.trace import Event, all_events
 from reptool.ir.walk import nodes_in
 from reptool.refusal import Code, Refusal
@@ -15,7 +16,7 @@ from reptool.rewrite.codegen.cutter import Cutter
 from reptool.rewrite.codegen.edits import gives_back, is_dead, is_folded
 from reptool.runtime.method import Method
 from reptool.surgery.editing.draft import Draft
-from reptool.surgery.editing.idle import absorbed_in, lies_in
+from reptool.surgery.editing.idle import absorbed_in
 from reptool.surgery.gating import lowest_of, wide_of
 from reptool.surgery.site import Site
 from reptool.surgery.traced import Traced, is_plain_identity
