@@ -127,7 +127,6 @@ COVERED = {
     "probing/trials.py": "probing/test_impulse.py",
     "programs/collapse.py": "programs/test_exported.py",
     "programs/holders.py": "programs/test_exported.py",
-    "programs/layers.py": "programs/test_exported.py",
     "programs/onnx_compare.py": "programs/test_exported.py",
     "programs/onnx_writing.py": "programs/test_exported.py",
     "programs/operators.py": "programs/test_exported.py",

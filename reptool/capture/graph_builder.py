@@ -78,6 +78,7 @@ class Writing:
         self.watched = watched
         self.guessed = False  # whether the inputs were made up: then every answer is one that may be wrong
         self.knows_inputs = False
+        self.guarded = True  # what a layer was made for is checked by the code around it
         self.constant_writes: list[fx.Node] = []  # operations that write into a constant
         self.reads_plain = True  # whether nothing was read of modules that can change
         self.reads_constants = False  # whether an answer depended on the values of weights

@@ -38,7 +38,7 @@ class GraphTrace(Writing):
         super().__init__(nn.Module())
         self.top = Event(self.root, "", "forward", None)
         self.stack = [self.top]
-        self.knows_inputs = True
+        self.knows_inputs, self.guarded = True, False
 
     def input(self, name: str, value: Any, kind: str = "tensor", sizes: Sequence[Stated] | None = None) -> fx.Node:
         """A value that is given at every call; `value` is a fake of it, None where nothing is known."""

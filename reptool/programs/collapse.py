@@ -65,7 +65,7 @@ class Collapsed:
             weight = weight_argument(node) if isinstance(op, Affine) and op.layer else None
             if weight is not None and self.facts.cone(weight):
                 held = weight.meta.get("tensor")
-                other = not isinstance(held, Tensor) or held.shape != layer.weight.shape
+                other = not isinstance(held, Tensor) or held.shape != layer.pieces[0].weight.shape
                 found.append((other, self.read.reads.position[node], node))
         return min(found, key=lambda f: f[:2])[2] if found else None
 
@@ -117,7 +117,7 @@ class _Collapse:
     def _analyse(self) -> None:
         self.found = analyse(
             self.read.trace.graph, self.reads, self.facts, {}, self.read.trace.escaped, True,
-            self.spreads.active.copy(), self.affines, self.options.price,
+            self.spreads.active.copy(), self.affines, self.options.price, self.options.several,
         )  # fmt: skip
         self.found.wanted |= self.found.soft.keys()  # whoever asks for a size reads the value
         self.rejected: Rejected = {}

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
+from reptool.algebra.kernel import Axis
 from reptool.errors import InputError, RegionWarning, warn
 from reptool.frontends.exported import Read
+from reptool.ir.aliasing import Reads
+from reptool.ir.ops import Affine
 from reptool.ir.trace import Unanswerable
 from reptool.passages.spread import origin
 from reptool.plan.candidates import Analysis
@@ -16,12 +19,35 @@ from reptool.plan.forms import Form
 from reptool.plan.inference.facts import Facts
 from reptool.plan.select import Region
 from reptool.refusal import Code, Refusal
-from reptool.rewrite.lower import Geometry, Place, layer_of, values
+from reptool.rewrite.lower import Geometry, Place, layer_of, split, values
 from reptool.verify.measure import Measured, Verify, measure
 from reptool.verify.regions import EXACT, tolerance
 
 Writable = Callable[[Geometry], Refusal | None]
 """Why a layer of a geometry cannot be written as an operation of the graph; None where it can."""
+
+
+@dataclass(eq=False)
+class Piece:
+    """One operator of a layer: all of it, or what reads the values of one resolution.
+
+    Args:
+        shape: its geometry.
+        axes: of its kernel.
+        weight: cast once, in the operator's own order.
+        bias: the same, None for none.
+        reads: the values that it reads, side by side.
+        before: the operations that move positions in front of it, in order.
+        behind: those behind it.
+    """
+
+    shape: Geometry
+    axes: tuple[Axis, ...]
+    weight: Tensor
+    bias: Tensor | None
+    reads: tuple[fx.Node, ...]
+    before: tuple[fx.Node, ...] = ()
+    behind: tuple[fx.Node, ...] = ()
 
 
 @dataclass(eq=False)
@@ -31,15 +57,13 @@ class Layer:
     Args:
         region: what is replaced.
         shape: the layer's geometry.
-        weight: cast once, in the layer's own order.
-        bias: the same, None for none.
+        pieces: whose sum it is.
         errors: what was measured, None where nothing was.
     """
 
     region: Region
     shape: Geometry
-    weight: Tensor
-    bias: Tensor | None
+    pieces: list[Piece]
     errors: Measured | None
 
 
@@ -80,23 +104,44 @@ class Layers:
         if key not in self._checks:
             self._checks[key] = self._checked(region, found, *fit)
         made = self._checks[key]
-        return made if isinstance(made, Refusal) else Layer(region, fit[0], *made)
+        if isinstance(made, Refusal):
+            return made
+        return Layer(region, fit[0], self._pieces(region, fit[0], made[0], made[1], found), made[2])
+
+    def _pieces(
+        self, region: Region, shape: Geometry, weight: Tensor, bias: Tensor | None, found: Analysis
+    ) -> list[Piece]:
+        form = region.form
+        each = split(shape, weight)
+        if form.joined is not None:
+            values, ups = form.joined.values, form.joined.ups
+            return [
+                Piece(
+                    own, form.shape.axes or (), w, None if i else bias, tuple(values[v] for v in part.which),
+                    behind=tuple(up for up in (ups[part.which[0]],) if up is not None and own.behind),
+                )
+                for i, ((own, w), part) in enumerate(zip(each, form.joined.parts, strict=True))
+            ]  # fmt: skip
+        moving = moving_in(form, found, self.reads)
+        before, behind = moving[: form.at], moving[form.at :]
+        return [Piece(shape, form.shape.axes or (), weight, bias, (form.root,), before, behind)]
 
     def _written(self, region: Region, found: Analysis) -> Refusal | None:
         """Whether something outside of a region sees what is written in it, or the region what is written outside."""
         group = found.groups.get(region.value)
         reads, ops = self.reads, region.form.ops
         value = origin(region.value) if group is None else group.tree.top
-        if origin(region.root) not in self.read.origins or value not in self.read.origins:
+        moving = moving_in(region.form, found, reads)
+        held = {*map(origin, region.form.reads), value, *moving, *(n.all_input_nodes[0] for n in moving)}
+        if not held <= self.read.origins.keys():
             return Refusal(Code.METHOD, "it is a part of what one operation of the graph computes")
         if group is not None:
             ops |= group.tree.ops.keys()
         outside = [
             n for n in ops if n in reads.mutates and reads.storage.get(reads.mutates[n], reads.mutates[n]) not in ops
         ]
-        root = origin(region.root)
-        between = reads.written_between(root, reads.position[root] + 1, reads.position[region.value])
-        if outside or between:
+        end = reads.position[region.value]
+        if outside or any(reads.written_between(r, reads.position[r] + 1, end) for r in map(origin, region.form.reads)):
             return Refusal(Code.MUTATED, "it reads or writes a value that is changed in place")
         return None
 
@@ -110,7 +155,7 @@ class Layers:
         self, region: Region, found: Analysis, shape: Geometry, place: Place
     ) -> tuple[Tensor, Tensor | None, Measured | None] | Refusal:
         kernel = region.form.kernel()
-        cast = kernel if isinstance(kernel, Refusal) else values(kernel, place)
+        cast = kernel if isinstance(kernel, Refusal) else values(kernel, place, region.form.parts)
         errors: Measured | Refusal | None = None
         if self.verify and not isinstance(cast, Refusal):
             rank = self.facts.rank(region.root)
@@ -127,7 +172,7 @@ class Layers:
     def _place(self, region: Region) -> Place | Refusal:
         """Dtype and device of a region, which are those of all that it reads and gives."""
         value = region.value.meta.get("share_of", region.value)
-        shown = [self._shown(n) for n in (origin(region.root), value)]
+        shown = [self._shown(n) for n in (*map(origin, region.form.reads), value)]
         if self.read.one_dtype:
             constants = [n for op in region.form.ops for n in op.all_input_nodes if n.meta["const"]]
             shown = [t for n in constants if isinstance(t := self._shown(n), Tensor) and t.is_floating_point()]
@@ -151,7 +196,15 @@ def _key(value: fx.Node, form: Form, found: Analysis) -> object:
         return node.name if "parts" in node.meta else node
 
     ops = frozenset((known(n), type(op), *map(known, op.sources)) for n in form.ops for op in [found.ops[n]])
-    return known(value), known(form.root), ops
+    return known(value), known(form.root), ops, form.around, form.at, form.parts
+
+
+def moving_in(form: Form, found: Analysis, reads: Reads) -> tuple[fx.Node, ...]:
+    """The operations of a form that move positions around its kernel, in order."""
+    if not form.around:
+        return ()
+    ops = sorted(form.ops, key=reads.position.__getitem__)
+    return tuple(n for n in ops if isinstance(op := found.ops[n], Affine) and op.resampling is not None)
 
 
 def _too_far(region: Region, errors: Measured | None, place: Place) -> Refusal | None:

@@ -15,7 +15,7 @@ from reptool.ir.ops import View
 from reptool.passages.spread import origin
 from reptool.plan.terms import Tree
 from reptool.programs.collapse import Collapsed
-from reptool.programs.layers import Layer
+from reptool.programs.layers import Layer, Piece
 from reptool.programs.writing import ordered
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry
@@ -27,8 +27,6 @@ PADS_AS_INPUT = 11
 
 def why_not(shape: Geometry, opset: int) -> Refusal | None:
     """Why a layer of this geometry is no sequence of ONNX operators; None where it is."""
-    if shape.before or shape.behind:
-        return Refusal(Code.LAYOUT, "a layer with resampling beside it is written into modules alone")
     if shape.kind == "deformable":
         return Refusal(Code.LAYOUT, "a deformable convolution is no operator that is written")
     mode = next((m for m in (shape.padding_mode, shape.outer_mode) if m in _MODES), None)
@@ -57,12 +55,11 @@ class OnnxWriter:
 
     def write(self) -> dict[Layer, str]:
         """The name of each layer's weight."""
-        made: dict[Layer, tuple[Any, Any]] = {}
+        made: dict[Layer, list[tuple[Any, Any]]] = {}
         for layer in self.collapsed.layers:
             group = self.collapsed.found.groups.get(layer.region.value)
             if group is None:
-                y, weight, bias = self._emitted(layer, layer.region.value)
-                made[layer] = weight, bias
+                y, made[layer] = self._emitted(layer, layer.region.value)
                 self._handed_on(origin(layer.region.value), y)
             elif layer not in made:
                 made |= self._sum(group.tree)
@@ -72,41 +69,65 @@ class OnnxWriter:
             if source not in self.mine[spread.norm]:
                 self._handed_on(spread.norm, source)
         self._erase()
-        return {layer: self._named(layer, *pair) for layer, pair in made.items()}
+        return {layer: next(self._named(layer, *pair) for pair in held) for layer, held in made.items()}
 
     # --- layers
-    def _emitted(self, layer: Layer, value: fx.Node) -> tuple[Any, Any, Any]:
-        """Write one layer where a value is computed; its output, weight and bias."""
+    def _emitted(self, layer: Layer, value: fx.Node) -> tuple[Any, list[tuple[Any, Any]]]:
+        """Write one layer where a value is computed; its output, and the weight and bias of each of its operators."""
         self.at = self.mine[origin(value)][0].producer()
-        x = self.mine[origin(layer.region.root)][-1]
-        weight, bias = self._tensor(layer.weight), None if layer.bias is None else self._tensor(layer.bias)
-        kind = layer.shape.kind
-        if kind == "linear":
-            y, weight = self._linear(layer, x, weight, bias)
-        elif kind == "transposed":
-            y = self._transposed(layer, x, weight, bias)
-        else:
-            y = self._conv(layer, x, weight, bias)
-        return self._viewed(layer, y), weight, bias
+        total, held = None, []
+        for piece in layer.pieces:
+            y, weight, bias = self._piece(piece)
+            held.append((weight, bias))
+            total = y if total is None else self._node("Add", [total, y])
+        return self._viewed(layer, total), held
 
-    def _linear(self, layer: Layer, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
-        if self.collapsed.facts.rank(layer.region.root) == 2:
+    def _piece(self, piece: Piece) -> tuple[Any, Any, Any]:
+        """Write one operator, and what moves positions around it; the output, weight and bias."""
+        given = [self.mine[origin(value)][-1] for value in piece.reads]
+        x = given[0] if len(given) == 1 else self._node("Concat", given, axis=1)
+        for node in piece.before:
+            x = self._copied(node, x, piece.shape.in_channels)
+        weight, bias = self._tensor(piece.weight), None if piece.bias is None else self._tensor(piece.bias)
+        kind = piece.shape.kind
+        if kind == "linear":
+            y, weight = self._linear(piece, x, weight, bias)
+        elif kind == "transposed":
+            y = self._transposed(piece, x, weight, bias)
+        else:
+            y = self._conv(piece, x, weight, bias)
+        for node in piece.behind:
+            y = self._copied(node, y, piece.shape.out_channels)
+        return y, weight, bias
+
+    def _copied(self, node: fx.Node, y: Any, channels: int) -> Any:
+        """What moves the positions of one value, of another one of so many channels."""
+        old = self.mine[node][0].producer()
+        inputs = [y, *old.inputs[1:]]
+        if old.op_type == "Resize" and len(inputs) > 3 and inputs[3] is not None:  # it is told all sizes
+            sizes = torch.from_numpy(inputs[3].const_value.numpy().copy())
+            sizes[1] = channels
+            inputs[3] = self._tensor(sizes)
+        return self._node(old.op_type, inputs, attributes=list(old.attributes.values()))
+
+    def _linear(self, piece: Piece, x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
+        if self.collapsed.facts.rank(piece.reads[0]) == 2:
             return self._node("Gemm", [x, weight, *([] if bias is None else [bias])], transB=1), weight
         del self.graph.initializers[weight.name]
-        turned = self._tensor(layer.weight.t().contiguous())
+        turned = self._tensor(piece.weight.t().contiguous())
         y = self._node("MatMul", [x, turned])
         return (y if bias is None else self._node("Add", [y, bias])), turned
 
-    def _transposed(self, layer: Layer, x: Any, weight: Any, bias: Any) -> Any:
-        shape = layer.shape
+    def _transposed(self, piece: Piece, x: Any, weight: Any, bias: Any) -> Any:
+        shape = piece.shape
         return self._node(
             "ConvTranspose", [x, weight, *([] if bias is None else [bias])], kernel_shape=list(shape.kernel_size),
             strides=list(shape.stride), dilations=list(shape.dilation), group=shape.groups,
             pads=[*_ints(shape.padding), *_ints(shape.padding)], output_padding=list(shape.output_padding),
         )  # fmt: skip
 
-    def _conv(self, layer: Layer, x: Any, weight: Any, bias: Any) -> Any:
-        shape, axes = layer.shape, layer.region.form.shape.axes or ()
+    def _conv(self, piece: Piece, x: Any, weight: Any, bias: Any) -> Any:
+        shape, axes = piece.shape, piece.axes
         mode = next((a.border.value for a in axes if a.reads_outside and a.border is not Border.ZEROS), "")
         before, after = [a.before for a in axes], [a.after for a in axes]
         if mode or min(before + after) < 0:
@@ -145,19 +166,18 @@ class OnnxWriter:
         return list(self.mine.get(node, ()))
 
     # --- sums of groups of terms
-    def _sum(self, tree: Tree) -> dict[Layer, tuple[Any, Any]]:
+    def _sum(self, tree: Tree) -> dict[Layer, list[tuple[Any, Any]]]:
         found = self.collapsed.found
         groups = {found.groups.get(layer.region.value): layer for layer in self.collapsed.layers}
         chosen = {g: layer for g, layer in groups.items() if g is not None and g.tree is tree}
-        made: dict[Layer, tuple[Any, Any]] = {}
+        made: dict[Layer, list[tuple[Any, Any]]] = {}
         terms: list[tuple[Any, float]] = []
         for group, layer in chosen.items():
-            y, weight, bias = self._emitted(layer, tree.top)
-            made[layer] = weight, bias
+            y, made[layer] = self._emitted(layer, tree.top)
             terms.append((y, group.number))
         terms += [(self.mine[origin(t)][-1], number) for t, number in tree.rest(list(chosen))]
         self.at = self.mine[tree.top][0].producer()
-        dtype = next(iter(chosen.values())).weight.dtype
+        dtype = next(iter(chosen.values())).pieces[0].weight.dtype
         total: Any = None
         for value, number in ordered(terms):
             if total is not None and number == -1:

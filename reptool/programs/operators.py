@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from reptool.algebra.kernel import Border
-from reptool.programs.layers import Layer
+from reptool.programs.layers import Piece
 from reptool.refusal import Code, Refusal
 from reptool.rewrite.lower import Geometry
 
@@ -30,8 +30,6 @@ def is_core(graph: fx.Graph) -> bool:
 
 def why_not(shape: Geometry, core: bool) -> Refusal | None:
     """Why a layer of this geometry is no sequence of operators; None where it is."""
-    if shape.before or shape.behind:
-        return Refusal(Code.LAYOUT, "a layer with resampling beside it is written into modules alone")
     if shape.kind == "deformable":
         return Refusal(Code.LAYOUT, "a deformable convolution is no operator of ATen")
     if core and "circular" in (shape.padding_mode, shape.outer_mode):
@@ -46,18 +44,18 @@ def names_of(shape: Geometry) -> tuple[str, ...]:
     return f"conv{'_transpose' if shape.kind == 'transposed' else ''}{len(shape.kernel_size)}d", "convolution"
 
 
-def emitted(layer: Layer, x: fx.Node, weight: fx.Node, bias: fx.Node | None, emit: Emit, core: bool) -> fx.Node:
-    """The output of a layer.
+def emitted(piece: Piece, x: fx.Node, weight: fx.Node, bias: fx.Node | None, emit: Emit, core: bool) -> fx.Node:
+    """The output of one operator of a layer.
 
     Args:
-        layer: what is computed.
+        piece: what is computed.
         x: the value read.
         weight: its parameter.
         bias: its parameter, None for none.
         emit: writes an operator.
         core: whether the operators of the core alone may be used.
     """
-    shape = layer.shape
+    shape, axes = piece.shape, piece.axes
     if shape.kind == "linear":
         return _linear_in_core(x, weight, bias, emit) if core else emit(aten.linear.default, x, weight, bias)
     n = len(shape.kernel_size)
@@ -67,7 +65,6 @@ def emitted(layer: Layer, x: fx.Node, weight: fx.Node, bias: fx.Node | None, emi
             return emit(aten.convolution.default, x, weight, bias, stride, padding, dilation, True, more, shape.groups)
         names = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
         return emit(names[n], x, weight, bias, stride, padding, more, shape.groups, dilation)
-    axes = layer.region.form.shape.axes or ()
     mode = next((a.border.value for a in axes if a.reads_outside and a.border is not Border.ZEROS), "constant")
     own = mode == "constant" and all(a.before == a.after >= 0 for a in axes)
     if not own:

@@ -23,7 +23,7 @@ def report_on(kind: str, made: Collapsed) -> Report:
     layers = {n for n, op in ops.items() if isinstance(op, Affine) and op.layer}
     norms = [n for n in made.read.trace.graph.nodes if name_of(n) in ("batch_norm", "native_batch_norm")]
     fused = {n for layer in made.layers for n in layer.region.form.ops}
-    out.layers = (len(layers), len(layers - fused) + len(made.layers))
+    out.layers = (len(layers), len(layers - fused) + sum(len(layer.pieces) for layer in made.layers))
     moved = {s.norm for s in made.found.spreads}
     left = [n for n in norms if n not in fused | moved]
     out.norms, out.norms_left = (len(norms), len(left)), [place_of(n) for n in left]

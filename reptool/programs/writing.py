@@ -17,10 +17,12 @@ from reptool.passages.norm_affine import TENSORS
 from reptool.passages.spread import Spread, origin
 from reptool.plan.terms import Tree
 from reptool.programs.collapse import Collapsed
-from reptool.programs.layers import Layer
+from reptool.programs.layers import Layer, Piece
 from reptool.programs.operators import aten, dense, emitted, names_of
 
 T = TypeVar("T")
+Held = tuple[fx.Node, fx.Node | None]
+"""The nodes that read the weight and the bias of an operator."""
 _SAID = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "from_node")
 """What an exporter notes beside an operation."""
 
@@ -68,12 +70,11 @@ class Writer:
 
     def write(self) -> dict[Layer, str]:
         """The path of each layer: of its weight, without the last name."""
-        made: dict[Layer, tuple[fx.Node, fx.Node | None]] = {}
+        made: dict[Layer, list[Held]] = {}
         for layer in self.collapsed.layers:
             group = self.collapsed.found.groups.get(layer.region.value)
             if group is None:
-                y, weight, bias = self._emitted(layer, layer.region.value)
-                made[layer] = weight, bias
+                y, made[layer] = self._emitted(layer, layer.region.value)
                 self._handed_on(origin(layer.region.value), layer.region.form.ops, y)
             elif layer not in made:
                 made |= self._sum(group.tree)
@@ -82,29 +83,45 @@ class Writer:
         for norm in self.collapsed.found.bare:
             self._leave_bare(norm)
         self._erase()
-        out = {}
-        for layer, (weight, bias) in made.items():
-            path = self.holder.name(weight, self.collapsed.weight_path(layer))
-            lead, _, name = path.rpartition(".")
-            if bias is not None:
-                self.holder.name(bias, f"{lead}.bias" if name == "weight" and lead else f"{path}_bias")
-            out[layer] = lead if name == "weight" else path
+        out: dict[Layer, str] = {}
+        for layer, held in made.items():
+            for weight, bias in held:
+                path = self.holder.name(weight, self.collapsed.weight_path(layer))
+                lead, _, name = path.rpartition(".")
+                if bias is not None:
+                    self.holder.name(bias, f"{lead}.bias" if name == "weight" and lead else f"{path}_bias")
+                out.setdefault(layer, lead if name == "weight" else path)
         return out
 
-    def _emitted(self, layer: Layer, at: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None]:
-        """Write one layer where a value is computed; its output, its weight and its bias."""
+    def _emitted(self, layer: Layer, at: fx.Node) -> tuple[fx.Node, list[Held]]:
+        """Write one layer where a value is computed; its output, and the weight and bias of each of its operators."""
         last = self.mine[origin(at)][0]
         learns = self._learns(layer)
-        weight = self._parameter(layer.weight, learns)
-        bias = None if layer.bias is None else self._parameter(layer.bias, learns)
-        self._said = self._noted(layer, last)
+        held: list[Held] = []
+        terms: list[tuple[fx.Node, float]] = []
+        for piece in layer.pieces:
+            weight = self._parameter(piece.weight, learns)
+            held.append((weight, None if piece.bias is None else self._parameter(piece.bias, learns)))
+            self._said = self._noted(layer, last)
+            with self.graph.inserting_before(last):
+                terms.append((self._piece(piece, *held[-1]), 1.0))
+        self._said = last.meta
         with self.graph.inserting_before(last):
-            y = emitted(layer, self.mine[origin(layer.region.root)][-1], weight, bias, self._emit, self.core)
-            self._said = last.meta
-            y = self._viewed(layer, y)
+            y = self._viewed(layer, self._added(terms))
             if self.fakes is not None and last.meta["val"].is_contiguous():
                 y = dense(y, self._emit)
-        return y, weight, bias
+        return y, held
+
+    def _piece(self, piece: Piece, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+        """Write one operator, and what moves positions around it."""
+        given = [self.mine[origin(value)][-1] for value in piece.reads]
+        x = given[0] if len(given) == 1 else self._emit(aten.cat.default, given, 1)
+        for node in piece.before:
+            x = self._copied(node, x)
+        y = emitted(piece, x, weight, bias, self._emit, self.core)
+        for node in piece.behind:
+            y = self._copied(node, y)
+        return y
 
     def _noted(self, layer: Layer, last: fx.Node) -> dict[str, Any]:
         """What the exporter noted beside an operator that a new layer is like: quantizers find layers by it."""
@@ -113,16 +130,15 @@ class Writer:
             return self.mine[old][0].meta
         return {k: v for k, v in last.meta.items() if k != "torch_fn"}
 
-    def _sum(self, tree: Tree) -> dict[Layer, tuple[fx.Node, fx.Node | None]]:
+    def _sum(self, tree: Tree) -> dict[Layer, list[Held]]:
         """Write the layers of a sum's groups of terms, and the sum of these and of the other terms."""
         found = self.collapsed.found
         of_groups = {found.groups.get(layer.region.value): layer for layer in self.collapsed.layers}
         chosen = {g: layer for g, layer in of_groups.items() if g is not None and g.tree is tree}
-        made: dict[Layer, tuple[fx.Node, fx.Node | None]] = {}
+        made: dict[Layer, list[Held]] = {}
         terms: list[tuple[fx.Node, float]] = []
         for group, layer in chosen.items():
-            y, weight, bias = self._emitted(layer, tree.top)
-            made[layer] = weight, bias
+            y, made[layer] = self._emitted(layer, tree.top)
             terms.append((y, group.number))
         terms += [(self.mine[origin(t)][-1], number) for t, number in tree.rest(list(chosen))]
         with self.graph.inserting_before(self.mine[tree.top][0]):
@@ -172,15 +188,18 @@ class Writer:
         """The views that stay behind a layer."""
         position = self.collapsed.read.reads.position
         for node in sorted(layer.region.form.ops, key=position.__getitem__):
-            op = self.collapsed.found.ops[node]
-            if isinstance(op, View):
-                old = self.mine[node][0]
-                read = set(self.mine[origin(op.source)]) | set(self.mine.get(node.all_input_nodes[0], ()))
-                copied = self.graph.node_copy(old, lambda n, read=read, y=y: y if n in read else n)  # type: ignore[misc]
-                self._tell(copied)
-                self._new.add(copied)
-                y = copied
+            if isinstance(self.collapsed.found.ops[node], View):
+                y = self._copied(node, y)
         return y
+
+    def _copied(self, node: fx.Node, y: fx.Node) -> fx.Node:
+        """An operation of one value, of another one."""
+        source = self.collapsed.found.ops[node].sources[0]
+        read = set(self.mine[origin(source)]) | set(self.mine.get(node.all_input_nodes[0], ()))
+        copied = self.graph.node_copy(self.mine[node][0], lambda n: y if n in read else n)
+        self._tell(copied)
+        self._new.add(copied)
+        return copied
 
     def _handed_on(self, value: fx.Node, ops: frozenset[fx.Node], y: fx.Node) -> None:
         """All that read a value, but for the operations that computed it, read another node."""

@@ -245,13 +245,17 @@ def new_layer(shape: Geometry, weight: Tensor, bias: Tensor | None) -> nn.Module
 
 def _of_parts(shape: Geometry, weights: Tensor, bias: Tensor | None) -> nn.Module:
     """A layer for each part, of weights that are one vector; the first has the bias."""
-    layers, start = list[nn.Module](), 0
-    for i, part in enumerate(shape.parts):
-        size = weight_shape(part)
-        end = start + prod(size)
-        layers.append(new_layer(part, weights[start:end].reshape(size).clone(), None if i else bias))
-        start = end
-    return SideBySide(layers, shape.which).eval()
+    made = [new_layer(part, w, None if i else bias) for i, (part, w) in enumerate(split(shape, weights))]
+    return SideBySide(made, shape.which).eval()
+
+
+def split(shape: Geometry, weights: Tensor) -> list[tuple[Geometry, Tensor]]:
+    """Each part of a layer of parts with its weight, of weights that are one vector; any other layer with its own."""
+    if not shape.parts:
+        return [(shape, weights)]
+    sizes = [weight_shape(part) for part in shape.parts]
+    each = weights.split([prod(size) for size in sizes])
+    return [(part, w.reshape(size).clone()) for part, w, size in zip(shape.parts, each, sizes, strict=True)]
 
 
 def _between(shape: Geometry, layer: nn.Module) -> nn.Module:

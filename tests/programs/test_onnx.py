@@ -479,7 +479,7 @@ def test_a_whole_that_differs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
 
     def wrong(*args: Any) -> Any:
         made = right(*args)
-        made.layers[0].weight.mul_(1.5)
+        made.layers[0].pieces[0].weight.mul_(1.5)
         return made
 
     monkeypatch.setattr(programs, "collapse", wrong)

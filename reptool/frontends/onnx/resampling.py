@@ -39,6 +39,8 @@ def _resampled(n: Node) -> Made:
     to = [] if sizes is None else [int(s) for s in sizes]
     if name is None or len(to) != len(shape) or to[:2] != list(shape[:2]):
         return None
+    if name == "nearest" and all(s is not None and not t % s for t, s in zip(to[2:], shape[2:], strict=True)):
+        return n.r.call(F.interpolate, x, None, [t // s for t, s in zip(to[2:], shape[2:], strict=True) if s], name)
     return n.r.call(F.interpolate, x, to[2:], None, name, known[1])
 
 

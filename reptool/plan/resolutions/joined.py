@@ -1,7 +1,8 @@
 """What stands side by side at several resolutions: a concatenation of values of which some are upsampled.
 
-Nearest upsampling by whole factors; where it is told what size to give, by the factor that the example inputs show,
-which is checked at every call. An upsampling by itself that is told a size is one value side by side with nothing.
+Nearest upsampling by whole factors. Where it is told what size to give, by the factor that the example inputs show,
+which is checked at every call, or that the sizes of a graph have at every call. An upsampling by itself that is told a
+size is one value side by side with nothing.
 """
 
 from __future__ import annotations
@@ -102,5 +103,14 @@ def _factors(node: fx.Node, op: Affine, facts: Facts) -> tuple[int, ...] | None:
     before, after = facts.shape(op.source), facts.shape(node)
     if before is None or after is None or any(n < 1 or m % n for n, m in zip(before[2:], after[2:], strict=True)):
         return None
+    if not facts.recorder.guarded and not _always(op.source, node):
+        return None
     factors = tuple(m // n for n, m in zip(before[2:], after[2:], strict=True))
     return factors if all(map(repeats, factors)) and max(factors) > 1 else None
+
+
+def _always(source: fx.Node, node: fx.Node) -> bool:
+    """Whether the sizes of two values of a graph have the same ratios at every call."""
+    before, after = (n.meta.get("sizes", ())[2:] for n in (source, node))
+    proven = all(n == m and (n or "fixed" in node.meta) for (_, n), (_, m) in zip(before, after, strict=False))
+    return proven and 0 < len(before) == len(after)
