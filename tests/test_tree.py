@@ -158,7 +158,6 @@ COVERED = {
     "runtime/gates/whole.py": "runtime/gates/test_gate.py",
     "runtime/legacy.py": "runtime/test_old_pickles.py",
     "runtime/method.py": "runtime/test_subclass.py",
-    "safety/changed.py": "safety/test_ownership.py",
     "safety/methods.py": "safety/test_check.py",
     "safety/verdict.py": "safety/test_ownership.py",
     "surgery/apply.py": "surgery/test_surgeon.py",

@@ -25,13 +25,14 @@ _FACTS = frozenset({"shape", "dtype", "device", "ndim", "size", "dim", "numel", 
 """What may be asked of a tensor."""
 
 
-def used(method: str, module: nn.Module, judged: Collection[str] = ()) -> set[nn.Module]:
+def used(method: str, module: nn.Module, judged: Collection[str] = (), calls: bool = True) -> set[nn.Module]:
     """Modules that a method uses by themselves, with the methods of the module that it names.
 
     Args:
         method: its name.
         module: whose method it is.
         judged: names of methods that are not followed.
+        calls: whether to call a module is a use of it.
 
     Example:
         >>> class Net(nn.Sequential):
@@ -50,7 +51,7 @@ def used(method: str, module: nn.Module, judged: Collection[str] = ()) -> set[nn
         members = [vars(c)[name] for c in type(module).__mro__ if name in vars(c) and c is not nn.Module]
         for function in (f for m in members for f in run_by(m)):
             text = _Text(function, module)
-            found |= text.uses()
+            found |= text.uses(calls)
             named = {n for n in text.attributes() if not hasattr(nn.Module, n)} - seen
             queue += named
             seen |= named
@@ -81,11 +82,11 @@ class _Text:
         """Names of all attributes."""
         return (n.attr for n in self.nodes if isinstance(n, ast.Attribute))
 
-    def uses(self) -> set[nn.Module]:
+    def uses(self, calls: bool) -> set[nn.Module]:
         """Modules that are called, handed on, kept or given back, or whose tensors are read."""
         if not self.known:
             return set(self.module.modules())
-        found = {m for n in self.nodes if isinstance(n, ast.expr) and self._is_used(n) for m in self._value(n)}
+        found = {m for n in self.nodes if isinstance(n, ast.expr) and self._is_used(n, calls) for m in self._value(n)}
         found -= {self.module}
         for node in self.nodes:
             if isinstance(node, ast.Attribute) and getattr(self.parents[node], "attr", "") not in _FACTS:
@@ -110,9 +111,9 @@ class _Text:
 
     # --- values
     def _bind(self, node: ast.AST) -> None:
-        if isinstance(node, ast.Assign | ast.NamedExpr):
+        if isinstance(node, ast.Assign | ast.NamedExpr | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            value = self._value(node.value)
+            value = self._value(node.value) if node.value is not None else set()
             for target in targets:
                 self._name(target, _items(value) if isinstance(target, ast.Tuple) else value)
         elif isinstance(node, ast.For | ast.comprehension):
@@ -147,11 +148,11 @@ class _Text:
             return {m for part in ast.iter_child_nodes(node) for m in self._value(part)}
         return set()
 
-    def _is_used(self, node: ast.expr) -> bool:
+    def _is_used(self, node: ast.expr, calls: bool) -> bool:
         above = self.parents[node]
         if isinstance(above, ast.Call):
             known = getattr(above.func, "id", "") in _SAME | _LOOKS
-            return above.func is node or not known
+            return calls if above.func is node else not known
         return isinstance(above, ast.keyword | ast.Return | ast.Yield | ast.Dict | ast.BinOp)
 
 

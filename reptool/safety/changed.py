@@ -27,6 +27,7 @@ class Changed:
         self.gone = set(surgery.identities) | {s.slot for s in surgery.sites if s.slot is not None}
         self.rewritten = {(p, m) for p, ms in surgery.methods.items() for m in ms}
         self.rewritten |= {(p, "forward") for p in self.gone}
+        self.rooted: set[Site] = set()  # those that take tensors of the root's own
         self.patterns: dict[Pattern, Site] = {}
         self.carried: dict[Site, int] = {}  # where the carrier stands among the operations
         self.open: set[str] = set()
@@ -44,6 +45,7 @@ class Changed:
                     paths |= {str(node.target)} if owners else set()
                 else:
                     held = {o for o in owners if "." in o}  # tensors of modules that are opened
+                    self.rooted |= {site} if held != set(owners) else set()
                     self.held |= held
                     paths |= held
                 paths |= events & self.gone
@@ -179,10 +181,13 @@ def reached(
     """
     lead, paths = f"{at}." if at else "", {m: n for n, m in module.named_modules()}
     found = {(lead + paths[m]).rstrip(".") for m in used(method, module, judged) if m in paths}
+    handed: set[Site] = set()
     if below:
         found = {p[len(below) + 1 :] for p in found if p.startswith(f"{below}.")}
+        if any(paths.get(m) == below for m in used(method, module, judged, calls=False)):
+            handed = state.rooted
     sites = state.inside.get(at, ())
-    return [s for s in sites if any(_uses(f, p, state) for p in state.paths[s] for f in found)]
+    return [s for s in sites if s in handed or any(_uses(f, p, state) for p in state.paths[s] for f in found)]
 
 
 def _uses(found: str, path: str, state: Changed) -> bool:
