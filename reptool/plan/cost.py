@@ -47,6 +47,10 @@ class Costs:
         pooled: of each element that an average pooling writes: the geometric mean of ONNX Runtime and eager PyTorch,
             whose pooling is not vectorized.
         tap: of each element that it adds, likewise.
+        column: of each product that a transposed convolution adds to a position of its output: what ONNX Runtime takes
+            to gather them, which decides where there are few channels.
+        packed: of each weight of a transposed convolution, beside `weight`: eager PyTorch arranges them at every call,
+            which decides where there are few positions.
 
     Raises:
         InputError: a number that is negative or not finite; `rows` below 1.
@@ -67,6 +71,8 @@ class Costs:
     traffic: float = 2.2
     pooled: float = 50.0
     tap: float = 4.0
+    column: float = 20.0
+    packed: float = 40.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -173,6 +179,8 @@ def layer_price(kernel: Kernel, size: Size, costs: Costs = DEFAULT) -> Price:
     executed = costs.depthwise * macs if depthwise else macs * _rounded(kernel, groups, costs)
     single = costs.single * channels.in_channels if depthwise and taps == 1 else 0.0
     total = executed + costs.layer_traffic * moved + costs.weight * weights + costs.layer + single
+    if kernel.transposed is not None:
+        total += costs.column * channels.out_channels * taps * positions + costs.packed * weights
     if outer:  # the same as a padding in front of the layer: to write one as the other gains nothing
         padding = other_price(0, channels.in_channels * (prod(size) + read), costs)
         return Price(_whole(total) + padding.total, macs, 0 if depthwise else macs, 1, weights, 1)

@@ -98,16 +98,17 @@ class Prices:
     def gains_little(self, node: fx.Node, form: Form) -> Refusal | None:
         """A layer at another resolution that is hardly cheaper: what the price does not know decides there."""
         moved = any(isinstance(op, Affine) and op.paradigm in MOVED for op in map(self.found.ops.get, form.ops))
-        before, after = self.standing_of(form), self.layer(form)
-        moved = moved or form.joined is not None
-        seen = self._seen(form) if form.around else None
+        if not (moved or form.joined or form.around):
+            return None
+        before, after, where = self.standing_of(form), self.layer(form), ""
+        seen = self._seen(form)
         if seen is not None:
             before = sum((self._price_as_is(n, self._seen_size(n)) for n in form.ops), Price())
-            after = price_around(form.shape, form.around, form.at, seen, self.found.costs)
+            after, where = self._price_at(form, seen), " at the size of example_inputs"
         enough = self._by_size(after) <= (1 - LEAST_GAIN) * self._by_size(before)
         if form.around:  # in the order in which it stands, it stays
             enough = enough and after.multiplications < before.multiplications
-        return None if enough or not (moved or form.around) else self.dearer(node, form)
+        return None if enough else _dearer(node, form, before, after, where)
 
     def _by_size(self, price: Price) -> float:
         """What of a price depends on the size of the image: the rest is the same at every resolution."""
@@ -127,20 +128,23 @@ class Prices:
         return replace(form, shape=form.shape.with_channels(count), make=make, _kernel=None)
 
     def _price_layer(self, form: Form) -> Price:
+        joined = form.joined
+        return self._price_at(form, self._nominal(form) if joined is None else self._high_size(joined))
+
+    def _price_at(self, form: Form, size: Size) -> Price:
+        """Price of a form as one layer, where what it reads has this size: all that stands side by side."""
         costs = self.found.costs
         if form.joined is not None:
-            return self._side_by_side(form, form.joined)
-        size = self._nominal(form)
+            return self._side_by_side(form, form.joined, size)
         if form.around:
             return price_around(form.shape, form.around, form.at, size, costs)
         return layer_price(form.shape, size, costs)
 
-    def _side_by_side(self, form: Form, joined: Joined) -> Price:
+    def _side_by_side(self, form: Form, joined: Joined, high: Size) -> Price:
         """A layer for each resolution, and their sum."""
         kernels, costs = kernel_of_each(form.shape, joined.parts), self.found.costs
         if isinstance(kernels, Refusal):
             return Price(float("inf"))
-        high = self._high_size(joined)
         total = Price()
         for kernel, part in zip(kernels, joined.parts, strict=True):
             size = tuple(max(n // f, 1) for n, f in zip(high, part.factors, strict=True))
@@ -169,9 +173,10 @@ class Prices:
         return replace(form, at=places.index(min(places)))
 
     def _seen(self, form: Form) -> Size | None:
-        """The size in the example of the image that a form reads."""
-        shape = self.found.facts.shape(form.root)
-        return None if shape is None else shape[-len(form.shape.axes or ()) :]
+        """The size in the example of the image that a form reads, of what stands side by side there together."""
+        shape = self.found.facts.shape(form.root if form.joined is None else form.joined.node)
+        axes = len(form.shape.axes or ())
+        return shape[-axes:] if shape is not None and axes else None
 
     def _nominal(self, form: Form) -> Size:
         size = self.found.sizes.get(form.root, ())

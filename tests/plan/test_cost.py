@@ -110,7 +110,16 @@ def test_other_numbers_give_another_price() -> None:
     for name in ("layer", "layer_traffic", "weight"):
         costs = Costs(**{name: getattr(DEFAULT, name) + 1.0})
         assert layer_price(kernel, (10, 10), costs).total > plain.total
-    assert layer_price(kernel, (10, 10), Costs(depthwise=9.0)) == plain
+    for costs in (Costs(depthwise=9.0), Costs(column=9.0), Costs(packed=9.0)):
+        assert layer_price(kernel, (10, 10), costs) == plain
+
+
+def test_a_transposed_convolution_costs_what_it_gathers_and_arranges() -> None:
+    key = ((4, 4), (2, 2), (1, 1), (0, 0), (1, 1))
+    kernel = Kernel(Channels.grouped(8, 16), (Axis(4), Axis(4)), transposed=key)
+    without = layer_price(kernel, (5, 7), Costs(column=0.0, packed=0.0)).total
+    assert layer_price(kernel, (5, 7), Costs(column=1.0, packed=0.0)).total - without == 16 * 16 * 5 * 7
+    assert layer_price(kernel, (5, 7), Costs(column=0.0, packed=1.0)).total - without == 8 * 16 * 16
 
 
 @pytest.mark.parametrize("wrong", [{"layer": -1.0}, {"weight": float("nan")}, {"tap": float("inf")}, {"rows": 0}])

@@ -16,7 +16,7 @@ from reptool.errors import VerificationError
 from reptool.programs import layers
 from reptool.testing import randomize
 from tests.fuzz_programs import FRONT_ENDS, _error, _run
-from tests.plan.resolutions.test_joined import Alone, Block, Decoder, First, Nested, Thrice, images
+from tests.plan.resolutions.test_joined import Alone, Block, Decoder, First, Nested, Thrice, deploy, images
 
 
 class Around(nn.Module):
@@ -63,7 +63,7 @@ def through(kind: str, model: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any,
     else:
         model, args = model.double(), tuple(a.double() for a in args)
     program = FRONT_ENDS[kind](model, args)
-    made = reptool.deploy(program, args) if kind == "module" else reptool.deploy(program)
+    made = deploy(program, args) if kind == "module" else deploy(program)
     return made, _error(_run(made, args), _run(program, args))
 
 
@@ -114,7 +114,7 @@ class Skip(Alone):
 def test_a_told_size_that_is_a_multiple_at_every_call() -> None:
     image = torch.randn(2, 8, 12, 10)
     program = export(Told().eval(), (image,), dynamic_shapes=({2: Dim("h", min=2), 3: Dim("w", min=2)},))
-    made = reptool.deploy(program)
+    made = deploy(program)
     assert "upsample" in reptool.report(made).regions[0].rules
     for size in ((12, 10), (7, 5)):
         other = torch.randn(2, 8, *size)
@@ -125,7 +125,7 @@ def test_a_told_size_that_is_another_multiple_at_the_next_call_stays() -> None:
     low, high = images()
     free = {2: Dim("h", min=2), 3: Dim("w", min=2)}
     program = export(Skip().eval(), (low, high), dynamic_shapes=(free, {2: Dim("k", min=2), 3: Dim("v", min=2)}))
-    made = reptool.deploy(program)
+    made = deploy(program)
     assert all("upsample" not in r.rules for r in reptool.report(made).regions)
     other = torch.randn(2, 8, 24, 20), torch.randn(2, 4, 72, 60)
     torch.testing.assert_close(made.module()(*other), program.module()(*other), rtol=1e-4, atol=1e-5)
@@ -138,8 +138,8 @@ def test_a_graph_that_checks_no_sizes_keeps_what_is_told_numbers() -> None:
 
     image = torch.randn(2, 8, 12, 10)
     program = export(Fixed().eval(), (image,))
-    assert "upsample" in reptool.report(reptool.deploy(program)).regions[0].rules
-    assert not reptool.report(reptool.deploy(program.module(), (image,))).regions
+    assert "upsample" in reptool.report(deploy(program)).regions[0].rules
+    assert not reptool.report(deploy(program.module(), (image,))).regions
 
 
 @pytest.mark.parametrize("wrong", ["order", "piece", "place"])
@@ -164,4 +164,4 @@ def test_what_is_wrong_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) ->
     )
     model, args = randomize(model).eval().double(), tuple(a.double() for a in args)
     with pytest.raises((VerificationError, RuntimeError)):
-        reptool.deploy(export(model, args))
+        deploy(export(model, args))
