@@ -18,6 +18,8 @@ from reptool.verify.measure import Verify
 
 OLDEST, NEWEST = 7, 28
 """The versions of ONNX's operators of which it is known what they mean."""
+MESSAGE = 2**31 - 2**24
+"""Bytes of weights that one file holds, which is one message; more of them lie in a second file and are streamed."""
 ALIKE = {"FLOAT16": 5e-2, "BFLOAT16": 2e-1}
 """Largest difference of two runs, relative to the largest value of an output, by its type; 1e-3 for all others."""
 
@@ -42,11 +44,13 @@ def deploy_onnx(given: Any, options: Options, verify: Verify) -> tuple[Any, Repo
     with phase("plan"):
         model, made = _planned(given, ir, options, verify)
     original, report = _loaded(given, ir), Report("ONNX model")
+    streamed = _bytes(original) > MESSAGE
     with phase("write"):
         for graph, one in made:
             _written(graph, one, model, report)
-        _check(original, model, ir)
-    if verify:
+        if not streamed:
+            _check(original, model, ir)
+    if verify and not streamed:
         with phase("compare"):
             _compare(original, model, report, ir)
     return _as_given(model, given, ir), report
@@ -90,10 +94,26 @@ def _of_parts(model: Any, ir: Any, options: Options, verify: Verify) -> list[tup
     return [(g, _collapsed(g, opset, inferred, outer, options, verify)) for g, outer in list(_parts(model.graph))]
 
 
-def write_onnx(model: Any, path: str | os.PathLike[str]) -> None:
-    """Write an `onnx_ir.Model` or a `ModelProto` to a file."""
+def write_onnx(model: Any, path: str | os.PathLike[str], data: str | None = None) -> None:
+    """Write an `onnx_ir.Model` or a `ModelProto` to a file.
+
+    Args:
+        model: what is written.
+        path: of the file.
+        data: name of a file in the same folder for the weights, one after the other; None where all go into the first.
+    """
     ir = _library()
-    ir.save(model if isinstance(model, ir.Model) else ir.from_proto(model), path)
+    ir.save(model if isinstance(model, ir.Model) else ir.from_proto(model), path, external_data=data)
+
+
+def is_streamed(model: Any) -> bool:
+    """Whether the weights of a model are too many for one file."""
+    ir = _library()
+    return isinstance(model, ir.Model) and _bytes(model) > MESSAGE
+
+
+def _bytes(model: Any) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 def _library() -> Any:
@@ -111,6 +131,8 @@ def _loaded(given: Any, ir: Any) -> Any:
             raise InputError(f"there is no file {os.fspath(given)!r}")
         try:
             model = ir.load(given)
+            if _bytes(model) <= MESSAGE:
+                ir.external_data.load_to_model(model)
             for value in model.graph.initializers.values():
                 value.const_value.numpy()  # what lies in another file is there
         except Exception as error:  # whatever a file that is no model makes a parser raise

@@ -21,11 +21,11 @@ from reptool.api.replay import replay
 from reptool.errors import InputError, RecipeError
 from reptool.frontends.given import check_is_module, names_itself
 from reptool.models.copies import independent_copy
-from reptool.programs.onnx import write_onnx
+from reptool.programs.onnx import is_streamed, write_onnx
 from reptool.recipes.outcome import difference, outcome
 from reptool.recipes.step import RECIPE, Step
 from reptool.ship.checkpoints import read_checkpoint
-from reptool.ship.files import replacing
+from reptool.ship.files import check_free, replacing
 from reptool.ship.header import Header, digest_of, read_file, versions
 from reptool.ship.pickles import write_plain
 from reptool.ship.tensors import Held, assign, on_meta, state_of, tensors_of
@@ -94,11 +94,14 @@ def _save_program(program: Any, path: Path, overwrite: bool) -> Path:
     if path.suffix != ending or isinstance(program, (str, os.PathLike)):
         what = "an exported program" if exported else "an ONNX model"
         raise InputError(f"{what} is written as *{ending}, got {str(path)!r}")
+    data = path.with_suffix(".data") if not exported and is_streamed(program) else None
+    if data is not None:
+        check_free(data, overwrite)
     with replacing(path, overwrite) as beside:
         if exported:
             torch.export.save(program, beside)
         else:
-            write_onnx(program, beside)
+            write_onnx(program, beside, None if data is None else data.name)
     return path
 
 

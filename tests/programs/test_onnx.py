@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,8 @@ def resized(opset: int, scales: list[float], kind: str = "Resize", **attributes:
     return model_of(nodes, held, opset)
 
 
+FEW = reptool.Costs(column=0.0, packed=0.0)
+"""So that few channels pay."""
 AT = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 
 
@@ -190,7 +193,7 @@ AT = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 ])  # fmt: skip
 def test_upsampling_by_whole_numbers(opset: int, scales: list[float], kind: str, attributes: dict[str, Any]) -> None:
     proto = resized(opset, scales, kind, **attributes)
-    made, report = deployed(proto)
+    made, report = deployed(proto, price=FEW)
     assert kinds(made) == ["Sigmoid", "ConvTranspose"]
     assert report.regions[0].rules == ["upsample"]
     same(proto, made)
@@ -204,7 +207,7 @@ def test_upsampling_by_whole_numbers(opset: int, scales: list[float], kind: str,
 ])  # fmt: skip
 def test_other_resampling_stays(scales: list[float], attributes: dict[str, Any]) -> None:
     proto = resized(17, scales, **attributes)
-    made, _ = deployed(proto)
+    made, _ = deployed(proto, price=FEW)
     assert kinds(made) == kinds(proto)
 
 
@@ -423,11 +426,46 @@ def test_a_file_in_and_a_file_out(tmp_path: Path) -> None:
     assert reptool.explain(path).norms == (1, 0)
 
 
+def kept() -> Any:
+    """A model with a weight that stays what it is."""
+    proto = conv_norm()
+    weight = np.random.default_rng(0).standard_normal((4, 4, 3, 3)).astype(np.float32)
+    (out,) = proto.graph.node[-1].output
+    proto.graph.node[-1].output[0] = "normed"
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "kept"))
+    proto.graph.node.extend([helper.make_node("Relu", ["normed"], ["bent"]),
+                             helper.make_node("Conv", ["bent", "kept"], [out])])  # fmt: skip
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    return proto
+
+
+@pytest.mark.parametrize("limit", [2**31, 0])
+def test_weights_in_a_file_of_their_own(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go where the result goes: into one file, or, where they are too many for it, one by one into a second."""
+    monkeypatch.setattr("reptool.programs.onnx.MESSAGE", limit)
+    path, out = tmp_path / "in" / "a.onnx", tmp_path / "out" / "b.onnx"
+    path.parent.mkdir()
+    out.parent.mkdir()
+    onnx.save(kept(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    whole = onnx.load(path)
+    model = reptool.deploy(path)
+    held = [type(v.const_value).__name__ for v in model.graph.initializers.values() if v.name == "kept"]
+    assert held == (["ExternalTensor"] if limit == 0 else ["Tensor"])  # it stays in its file until it is written
+    reptool.save(model, out)
+    assert sorted(p.name for p in out.parent.iterdir()) == (["b.data", "b.onnx"] if limit == 0 else ["b.onnx"])
+    shutil.rmtree(path.parent)
+    assert reptool.report(model).norms == (1, 0)
+    same(whole, onnx.load(out))
+    if limit == 0:
+        with pytest.raises(InputError, match="there already"):
+            reptool.save(model, out)
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "a.onnx"
     out.write_bytes(b"old")
 
-    def full(model: Any, path: Path) -> None:
+    def full(model: Any, path: Path, **options: Any) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "no space left on device")
 
