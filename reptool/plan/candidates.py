@@ -324,8 +324,9 @@ def _extend(found: Analysis, node: fx.Node, op: Op, values: bool) -> None:  # lo
     if isinstance(op, Affine) and op.via is not None:
         made = {root: replace(form, ops=form.ops | _made_by(found, op)) for root, form in made.items()}
     side = joined_at(node, op, found.ops, found.facts, found.reads) if found.several else None
-    if side is not None and (side.root not in made or made[side.root].around):
-        made[side.root] = replace(side_by_side(side), other=made.get(side.root))
+    held = None if side is None else made.get(side.root)
+    if side is not None and (held is None or (held.around and not found.facts.recorder.guarded)):
+        made[side.root] = replace(side_by_side(side), other=held)
     if first is not None and not isinstance(op, View):
         found.refused.setdefault(node, first.at(node.name))
     if len(made) > MAX_FORMS:
