@@ -272,6 +272,31 @@ class Modulated(Adapted):
         return F.linear(x, self.base_layer.weight * wide)
 
 
+class Turn(nn.Module):
+    """A matrix between both layers, which asks where and of what dtype the value is."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rank, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow = x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16)
+        wide = torch.float32 if narrow else x.dtype
+        return (x.to(wide) @ self.weight.to(wide).t()).to(x.dtype)
+
+
+class Between(LowRank):
+    """A turn of the narrow values, over their number."""
+
+    def make(self, names: tuple[str, ...]) -> None:
+        super().make(names)
+        self.turns = nn.ModuleDict({n: Turn(self.rank) for n in names})
+
+    def added(self, name: str, x: Tensor, result: Tensor) -> Tensor:
+        inner = self.down[name](x)
+        return self.up[name]((self.turns[name](inner) - inner) * 0.5) * self.scaling[name]
+
+
 KINDS: tuple[type[Adapted], ...] = (
-    LowRank, Direction, Shared, Reflected, Spectrum, Kronecker, Gathered, Turned, Product, Bases, Modulated,
+    LowRank, Direction, Shared, Reflected, Spectrum, Kronecker, Gathered, Turned, Product, Bases, Modulated, Between,
 )  # fmt: skip

@@ -249,13 +249,18 @@ def is_inert(node: fx.Node) -> bool:
     return bool(metadata_read(node)) or (is_size_like(node) and only_asserted(node))
 
 
+def is_asked(node: fx.Node) -> bool:
+    """Whether this is a comparison whose answer goes to Python, since no operation uses it."""
+    return not node.users and name_of(node) in _COMPARISONS
+
+
 def only_asserted(node: fx.Node) -> bool:
-    """Whether a number is used for nothing but assertions."""
+    """Whether a number is used for nothing but calls that assert; a comparison that nothing uses is asked by Python."""
     todo, seen = [node], {node}
     while todo:
         for user in todo.pop().users.keys() - seen:
             if name_of(user) != "_assert":
-                if not is_size_like(user):
+                if not is_size_like(user) or is_asked(user):
                     return False
                 seen.add(user)
                 todo.append(user)

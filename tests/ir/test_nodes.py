@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import fx
 
-from reptool.ir.nodes import only_asserted
+from reptool.ir.nodes import is_asked, only_asserted
 
 
 @pytest.mark.parametrize(("last", "asserted"), [(torch._assert, True), (torch.zeros, False)])
@@ -20,3 +20,15 @@ def test_long_arithmetic_on_sizes_is_followed(last: object, asserted: bool) -> N
         number.meta["kind"] = "number"
     graph.call_function(last, (number,))  # type: ignore[arg-type]
     assert only_asserted(size) is asserted
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_comparison_that_no_operation_uses_is_asked_by_python(used: bool) -> None:
+    graph = fx.Graph()
+    size = graph.call_method("size", (graph.placeholder("x"), 0))
+    compared = graph.call_function(operator.gt, (size, 32))
+    compared.meta["kind"] = "number"
+    if used:
+        graph.call_function(torch._assert, (compared, "wide"))  # type: ignore[arg-type]
+    assert is_asked(compared) is not used
+    assert only_asserted(size) is used

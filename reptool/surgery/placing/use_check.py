@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from reptool.ir.kinds.casts import is_cast
-from reptool.ir.nodes import metadata_read
-from reptool.ir.ops import Affine, Concat, Inner, Pieces
+from reptool.ir.nodes import is_asked, metadata_read
+from reptool.ir.ops import Affine, Concat, Pieces
 from reptool.plan.select import Region
 from reptool.pysource.places import listed, named, seen_in
 from reptool.refusal import Code, Refusal
@@ -70,9 +69,8 @@ def _check_site(traced: Traced, site: Site, absorbed: dict[fx.Node, list[Site]],
 
 def _soft_refused(traced: Traced, node: fx.Node, site: Site, absorbed: dict[fx.Node, list[Site]]) -> Refusal | None:
     for reader in traced.found.soft.get(node, ()):
-        if metadata_read(reader) == "rank" and (node not in site.dead or _casts_only(traced, reader, absorbed)):
-            continue
-        if isinstance(traced.found.ops.get(node), Inner) and _only_for(reader, absorbed):
+        same = metadata_read(reader) == "rank"
+        if (same and node not in site.dead) or _only_for(traced, reader, absorbed, asked=same):
             continue
         if node in site.dead or not _same_size(traced, node, site):
             sentence = f"{seen_in(reader)} reads the shape of {named(node)}, which would go away"
@@ -80,13 +78,23 @@ def _soft_refused(traced: Traced, node: fx.Node, site: Site, absorbed: dict[fx.N
     return None
 
 
-def _only_for(number: fx.Node, absorbed: dict[fx.Node, list[Site]]) -> bool:
-    """Whether a number is worked out for nothing but absorbed operations."""
-    return all(u in absorbed or (not _computes(u) and _only_for(u, absorbed)) for u in number.users)
+def _only_for(traced: Traced, number: fx.Node, absorbed: dict[fx.Node, list[Site]], asked: bool) -> bool:
+    """Whether a number or dtype is worked out for nothing but absorbed operations and their constants.
 
-
-def _computes(node: fx.Node) -> bool:
-    return node.meta.get("kind") in ("tensor", "sequence") or node.op == "output"
+    Args:
+        traced: the trace.
+        number: what is worked out.
+        absorbed: the operations.
+        asked: whether Python may ask for it, since a guard sees to that.
+    """
+    for user in number.users:
+        if user in absorbed or (user.meta["const"] and all(n in absorbed for n in traced.const_users(user))):
+            continue
+        computes = user.meta.get("kind") in ("tensor", "sequence") and user.all_input_nodes != [number]
+        ends = computes or user.op == "output" or (is_asked(user) and not asked)
+        if ends or not _only_for(traced, user, absorbed, asked):
+            return False
+    return True
 
 
 def _read_by(traced: Traced, user: fx.Node) -> list[fx.Node]:
@@ -98,11 +106,6 @@ def _read_by(traced: Traced, user: fx.Node) -> list[fx.Node]:
 def _read_elsewhere(traced: Traced, what: str, node: fx.Node, absorbed: dict[fx.Node, list[Site]]) -> Refusal:
     others = [r for r in traced.reads.readers.get(node, ()) if r not in absorbed and not metadata_read(r)]
     return Refusal(Code.READ_ELSEWHERE, f"{what} is also read by {listed(others)}", (node.name,))
-
-
-def _casts_only(traced: Traced, reader: fx.Node, absorbed: dict[fx.Node, list[Site]]) -> bool:
-    """Whether a dtype is read for nothing but constants of absorbed operations."""
-    return all(is_cast(user) and all(n in absorbed for n in traced.const_users(user)) for user in reader.users)
 
 
 def _same_size(traced: Traced, node: fx.Node, site: Site) -> bool:

@@ -122,3 +122,24 @@ def test_what_may_decide_is_not(cls: Any, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_without_example_inputs_nothing_is_tried() -> None:
     assert isinstance(reptool.deploy(model(Upsampler))[2].conv, nn.Conv2d)  # type: ignore[index,union-attr]
+
+
+class Wide(nn.Module):
+    """Decides by the size of a value that one layer would not have."""
+
+    def __init__(self, axis: int, limit: int) -> None:
+        super().__init__()
+        self.a, self.b, self.axis, self.limit = nn.Conv2d(3, 40, 1), nn.Conv2d(40, 5, 3), axis, limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(y) if y.shape[self.axis] > self.limit else self.b(y) * 2
+
+
+@pytest.mark.parametrize(("axis", "limit"), [(1, 32), (2, 6)])
+def test_a_value_whose_size_decides_stays_beside_a_fallback(axis: int, limit: int) -> None:
+    model, x = Wide(axis, limit).eval(), torch.randn(2, 3, 8, 8)
+    deployed = reptool.deploy(model, x, keep_fallback=True)
+    for given in (x, x[..., :5, :5]):
+        torch.testing.assert_close(deployed(given), model(given))
+    assert "read-elsewhere" in {r.code.value for r in reptool.report(deployed).refusals}
