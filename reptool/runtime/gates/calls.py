@@ -106,7 +106,10 @@ def is_kind(cls: type, link: Link) -> bool:
 
 
 def method_names(cls: type) -> dict[CodeType, str]:
-    """Code -> the method of a class that it belongs to; not that of methods which a subclass overrides."""
+    """Code -> the method of a class that it belongs to; not that of methods which a subclass overrides.
+
+    The code that a method had before it was written anew is none: only within the new one it runs a region as it was.
+    """
     found = _NAMES.get(cls)
     if found is None:
         names: dict[CodeType, set[str]] = {}
@@ -118,8 +121,8 @@ def method_names(cls: type) -> dict[CodeType, str]:
                 if name in seen:
                     continue
                 seen.add(name)
-                for code in _codes(value):
-                    names.setdefault(code, set()).add(name.removeprefix(_AS_IT_WAS))
+                for code in () if name.startswith(_AS_IT_WAS) else _codes(value):
+                    names.setdefault(code, set()).add(name)
         found = _NAMES[cls] = {code: next(iter(held)) for code, held in names.items() if len(held) == 1}
     return found
 

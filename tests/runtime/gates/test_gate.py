@@ -6,6 +6,7 @@ import copy
 import pickle
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -125,6 +126,8 @@ OTHERWISE: dict[str, Make] = {
     "a container that runs branches in a row": lambda m: nn.Sequential(m.blocks[0].a, m.blocks[0].b)(Y),
     "a graph of a branch": lambda m: fx.symbolic_trace(m.blocks[0].a)(Y),
     "a forward that was put in": patched,
+    "the forward before it was written anew": lambda m: Block.forward(m.blocks[0], Y),
+    "that forward behind the new one": lambda m: [f(Y) for f in (m.blocks[0], partial(Block.forward, m.blocks[0]))],
     "a hook on the layer": lambda m: hooked(m, "stem"),
     "a hook on a branch": lambda m: hooked(m, "blocks.0.a"),
     "another norm": lambda m: replaced(m, "norm", nn.BatchNorm2d(4)),
