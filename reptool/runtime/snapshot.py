@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx._symbolic_trace import _create_wrapped_func
 
 MAX_DEPTH = 6
 MAX_ITEMS = 2000
@@ -46,6 +47,7 @@ _ATOMS = (
 )  # fmt: skip
 PLAIN = (*_ATOMS, Absent)
 _IDENTICAL = (BuiltinFunctionType, ModuleType, OpOverload, OpOverloadPacket)
+_FX_WRAPPER = _create_wrapped_func(len).__code__
 _SEQUENCES = (list, tuple, deque)
 _SETS = (set, frozenset)
 
@@ -124,12 +126,20 @@ class Function:
 
     def holds(self, value: Any) -> bool:
         """Whether a value is such a function."""
+        value = _behind_fx(value)
         if not isinstance(value, FunctionType):
             return False
         if self.code is not value and self.code != _digest(value.__code__):
             return False
         held = held_by(value)
         return len(held) == len(self.held) and all(map(same, held, self.held))
+
+
+def _behind_fx(value: Any) -> Any:
+    """The function that `torch.fx` put a wrapper around, as it does with those that are named to it while it traces."""
+    while isinstance(value, FunctionType) and value.__code__ is _FX_WRAPPER:
+        value = inspect.getclosurevars(value).nonlocals["orig_fn"]
+    return value
 
 
 def held_by(function: FunctionType) -> list[Any]:
@@ -326,7 +336,7 @@ def same(value: Any, seen: Any) -> bool:
     """Whether a value is what it was when the snapshot `seen` was taken."""
     if isinstance(seen, _SNAPSHOTS):
         return seen.holds(value)
-    if value is seen:
+    if value is seen or _behind_fx(value) is seen:
         return True
     if type(value) is not type(seen) or isinstance(seen, _IDENTICAL):
         return False

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import fx, nn
 
 from reptool.runtime.snapshot import ABSENT, IncomparableError, same, snapshot
 
@@ -114,6 +114,29 @@ def test_later_changes_are_seen() -> None:
     seen = snapshot(value)
     value["a"][0].inner["b"].add(3)
     assert not same(value, seen)
+
+
+def leaf(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+relu, add = torch.relu, torch.add
+fx.wrap("leaf")
+fx.wrap("relu")
+
+
+@pytest.mark.parametrize("name", ["leaf", "relu"])
+def test_a_function_that_fx_wraps_while_it_traces_is_that_function(name: str) -> None:
+    function, tried = globals()[name], []
+
+    class Asking(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            now = globals()[name]
+            tried.append((now is function, same(now, snapshot(function)), same(now, snapshot(add))))
+            return x
+
+    fx.symbolic_trace(Asking())
+    assert tried == [(False, True, False)]
 
 
 def test_values_of_a_thread_are_settings_too() -> None:
