@@ -121,9 +121,10 @@ def method_names(cls: type) -> dict[CodeType, str]:
                 if name in seen:
                     continue
                 seen.add(name)
-                for code in () if name.startswith(_AS_IT_WAS) else _codes(value):
+                for code in _codes(value):
                     names.setdefault(code, set()).add(name)
-        found = _NAMES[cls] = {code: next(iter(held)) for code, held in names.items() if len(held) == 1}
+        only = ((code, next(iter(held))) for code, held in names.items() if len(held) == 1)
+        found = _NAMES[cls] = {code: name for code, name in only if not name.startswith(_AS_IT_WAS)}
     return found
 
 
