@@ -17,7 +17,7 @@ from reptool.runtime.gates.called import set_called
 from reptool.runtime.gates.calls import kind_of
 from reptool.runtime.gates.chain import WITHIN, Chain, Gate, Link, Path
 from reptool.runtime.gates.gate import geometry_of, set_gate
-from reptool.runtime.gates.in_place import hooks_on
+from reptool.runtime.gates.in_place import hooks_on, put_on
 from reptool.surgery.site import Calls, Site, Surgery
 from reptool.surgery.traced import Traced, holders, is_plain_identity
 
@@ -327,7 +327,8 @@ def _chain(path: str, around: Event | None, lowest: Event, like: Chain) -> Chain
 
 def _link(event: Event, lowest: Event) -> Link:
     own = event.method in event.module.__dict__
-    return Link(_below(event.path, lowest.path), kind_of(type(event.module)), event.method, own)
+    kind, put = kind_of(type(event.module)), put_on(event.module)
+    return Link(_below(event.path, lowest.path), kind, event.method, own, put)
 
 
 def _callers(traced: Traced, path: str) -> Iterator[Calls]:

@@ -26,12 +26,14 @@ class Link:
         kind: the full name of the module's class.
         method: that runs.
         own: whether the method was put on the instance.
+        put: which other methods of its class were; None in pickles that do not say.
     """
 
     path: Path | None
     kind: str
     method: str
     own: bool = False
+    put: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from reptool.runtime.gates.in_place import (
     is_shaped,
     is_watched_from_outside,
     is_whole,
+    runs_other_methods,
     too_narrow,
 )
 from reptool.runtime.gates.known import Followed, is_known, remember
@@ -116,6 +117,8 @@ def followed(layer: nn.Module, chain: Chain, calls: Calls) -> Followed | None:
                 return None
             index += 1
             if call[1] == link.method and is_kind(type(call[0]), link) and (link.own or calls.is_of_class(index - 1)):
+                if runs_other_methods(call[0], link.put):
+                    return None
                 found.append((calls.frames[index - 1], call[0]))
                 last = call
                 break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ def is_whole(lowest: nn.Module, chain: Chain, layer: nn.Module) -> bool:
         return False
     for path in chain.absorbed:
         marker = inside(lowest, path)
-        if not isinstance(marker, Marker) or are_strangers(marker, layer):
+        if not isinstance(marker, Marker) or are_strangers(marker, layer) or was_elsewhere(marker, path):
             return False
     return all(is_watched(lowest, path, count, chain) for path, count in chain.hooks)
 
@@ -64,6 +66,12 @@ def are_strangers(one: nn.Module, other: nn.Module) -> bool:
     return {here.name, *here.region}.isdisjoint((there.name, *there.region))
 
 
+def was_elsewhere(marker: Marker, path: Path) -> bool:
+    """Whether a marker was put into the place of another module than the one that it stands for."""
+    gate = marker.__dict__.get(GATE)
+    return gate is not None and tuple(gate.name.split(".")[-len(path) :]) != path
+
+
 def are_written(lowest: nn.Module, chain: Chain) -> bool:
     """Whether the modules whose methods were written anew are in their places."""
     return all("_reptool_derived" in type(inside(lowest, path)).__dict__ for path in chain.written)
@@ -83,6 +91,31 @@ def is_shaped(layer: nn.Module, gate: Gate) -> bool:
         if held is not value and held != value:
             return False
     return True
+
+
+def runs_other_methods(module: nn.Module, put: frozenset[str] | None) -> bool:
+    """Whether methods were put on a module, in the place of those of its class, beside the ones that were there.
+
+    Code of its own reads them, whose calls a gate does not see. Who runs a `forward`, the stack of calls tells.
+    """
+    return put is not None and not put_on(module) <= put
+
+
+def put_on(module: nn.Module) -> frozenset[str]:
+    """The methods of its class in whose place a module has something of its own."""
+    return methods_of(type(module)).intersection(module.__dict__)
+
+
+def methods_of(cls: Any) -> frozenset[str]:
+    """The names of the user's methods in a class, but for `forward`."""
+    return _methods_of(cls)
+
+
+@functools.lru_cache(maxsize=1024)
+def _methods_of(cls: Any) -> frozenset[str]:
+    own = (c for c in cls.__mro__ if c is not object and not c.__module__.startswith("torch."))
+    kinds = (FunctionType, classmethod, staticmethod)
+    return frozenset(n for c in own for n, v in vars(c).items() if isinstance(v, kinds)) - {"forward"}
 
 
 def runs_own_code(layer: nn.Module) -> bool:

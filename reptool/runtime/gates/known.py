@@ -19,7 +19,7 @@ from torch.nn.modules.module import _global_forward_pre_hooks as _BEFORE_ALL
 
 from reptool.runtime.gates.calls import MAX_KNOWN
 from reptool.runtime.gates.chain import Chain, Gate, Path
-from reptool.runtime.gates.in_place import are_written, drops_alone, inside, is_marked, is_narrow
+from reptool.runtime.gates.in_place import are_written, drops_alone, inside, is_marked, is_narrow, methods_of
 from reptool.runtime.gates.marker import Marker
 
 _hooks_of: Callable[[Any], tuple[Any, ...]] = itemgetter(
@@ -49,6 +49,7 @@ class Known:
         "is_marker",
         "kind",
         "layer",
+        "methods",
         "own_kind",
         "parts",
         "watched",
@@ -65,6 +66,9 @@ class Known:
         self.is_marker = isinstance(layer, Marker)
         parts = dict.fromkeys((chain.place or (), *chain.slots, *(() if self.is_marker else chain.absorbed)))
         self.parts = tuple((_short(p), weakref.ref(inside(lowest, p))) for p in parts)
+        ways = [(link.path, inside(lowest, link.path), link.put) for link in chain.links if link.path is not None]
+        told = [(p, methods_of(type(m)) - put) for p, m, put in ways if m is not None and put is not None]
+        self.methods = tuple((_short(p) if p else None, names) for p, names in told if names)
         held = () if isinstance(layer, Marker) else chain.hooks
         self.watched = tuple((None if p == chain.place else _short(p), count) for p, count in held)
         names, values = [n for n, _ in gate.geometry], [v for _, v in gate.geometry]
@@ -91,6 +95,10 @@ class Known:
             return False
         for place, part in self.parts:
             if place in around or part() is not (modules.get(place) if type(place) is str else inside(lowest, place)):
+                return False
+        for at, names in self.methods:
+            inner = lowest if at is None else modules.get(at) if type(at) is str else inside(lowest, at)
+            if inner is None or not names.isdisjoint(inner.__dict__):
                 return False
         if chain.written and not are_written(lowest, chain):
             return False

@@ -105,6 +105,11 @@ def replaced(m: Any, path: str, module: nn.Module) -> Any:
     return m(X)
 
 
+def moved(m: Any, path: str, there: str) -> Any:
+    m.set_submodule(there, m.get_submodule(path))
+    return m(X)
+
+
 def lent(m: Any) -> Any:
     fresh = ready(Net())
     fresh.stem = m.stem
@@ -131,6 +136,7 @@ OTHERWISE: dict[str, Make] = {
     "a hook on the layer": lambda m: hooked(m, "stem"),
     "a hook on a branch": lambda m: hooked(m, "blocks.0.a"),
     "another norm": lambda m: replaced(m, "norm", nn.BatchNorm2d(4)),
+    "the marker of another norm": lambda m: moved(m, "blocks.0.a.1", "blocks.0.b"),
     "another branch": lambda m: replaced(m, "blocks.1.b", nn.Conv2d(4, 4, 1)),
     "a model that was lent a layer": lent,
 }
@@ -246,6 +252,42 @@ def test_functions_and_inherited_methods_between_are_no_other_call() -> None:
     assert_same(model(X), deployed(X))
     with pytest.raises(SpecializedError):
         Base.forward(deployed.inner, X)
+
+
+class Prepared(nn.Module):
+    """A method that hands its input on, in front of a branch and behind a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.norm, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.as_it_is(self.one(x))) + self.other(self.two(self.as_it_is(x)))
+
+    def as_it_is(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_method_that_is_put_on_a_module_later_raises(warm: bool, before: bool) -> None:
+    model = ready(Prepared())
+    if before:
+        vars(model)["as_it_is"] = lambda x: 2 * x
+    deployed = reptool.deploy(model)
+    if warm or before:
+        torch.testing.assert_close(deployed(X), model(X))
+    vars(deployed)["as_it_is"] = lambda x: 3 * x
+    with pytest.raises(SpecializedError):
+        deployed(X)
+
+
+def test_norms_that_change_places_raise() -> None:
+    deployed = reptool.deploy(ready(Prepared()))
+    deployed.norm, deployed.other = deployed.other, deployed.norm
+    with pytest.raises(SpecializedError, match="was fused by deploy"):
+        deployed(X)
 
 
 def test_methods_are_known_by_their_code() -> None:
