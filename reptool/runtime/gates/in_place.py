@@ -102,13 +102,19 @@ def runs_other_methods(module: nn.Module, put: frozenset[str] | None) -> bool:
 
 
 def put_on(module: nn.Module) -> frozenset[str]:
-    """The methods of its class in whose place a module has something of its own."""
-    return methods_of(type(module)).intersection(module.__dict__)
+    """The methods of its class in whose place a module has something of its own that runs other code."""
+    own, cls = module.__dict__, type(module)
+    held = methods_of(cls).intersection(own)
+    return frozenset(n for n in held if _function(own[n]) is not _function(getattr(cls, n)))
 
 
 def methods_of(cls: Any) -> frozenset[str]:
     """The names of the user's methods in a class, but for `forward`."""
     return _methods_of(cls)
+
+
+def _function(method: Any) -> Any:
+    return getattr(method, "__func__", method)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -67,6 +67,19 @@ def test_a_norm_in_training_mode_stays_one() -> None:
         assert_same(model(image()), flat(image()))
 
 
+class Helped(ConvBN):
+    def forward(self, x: Any) -> Any:
+        return self.bn(self.as_it_is(self.conv(self.as_it_is(x))))
+
+    def as_it_is(self, x: Any) -> Any:
+        return x
+
+
+def test_methods_that_are_watched_while_it_is_followed_are_the_models_own() -> None:
+    model = ready(Helped())
+    assert_same(model(image()), reptool.deploy(reptool.deploy(model), flatten=True)(image()))
+
+
 class Optional(ConvBN):
     def forward(self, x: Any, scale: Any = None, *, flag: bool = False) -> Any:
         y = self.bn(self.conv(x))
